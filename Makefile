@@ -1,0 +1,67 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+ARGS ?=
+LOGDIR ?= outputs
+
+# Another interpreter than the one that made .venv makes it anew; without PYTHON=... the one there is stays.
+ifneq ($(origin PYTHON),file)
+ifneq ($(PYTHON),$(shell cat $(INSTALLED) 2>/dev/null))
+.PHONY: $(INSTALLED)
+endif
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help train steps evaluate dashboard test check style types format bench lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'ARGS="optimizer=adam optimizer.lr=0.1" passes overrides on; PYTHON=python3.12 chooses the interpreter'
+
+train: $(INSTALLED)  ## train a run (ARGS="optimizer=adam ...")
+	@$(BIN)/python -m linear_lab.train $(ARGS)
+
+steps: $(INSTALLED)  ## show the seven steps of backpropagation on the tutorial's example
+	@$(BIN)/python -m linear_lab.train experiment=notebook $(ARGS)
+
+evaluate: $(INSTALLED)  ## measure a run again (ARGS="run=outputs/runs/<id>")
+	@$(BIN)/python -m linear_lab.evaluate $(ARGS)
+
+dashboard: $(INSTALLED)  ## open TensorBoard on all runs (LOGDIR=outputs/runs/<id> for one)
+	@$(BIN)/tensorboard --logdir $(LOGDIR) --host 127.0.0.1 $(ARGS)
+
+test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: style types test  ## everything that CI checks
+
+style: $(INSTALLED)
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo
+
+types: $(INSTALLED)
+	@$(BIN)/mypy
+
+format: $(INSTALLED)  ## format the code, and mend what the linter can
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)  ## steps a second against a plain PyTorch loop
+	@$(BIN)/python benchmarks/step.py
+
+lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet torch==2.13.0  # a newer one is gigabytes of CUDA
+	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb")); \
+	print(*d["project"]["dependencies"], *d["dependency-groups"]["dev"], *d["build-system"]["requires"], "editables", sep="\n")' \
+	| $(BIN)/pip install --quiet --requirement /dev/stdin
+	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' > requirements.lock
+
+clean:  ## remove .venv and caches; outputs stay
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@echo "installing into .venv (once; later calls skip this)"
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo '$(PYTHON)' > $@

@@ -1,0 +1,140 @@
+"""How an entry starts: where conf/ lies, what Hydra is told, and how a mistake is shown.
+
+Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab completion answer at once.
+"""
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from linear_lab import UserError, run
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FOLDERS = ("run", "resume", "output_root")  # overrides that name a folder: any character may stand in it
+Task = Callable[[DictConfig], Any]
+
+
+def entry(name: str) -> Callable[[Task], Callable[[], None]]:
+    """Make a command of a task: a function of the config that conf/<name>.yaml and the command line compose."""
+
+    def decorate(task: Task) -> Callable[[], None]:
+        def started(cfg: DictConfig) -> Any:
+            logging.captureWarnings(True)  # into the log file: they are about libraries, not about what the user did
+            hydra_cfg: Any = HydraConfig.get()
+            with read_write(hydra_cfg):
+                hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning tells it to the processes that DDP adds
+            try:
+                return task(cfg)
+            except UserError as error:
+                if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra notes that the job failed, and goes on
+                    raise CompactHydraException(str(error)) from error
+                raise failure(error) from error
+            except Exception:
+                logging.getLogger(name).info("failed", exc_info=True)  # for the file; Hydra shows it on the terminal
+                raise
+
+        def main() -> None:
+            arguments = sys.argv
+            sys.argv = [arguments[0], *map(quoted, arguments[1:])]
+            try:
+                config_path = CONF
+                config_name = name
+                resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
+                if name == "train" and resume != "null":
+                    config_path = (run.Run.open(resume, "resume").path / run.CONFIG).parent.resolve()
+                    config_name = "config"
+                    sys.argv = [arguments[0], f"--config-dir={CONF}", *sys.argv[1:], *resuming(config_path.parent)]
+                OmegaConf.register_new_resolver("new_run", new_run, replace=True)
+                hydra.main(config_path=str(config_path), config_name=config_name, version_base="1.3")(started)()
+            except UserError as error:
+                raise failure(error) from error
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                raise SystemExit(130) from None
+            except SystemExit as end:
+                hint = nearest(str(end.__context__), name)  # Hydra has shown its own message
+                if hint:
+                    print(f"Did you mean {hint}?", file=sys.stderr)
+                raise
+            finally:
+                sys.argv = arguments
+
+        return main
+
+    return decorate
+
+
+def failure(error: UserError) -> SystemExit:
+    """Show a mistake in one line, with its traceback only under HYDRA_FULL_ERROR=1, and end with exit code 1."""
+    if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return SystemExit(1)
+
+
+def new_run(output_root: str) -> str:
+    """Make the run folder; as a resolver of hydra.run.dir, before Hydra writes there."""
+    try:
+        return run.new(output_root)
+    except UserError as error:  # OmegaConf would wrap it into an error of its own
+        raise failure(error) from error
+
+
+def resuming(folder: Path) -> list[str]:
+    """Return the overrides by which Hydra composes the saved config of a run, and writes no other one."""
+    return [
+        "hydra/job_logging=file",
+        "hydra.job.name=train",
+        quoted(f"hydra.run.dir={folder}", (*FOLDERS, "hydra.run.dir")),
+        "hydra.output_subdir=null",
+    ]
+
+
+def quoted(argument: str, folders: tuple[str, ...] = FOLDERS) -> str:
+    """Quote a folder for Hydra's grammar, which would stumble over ``=``, a comma or a space in it.
+
+    >>> quoted("run=outputs/a=b, c")
+    "run='outputs/a=b, c'"
+    """
+    key, equals, value = argument.partition("=")
+    if key not in folders or not equals or value in ("", "null") or value[0] in "'\"":
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def nearest(message: str, name: str) -> str | None:
+    """Return the key or option nearest to the one that Hydra does not know."""
+    if option := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
+        group, wrong = option.groups()
+        known = [file.stem for file in (CONF / group).glob("*.yaml")]
+        return next((f"{group}={match}" for match in difflib.get_close_matches(wrong, known, n=1)), None)
+    if key := re.search(r"Could not override '([^'@]+)'", message):
+        groups = [argument for argument in sys.argv[1:] if (CONF / argument.partition("=")[0]).is_dir()]
+        try:
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = hydra.compose(name, [group for group in groups if "," not in group])
+        except CompactHydraException:
+            return None
+        return next(iter(difflib.get_close_matches(key[1], list(keys(cfg)), n=1)), None)
+    return None
+
+
+def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all that a config holds."""
+    for key in map(str, cfg):
+        yield prefix + key
+        value = cfg._get_node(key)  # cfg[key] would resolve what is not there yet
+        if isinstance(value, DictConfig):
+            yield from keys(value, f"{prefix}{key}.")

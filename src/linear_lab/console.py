@@ -1,0 +1,354 @@
+"""What the terminal shows: what runs, its progress, its outcome, and the seven steps on request."""
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+SYMBOLS = {"weight": "W", "bias": "b"}
+LOSS_FORMULAS = {
+    "MSELoss": ["mean of (y_hat - y)^2"],
+    "L1Loss": ["mean of |y_hat - y|"],
+    "HuberLoss": ["mean of e^2 / 2 where |e| < delta, else delta (|e| - delta / 2), e = y_hat - y"],
+}
+SHOWN = 8  # numbers of a row or column that the terminal shows
+PIPE_INTERVAL = 30.0  # seconds between two lines of progress where no bar can move
+
+
+def terminal() -> Console:
+    """Make the console: plain in a pipe and under NO_COLOR."""
+    return Console(highlight=False)
+
+
+def number(value: float | None) -> str:
+    """Six digits, as one writes them: ``2``, ``0.563695``, ``1.2e-13``."""
+    return "-" if value is None else f"{value:.6g}"
+
+
+def numbers(values: Tensor) -> str:
+    """Write a tensor as ``0.5``, ``[1, 2]`` or rows of such, cut after `SHOWN` entries."""
+    if values.numel() == 1:
+        return number(values.item())
+    cut = [number(v.item()) if v.ndim == 0 else numbers(v.reshape(-1)) for v in values[:SHOWN]]
+    return "[" + ", ".join(cut) + (", ..." if len(values) > SHOWN else "") + "]"
+
+
+def line(parameters: dict[str, Any]) -> str:
+    """Write weight and bias as a formula.
+
+    >>> line({"weight": [[2.0, -1.0]], "bias": [0.5]})
+    'y = 2 x1 - 1 x2 + 0.5'
+    >>> line({"weight": [[2.0]], "bias": None})
+    'y = 2 x'
+    """
+    weight, bias = parameters["weight"], parameters["bias"] or [None] * len(parameters["weight"])
+    if len(weight) > SHOWN or len(weight[0]) > SHOWN:
+        return f"y = W x{' + b' if parameters['bias'] else ''}, W ({len(weight)}, {len(weight[0])})"
+    formulas = []
+    for row, (coefficients, constant) in enumerate(zip(weight, bias, strict=True), start=1):
+        names = ["x"] if len(coefficients) == 1 else [f"x{k}" for k in range(1, len(coefficients) + 1)]
+        terms = [(value, f" {name}") for value, name in zip(coefficients, names, strict=True)]
+        terms += [] if constant is None else [(constant, "")]
+        right = "".join(f" {'-' if value < 0 else '+'} {number(abs(value))}{name}" for value, name in terms)
+        right = "-" + right[3:] if terms[0][0] < 0 else right[3:]
+        formulas.append(f"y{row if len(weight) > 1 else ''} = {right}")
+    return "\n".join(formulas)
+
+
+def pairs(rows: dict[str, str]) -> Table:
+    """Lay out what is what; long values wrap beside their name."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def show_plan(
+    console: Console,
+    plain: dict[str, Any],
+    data: LightningDataModule,
+    model: LightningModule,
+    trainer: Trainer,
+    folder: Path,
+    step: int,
+) -> None:
+    """First part: what runs."""
+    parts = {name: len(x) for name, (x, _) in getattr(data, "parts", {}).items()}
+    rows = ", ".join(f"{count} {name}" for name, count in parts.items())
+    batch = plain["data"].get("batch_size")
+    limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
+    limit += "" if limit.startswith("1 ") else "s"
+    device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    precision = trainer.precision
+    console.print(
+        pairs(
+            {
+                "data": f"{type(data).__name__}: {rows} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
+                "model": f"{formula(model)}, {precision}",
+                "loss": describe(plain["loss"]),
+                "optimizer": describe(plain["optimizer"]),
+                **({"scheduler": describe(plain["scheduler"])} if plain["scheduler"] else {}),
+                "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
+                "folder": str(short(folder)),
+            }
+        )
+    )
+    console.print()
+
+
+def short(folder: Path) -> Path:
+    """Write a folder as one types it here: relative to where the command runs, if it lies there."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def show_outcome(console: Console, record: dict[str, Any], folder: Path) -> None:
+    """Third part: what was learned, against the start, and the commands to go on with."""
+    start, steps, best = record["initial"], f"step {record['steps']}", record["best"]
+    if best and (best["metrics"] == record["metrics"] or best["step"] == record["steps"]):
+        best = None
+    lines = {"start": line(start), steps: line(record["parameters"])}
+    columns = {"start": start, steps: record["metrics"]}
+    if best:
+        lines[f"step {best['step']}, best"] = line(best["parameters"])
+        columns[f"step {best['step']}, best"] = best["metrics"]
+    console.print(pairs(lines))
+    console.print()
+    console.print(columns_of_numbers(columns, list(record["metrics"])))
+    console.print()
+    show_commands(
+        console,
+        {
+            "look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}",
+            "evaluate": f"python -m linear_lab.evaluate {shlex.quote(f'run={short(folder)}')}",
+            "go on": f"python -m linear_lab.train {shlex.quote(f'resume={short(folder)}')} trainer.max_epochs=<more>",
+        },
+    )
+
+
+def columns_of_numbers(columns: dict[str, dict[str, Any]], rows: list[str]) -> Table:
+    """Lay out a table with a column each, and a row each name."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("", *columns):
+        table.add_column(heading, overflow="fold")
+    for name in rows:
+        table.add_row(name, *(number(column.get(name)) for column in columns.values()))
+    return table
+
+
+def show_commands(console: Console, commands: dict[str, str]) -> None:
+    """Print commands to copy: never wrapped by us, so that they paste as they are."""
+    width = max(map(len, commands))
+    for name, command in commands.items():
+        console.print(f"[dim]{name:<{width}}[/]  {command}", soft_wrap=True)
+
+
+def show_losses(console: Console, checkpoint: str, metrics: dict[str, float], recorded: dict[str, float]) -> None:
+    """Print the table of evaluate: each part's metrics beside those that the run recorded."""
+    console.print(columns_of_numbers({checkpoint: metrics, "recorded": recorded}, list(metrics)))
+    if any(value != recorded.get(name) for name, value in metrics.items()):
+        console.print("These are not the recorded digits: another device, precision or version rounds otherwise.")
+
+
+class ProgressBar(Callback):
+    """Second part: one bar for the whole training, with the batch's loss and the time left.
+
+    Where no bar can move (a pipe, a file) it prints a line now and then instead.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+            auto_refresh=False,  # a refreshing thread would take time from training
+            expand=True,
+        )
+        self.shown = 0.0
+        self.interval = 0.1 if console.is_terminal else PIPE_INTERVAL
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the bar up."""
+        total = trainer.estimated_stepping_batches
+        self.task = self.progress.add_task(
+            "", total=None if total == float("inf") else total, completed=trainer.global_step, loss="-"
+        )
+        self.shown = time.monotonic()
+        if self.console.is_terminal:
+            self.progress.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Move the bar, ten times a second at the most."""
+        now = time.monotonic()
+        if now - self.shown > self.interval:
+            self.shown = now
+            self._show(trainer.global_step, outputs["loss"].item())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the full bar standing."""
+        loss = trainer.callback_metrics.get("train/loss")
+        self._show(trainer.global_step, None if loss is None else loss.item())
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was found."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.console.is_terminal:
+            self.progress.stop()
+        self.console.print()
+
+    def _show(self, step: int, loss: float | None) -> None:
+        self.progress.update(self.task, completed=step, loss=number(loss))
+        if self.console.is_terminal:
+            self.progress.refresh()
+        else:
+            self.console.print(f"training  step {step}  loss {number(loss)}")
+
+
+class FirstSteps(Callback):
+    """Follows the first steps of a run and shows them as the seven steps of backpropagation.
+
+    All numbers are taken from the run as it goes by, by hooks: nothing is computed a second time.
+
+    Args:
+        console: where to show them.
+        steps: how many to show; the first is followed in any case, for the record.
+        plain: the config.
+    """
+
+    def __init__(self, console: Console, steps: int, plain: dict[str, Any]) -> None:
+        self.console, self.steps, self.plain = console, steps, plain
+        self.recorded: dict[str, Any] | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note W and b, and have the forward pass leave its y_hat."""
+        self.following = trainer.global_step < max(self.steps, 1)
+        if self.following:
+            self.formula = formula(pl_module)
+            self.before = self._parameters(pl_module)
+            self.y_hats: list[Tensor] = []
+            self.gradients: list[dict[str, Tensor]] = []
+            self.hook = pl_module.linear.register_forward_hook(  # type: ignore[union-attr]
+                lambda module, args, y_hat: self.y_hats.append(y_hat.detach())
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note the gradients of the backward pass; and lr, if the update is no more than lr times those."""
+        if not self.following:
+            return
+        self.gradients.append(
+            {name: p.grad.clone() for name, p in pl_module.linear.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
+        )
+        group = optimizer.param_groups[0]
+        own_rule = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
+        self.lr = group["lr"] if own_rule and trainer.gradient_clip_val is None else None
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Show the step, now that the weights are updated."""
+        if not self.following:
+            return
+        self.hook.remove()
+        if not self.gradients:  # gradients add up over batches, and the weights stay
+            return
+        if self.recorded is None and trainer.global_step == 1:
+            gradient = {name: values.tolist() for name, values in self.gradients[0].items()}
+            self.recorded = {"loss": outputs["loss"].item(), "gradient": gradient}
+        if trainer.global_step <= self.steps:
+            self._show(trainer, batch, outputs["loss"].item(), self._parameters(pl_module))
+
+    def _show(self, trainer: Trainer, batch: tuple[Tensor, Tensor], loss: float, after: dict[str, Tensor]) -> None:
+        (x, y), y_hat, gradients = batch, self.y_hats[0], self.gradients[0]
+        share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
+        again = f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
+        rows = Table.grid(padding=(0, 2))
+        for name, tensor in {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}.items():
+            cut = ["..."] if len(tensor) > SHOWN else []
+            rows.add_row(name, *(numbers(row) for row in tensor[:SHOWN]), *cut)
+        loss_name = self.plain["loss"]["_target_"].rpartition(".")[2]
+        gradient = {name: f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()}
+        rule = "" if self.lr is None else f" - {number(self.lr)} * dloss/d"
+        updates = []
+        for name, old in self.before.items():
+            change = numbers(after[name] - old) if self.lr is None else numbers(gradients[name])
+            step = f"+ ({change})" if self.lr is None else f"- {number(self.lr)} * ({change})"
+            meaning = f"{SYMBOLS[name]}{rule}{SYMBOLS[name]}" if rule else f"{SYMBOLS[name]} + step of the optimizer"
+            updates.append(f"{SYMBOLS[name]} <- {meaning} = {numbers(old)} {step} = {numbers(after[name])}")
+        steps: dict[str, list[Any]] = {
+            "model": [self.formula, *(f"{SYMBOLS[name]} = {numbers(old)}" for name, old in self.before.items())],
+            "loss": [" = ".join([describe(self.plain["loss"]), *LOSS_FORMULAS.get(loss_name, ())])],
+            "optimizer": [describe(self.plain["optimizer"])],
+            "forward": [f"x {tuple(x.shape)} -> y_hat {tuple(y_hat.shape)}, y {tuple(y.shape)}{share}{again}", rows],
+            "loss value": [f"loss = {number(loss)}"],
+            "backward": list(gradient.values()),
+            "update": updates,
+        }
+        table = Table.grid(padding=(0, 2))
+        for count, (name, contents) in enumerate(steps.items(), start=1):
+            for position, content in enumerate(contents):
+                table.add_row("" if position else f"{count} {name}", content)
+        self.console.print(f"[bold]Step {trainer.global_step}[/]")
+        self.console.print(table)
+        self.console.print()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the first step in the checkpoint, for a run that is resumed after it."""
+        return {"recorded": self.recorded}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the first step from the checkpoint."""
+        self.recorded = state_dict["recorded"]
+
+    @staticmethod
+    def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in pl_module.linear.named_parameters()}  # type: ignore[union-attr]
+
+
+def show_interrupted(console: Console, step: int | None, folder: Path) -> None:
+    """Say what a signal left, and how to go on."""
+    console.print(f"interrupted{'' if step is None else f' after step {step}'}; what was learned is saved")
+    show_commands(console, {"go on": f"python -m linear_lab.train {shlex.quote(f'resume={short(folder)}')}"})
+
+
+def formula(model: LightningModule) -> str:
+    """Write the model with its shapes: ``y_hat = x W^T + b, W (1, 1), b (1,)``."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    weight, bias = shapes.get("linear.weight"), shapes.get("linear.bias")
+    if weight is None:
+        return f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters"
+    return f"y_hat = x W^T{' + b' if bias else ''}, W {weight}{f', b {bias}' if bias else ''}"
+
+
+def describe(spec: dict[str, Any]) -> str:
+    """Write a class and its arguments: ``SGD lr=0.1 momentum=0``."""
+    arguments = [f"{key}={value}" for key, value in spec.items() if key != "_target_"]
+    return " ".join([str(spec["_target_"]).rpartition(".")[2], *arguments])
+
+
+def parameters(module: torch.nn.Module) -> dict[str, Any]:
+    """Weight and bias as plain lists; bias is None without one."""
+    linear = module.linear
+    assert isinstance(linear, torch.nn.Linear)
+    return {"weight": linear.weight.tolist(), "bias": None if linear.bias is None else linear.bias.tolist()}

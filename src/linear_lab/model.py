@@ -1,0 +1,190 @@
+"""The LightningModule around nn.Linear."""
+
+import math
+import sys
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+Spec = dict[str, Any]  # a class by its dotted name under `_target_`, and its arguments: plain, so a checkpoint holds it
+
+T = TypeVar("T")
+
+
+class LinearModule(LightningModule):
+    """``y_hat = x W^T + b``, fitted by gradient descent.
+
+    All arguments are plain numbers, strings, lists and dicts. The checkpoint holds them, so that
+    ``LinearModule.load_from_checkpoint(path)`` needs no argument; loading runs no code from the file.
+
+    Args:
+        in_features: F, columns of x.
+        out_features: T, columns of y.
+        bias: False leaves b out; True starts it at random; a number or a list of T numbers starts it there.
+        weight: where W starts: a number, or ``(T, F)`` numbers; None for a random start.
+        loss: a loss class of torch.nn, called with ``y_hat`` and ``y``.
+        optimizer: an optimizer class.
+        scheduler: a learning rate scheduler class, stepped once an epoch; ReduceLROnPlateau once a validation.
+        metric: what ReduceLROnPlateau watches.
+
+    Raises:
+        ValueError: naming the argument: an initial weight of the wrong shape, an lr that is not positive, a target
+            that is not a class of its kind.
+
+    >>> module = LinearModule(1, 1, weight=0.5636951923370361, bias=0.46575701236724854)
+    >>> module(torch.tensor([[2.0]])).item()
+    1.5931473970413208
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool | float | list[float] = True,
+        weight: float | list[Any] | None = None,
+        loss: Spec | None = None,
+        optimizer: Spec | None = None,
+        scheduler: Spec | None = None,
+        metric: str = "val/loss",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.linear = nn.Linear(in_features, out_features, bias=bias is not False)
+        if weight is not None:
+            set_parameter(self.linear.weight, weight, "weight")
+        if not isinstance(bias, bool):
+            set_parameter(self.linear.bias, bias, "bias")
+        self.loss = build(loss or {"_target_": "torch.nn.MSELoss"}, nn.Module)
+        self.optimizer_spec = optimizer or {"_target_": "torch.optim.SGD", "lr": 0.01}
+        self.scheduler_spec = scheduler
+        self.metric = metric
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x ``(B, F)`` to y_hat ``(B, T)``."""
+        y_hat: Tensor = self.linear(x)
+        return y_hat
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of the batch, averaged over its rows and targets.
+
+        Raises:
+            ValueError: if y is not of y_hat's shape, which the loss would broadcast into a wrong number.
+        """
+        if self.trainer.world_size == 1:
+            return self._loss(batch)
+        # The strategy averages gradients over processes. Weighted by its rows, the mean of this process becomes its
+        # share of the mean over the global batch, also where the shares differ by a row, or one has none.
+        rows = torch.tensor(float(len(batch[0])), device=self.device)
+        share = rows * self.trainer.world_size / self.trainer.strategy.reduce(rows.clone(), reduce_op="sum")
+        return self._loss(batch) * share if share else torch.stack([p.sum() for p in self.parameters()]).sum() * share
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure a batch of a part."""
+        self._measure(batch, self.trainer.val_dataloaders, dataloader_idx, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the parts' losses; then let ReduceLROnPlateau see them, before a checkpoint is written.
+
+        Lightning would step it after the checkpoint, and a run resumed from there would miss that step.
+        """
+        losses = self._log_losses()
+        self.log("step", float(self.global_step), sync_dist=True)  # the loggers' x axis: Lightning's lags by one step
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            for config in self.trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, ReduceLROnPlateau):
+                    config.scheduler.step(losses[self.metric])
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure a batch of a part."""
+        self._measure(batch, self.trainer.test_dataloaders, dataloader_idx, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the parts' losses."""
+        self._log_losses()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer, and the scheduler if there is one.
+
+        Raises:
+            ValueError: for an lr that is not a positive number, and what the classes themselves refuse.
+        """
+        lr = self.optimizer_spec.get("lr", 1.0)
+        if not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf:
+            raise ValueError(f"lr must be a positive number, got {lr}; try optimizer.lr=0.01")
+        optimizer = build(self.optimizer_spec, Optimizer, self.parameters())
+        if not self.scheduler_spec:
+            return optimizer
+        scheduler = build(self.scheduler_spec, LRScheduler, optimizer)
+        # ReduceLROnPlateau is never stepped by Lightning: on_validation_epoch_end does it
+        frequency = sys.maxsize if isinstance(scheduler, ReduceLROnPlateau) else 1
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": self.metric, "frequency": frequency},
+        }
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        y_hat = self(x)
+        if y.shape != y_hat.shape:
+            raise ValueError(f"y must have the shape of y_hat {tuple(y_hat.shape)}, got {tuple(y.shape)}")
+        loss: Tensor = self.loss(y_hat, y)
+        return loss
+
+    def _measure(self, batch: tuple[Tensor, Tensor], loaders: Any, index: int, part: str) -> None:
+        """Add up the losses of a part in Python's float64, so that cutting it into batches costs no digits."""
+        name = f"{list(loaders)[index] if isinstance(loaders, dict) else part}/loss"
+        total, rows = self._sums.get(name, (0.0, 0))
+        batch_rows = len(batch[0])
+        self._sums[name] = (total + self._loss(batch).item() * batch_rows, rows + batch_rows)
+
+    def _log_losses(self) -> dict[str, float]:
+        losses = {name: total / rows for name, (total, rows) in self._sums.items()}
+        self._sums.clear()
+        for name, loss in losses.items():
+            # as a tensor of the module's own dtype: log() would round a Python number to float32
+            value = torch.tensor(loss, dtype=self.linear.weight.dtype, device=self.device)
+            self.log(name, value, sync_dist=True)
+        return losses
+
+
+def build(spec: Spec, kind: type[T], *args: Any) -> T:
+    """Build ``spec["_target_"]`` with the positional and the spec's arguments.
+
+    Only subclasses of ``kind`` in modules that are imported already: a checkpoint may name what to build,
+    but neither call a function nor import a file.
+
+    Raises:
+        ValueError: if the target is not such a class.
+
+    >>> build({"_target_": "torch.nn.HuberLoss", "delta": 0.5}, nn.Module)
+    HuberLoss()
+    """
+    target = str(spec.get("_target_"))
+    module, _, name = target.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{target} is not a subclass of {kind.__name__} in a module that is imported")
+    return found(*args, **{key: value for key, value in spec.items() if key != "_target_"})
+
+
+@torch.no_grad()
+def set_parameter(parameter: Tensor, values: Any, name: str) -> None:
+    """Start a parameter at the given numbers; a single number fills it.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    tensor = torch.tensor(values, dtype=parameter.dtype)
+    if tensor.ndim == 1 and parameter.ndim == 2 and parameter.shape[0] == 1:
+        tensor = tensor.unsqueeze(0)  # one target: a plain list has its coefficients
+    if tensor.ndim and tensor.shape != parameter.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but the data want {tuple(parameter.shape)}")
+    parameter.copy_(tensor.expand_as(parameter))

@@ -1,0 +1,189 @@
+"""The run folder: all that a run leaves. The only file that knows the names in it."""
+
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import random
+import string
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from linear_lab import UserError, __version__
+
+RESULT = "result.json"
+CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+CHECKPOINTS = {"best": BEST, "last": LAST}
+ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model leaves less
+
+
+class Run:
+    """A run folder and its record.
+
+    Attributes:
+        path: the folder.
+        record: what result.json says; empty before the run starts.
+        held: whether this process trains in the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {}
+        self.held = False
+
+    @classmethod
+    def open(cls, folder: str | Path, key: str = "run") -> Self:
+        """Open a folder that a run has left; ``key`` is the override that names it.
+
+        Raises:
+            UserError: if there is no such folder, it holds no readable result.json, or a newer version made it.
+        """
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise UserError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/")
+        try:
+            record = json.loads((path / RESULT).read_text())
+            made_by = record["versions"]["linear_lab"]
+        except FileNotFoundError:
+            raise UserError(
+                f"{key}={folder}: no {RESULT} in it, so no run was started there; name a run folder"
+            ) from None
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise UserError(
+                f"{key}={folder}: its {RESULT} cannot be read ({error}); the run has to be trained anew"
+            ) from None
+        if release(made_by) > release(__version__):
+            raise UserError(f"{key}={folder}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
+        run = cls(path)
+        run.record = record
+        return run
+
+    @contextmanager
+    def recording(self) -> Iterator[Self]:
+        """Hold the folder for this process alone, and record how the block ends, whatever ends it.
+
+        ``running`` is written first. A block that ends regularly has written its end state itself.
+
+        Raises:
+            UserError: if another process trains in this folder.
+        """
+        started, before = time.perf_counter(), self.record.get("seconds", 0.0)
+        folder = os.open(self.path, os.O_RDONLY)  # the kernel frees the lock when the process ends, however it ends
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another process trains in this folder; wait until it ends") from None
+            self.held = True
+            self.write(status="running", error=None)
+            try:
+                yield self
+            except BaseException as error:
+                interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+                status = "interrupted" if interrupted else self.record["status"]
+                with suppress(OSError):  # a full disk is what the error says already
+                    self.write(
+                        status="failed" if status == "running" else status,
+                        error=None if interrupted else str(error) if isinstance(error, UserError) else repr(error),
+                        seconds=before + time.perf_counter() - started,
+                    )
+                raise
+            self.write(seconds=before + time.perf_counter() - started)
+        finally:
+            self.held = False
+            os.close(folder)
+
+    def write(self, **fields: Any) -> None:
+        """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
+        self.record |= fields
+        if self.held:
+            text = json.dumps(finite(self.record), indent=2, allow_nan=False)
+            replace(self.path / RESULT, (text + "\n").encode())
+
+    def checkpoint(self, which: str) -> Path | None:
+        """Where the best or the last checkpoint lies, or None."""
+        path = self.path / CHECKPOINTS[which]
+        return path if path.exists() else None
+
+    def config(self) -> str:
+        """Return the run's own config, as YAML."""
+        return (self.path / CONFIG).read_text()
+
+    def change_config(self, config: str, overrides: Sequence[str]) -> None:
+        """Replace the run's config, and note the overrides that changed it."""
+        known = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
+        lines = [known.rstrip() if known.strip() != "[]" else "", *(f"- {override}" for override in overrides)]
+        replace(self.path / CONFIG, config.encode())
+        replace(self.path / OVERRIDES, "".join(f"{line}\n" for line in lines if line).encode())
+
+
+@functools.cache  # Hydra asks more than once; one process makes one folder
+def new(output_root: str) -> str:
+    """Make ``<output_root>/runs/<UTC time>-<4 random characters>``: atomically, so that no other launch has the same.
+
+    Raises:
+        UserError: if it cannot be made or has no room, before anything is trained.
+    """
+    runs = Path(output_root).expanduser() / "runs"
+    random_characters = random.SystemRandom()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            name = "".join(random_characters.choices(string.ascii_lowercase + string.digits, k=4))
+            path = runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+        probe = path / "room"
+        replace(probe, bytes(ROOM))
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output_root={output_root}: no run can be kept there ({error.strerror}: {error.filename or runs}); "
+            "choose another folder with output_root=<folder>"
+        ) from error
+    return str(path)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a process killed meanwhile, finds it whole: the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Fingerprint of what decides a run's numbers: not of where it lies and what it shows."""
+    free = {"output_root", "resume", "console", "logger"}
+    deciding = {key: value for key, value in config.items() if key not in free}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def release(version: str) -> tuple[int, ...]:
+    """``0.10.2`` as numbers that compare."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON has no word for (NaN, infinity) with None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

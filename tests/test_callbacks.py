@@ -1,0 +1,175 @@
+"""Checkpoints, the last step, signals, and resume: a run killed anywhere ends with the bits of one that was not."""
+
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from runs import record, resume, scalars, train
+
+from linear_lab.callbacks import Interrupted, StopOnSignal
+
+FULL_BATCH = ("trainer.max_epochs=7", "trainer.check_val_every_n_epoch=3")
+MINI_BATCH = ("data=synthetic", "data.samples=15", "data.fractions=[0.6,0.2,0.2]", "data.batch_size=4", *FULL_BATCH)
+VARIANTS = {
+    "sgd": (*FULL_BATCH, "optimizer.momentum=0.5"),
+    "adam, mini-batches": (*MINI_BATCH, "optimizer=adam"),
+    "plateau": (*FULL_BATCH, "scheduler=plateau", "scheduler.patience=0", "loss=mae", "optimizer.lr=2"),
+    "plateau, mini-batches": (*MINI_BATCH, "scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.9"),
+    "step, mini-batches": (*MINI_BATCH, "scheduler=step", "scheduler.step_size=2"),
+    "cosine": (*FULL_BATCH, "scheduler=cosine"),
+    "lbfgs": (
+        *FULL_BATCH,
+        "optimizer=lbfgs",
+        "optimizer.max_iter=2",
+        "optimizer.line_search_fn=null",
+        "optimizer.lr=0.1",
+    ),
+    "validation within the epoch": (
+        *MINI_BATCH,
+        "trainer.val_check_interval=2",
+        "scheduler=plateau",
+        "scheduler.patience=0",
+    ),
+    "accumulated gradients": (*MINI_BATCH, "trainer.accumulate_grad_batches=2"),
+    "max_steps": (*MINI_BATCH, "trainer.max_steps=11"),
+}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it is run."""
+
+
+def run_until(folder, hook, step, action, overrides, monkeypatch):
+    """Train, and have something happen in a hook at a step."""
+
+    def act(trainer, *_):
+        if trainer.global_step == step and trainer.state.fn == "fit":
+            action(folder)
+
+    callback = Callback()
+    setattr(callback, hook, act)
+    original = Trainer.__init__
+
+    def init(self, *args, callbacks=(), **kwargs):
+        original(self, *args, callbacks=[*(callbacks or []), callback], **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "__init__", init)
+        train(folder, *overrides)
+
+
+def kill(folder):
+    raise Killed((folder / "result.json").read_text())
+
+
+def same(folder, reference):
+    one, two = record(folder), record(reference)
+    for key in ("status", "steps", "parameters", "metrics", "best", "initial", "first_step"):
+        assert one.get(key) == two.get(key), key
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("how", ["killed", "killed before its checkpoint", "interrupted"])
+def test_resumed_run_ends_with_the_same_bits(variant, how, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    steps = train(reference, *VARIANTS[variant])["steps"]
+    for step in random.Random(variant + how).sample(range(1, steps + 1), 2):
+        folder = tmp_path / str(step)
+        hook = "on_validation_start" if how == "killed before its checkpoint" else "on_train_batch_end"
+        action = (lambda _: os.kill(os.getpid(), signal.SIGINT)) if how == "interrupted" else kill
+        try:
+            run_until(folder, hook, step, action, VARIANTS[variant], monkeypatch)
+        except Killed as killed:
+            (folder / "result.json").write_text(str(killed))  # as kill -9 leaves it
+        except Interrupted as end:
+            assert end.code == 130
+            assert record(folder)["status"] == "interrupted"
+        if record(folder)["status"] != "completed":
+            resume(folder)
+        same(folder, reference)
+
+
+@pytest.mark.parametrize("changed", ["trainer.max_epochs", "trainer.max_steps"])
+def test_more_epochs_on_resume_equal_as_many_at_once(changed, tmp_path):
+    overrides = (*MINI_BATCH[:-2], "trainer.check_val_every_n_epoch=5", "optimizer=adam", "scheduler=step")
+    once = train(tmp_path / "once", *overrides, "trainer.max_epochs=12")
+    folder = tmp_path / "twice"
+    train(folder, *overrides, "trainer.max_epochs=12", f"{changed}=7")
+    twice = resume(folder, "trainer.max_epochs=12", "trainer.max_steps=-1")
+    assert twice["steps"] == once["steps"] == 36
+    assert twice["parameters"] == once["parameters"]
+    again = resume(folder)  # nothing is left to do, and nothing changes
+    assert {k: again[k] for k in ("steps", "metrics", "best")} == {k: twice[k] for k in ("steps", "metrics", "best")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["trainer.max_epochs=15"], [0, 10, 15]),
+        (["trainer.max_epochs=30", "trainer.max_steps=13"], [0, 10, 13]),
+        (["trainer.max_epochs=20"], [0, 10, 20]),
+        (["trainer.max_epochs=0"], [0]),
+    ],
+)
+def test_curves_start_untouched_and_end_with_the_final_model(overrides, steps, tmp_path):
+    result = train(tmp_path, *overrides)
+    assert result["steps"] == steps[-1]
+    curves = scalars(tmp_path)
+    assert set(curves) == {"train/loss", "val/loss", "test/loss"}
+    for name in ("train/loss", "val/loss"):
+        assert [step for step, _ in curves[name]] == steps
+        assert curves[name][0][1] == pytest.approx(result["initial"][name])
+        assert curves[name][-1][1] == pytest.approx(result["metrics"][name])
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == steps[-1]
+    assert last["state_dict"]["linear.weight"].tolist() == result["parameters"]["weight"]
+
+
+def test_best_checkpoint_has_the_lowest_val_loss(tmp_path):
+    overrides = ("optimizer=adam", "optimizer.lr=1", "trainer.max_epochs=60", "trainer.check_val_every_n_epoch=1")
+    result = train(tmp_path, *overrides)
+    curve = scalars(tmp_path)["val/loss"][1:]
+    best_step, best_loss = min(curve, key=lambda point: point[1])
+    assert result["best"]["step"] == best_step < 60
+    assert result["best"]["metrics"]["val/loss"] == pytest.approx(best_loss)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["state_dict"]["linear.bias"].tolist() == result["best"]["parameters"]["bias"]
+
+
+def test_the_best_score_outlives_a_move_of_the_folder(tmp_path):
+    overrides = ("optimizer=adam", "optimizer.lr=1", "trainer.check_val_every_n_epoch=1")
+    once = train(tmp_path / "once", *overrides, "trainer.max_epochs=60")
+    early = once["best"]["step"] + 2
+    train(tmp_path / "here", *overrides, f"trainer.max_epochs={early}")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = resume(tmp_path / "there", "trainer.max_epochs=60")
+    assert moved["best"] == once["best"]
+    assert not (tmp_path / "here").exists()
+
+
+def test_early_stopping_ends_the_run_where_it_stopped(tmp_path):
+    result = train(tmp_path, "callbacks=early_stopping", "callbacks.early_stopping.min_delta=0.001")
+    assert result["status"] == "completed"
+    assert result["steps"] < 500
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == result["steps"]
+
+
+def test_a_second_signal_ends_the_run_at_once():
+    with StopOnSignal() as stop:
+        stop.training = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+        with pytest.raises(Interrupted) as end:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert end.value.code == 143
+
+
+def test_signals_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopOnSignal():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

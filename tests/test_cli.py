@@ -1,0 +1,172 @@
+"""The commands, as a user types them."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import record
+
+from linear_lab import evaluate as evaluate_entry
+from linear_lab import train as train_entry
+
+SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+
+
+def run(*command, **options):
+    environment = {**os.environ, "COLUMNS": "200"} | options.pop("env", {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Type a command in this process: exit code, standard output, standard error."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+
+    def call(entry, *arguments):
+        monkeypatch.setattr(sys, "argv", ["linear-lab", *map(str, arguments)])
+        try:
+            code = entry.main() or 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    yield call
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    logging.captureWarnings(False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--help"],
+            ["optimizer: adam, adamw, lbfgs, rmsprop, sgd", "Five commands to try", "scheduler: cosine, none"],
+        ),
+        (["--cfg", "job"], ["lr: 0.1", "output_root: outputs"]),
+        (["optimizer.lrr=1"], ["optimizer.lrr", "Did you mean optimizer.lr?"]),
+        (["-sc", "query=bash"], ["optimizer="]),
+    ],
+)
+def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
+    script = (
+        "import sys; from linear_lab.train import main; sys.argv = ['train', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print({'torch', 'lightning', 'tensorboard', 'numpy'} & set(sys.modules), file=sys.stderr)"
+    )
+    completing = {"COMP_LINE": "linear-lab-train optimi"} if "-sc" in arguments else {}
+    result = run(sys.executable, "-c", script, *arguments, cwd=tmp_path, env=completing)
+    assert result.stderr.strip().endswith("set()")
+    assert all(words in result.stdout + result.stderr for words in said), result
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["optimiser=adam"], ["Could not override 'optimiser'", "Did you mean optimizer?"]),
+        (["optimizer=adm"], ["Could not find 'optimizer/adm'", "Did you mean optimizer=adam?"]),
+        (["trainer.max_epoch=3"], ["Did you mean trainer.max_epochs?"]),
+        (["optimizer=adam", "optimizer.beta=3"], ["Did you mean optimizer.betas?"]),
+        (["optimizer.lr=-1"], ["error: optimizer: lr must be a positive number, got -1"]),
+        (["resume=nowhere"], ["error: resume=nowhere: there is no such folder"]),
+        (["output_root=/dev/null/x"], ["error: output_root=/dev/null/x: no run can be kept there"]),
+    ],
+)
+def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, typed, tmp_path):
+    if "/dev/null" not in arguments[0]:
+        arguments = [*arguments, f"output_root={tmp_path}"]
+    code, out, err = typed(train_entry, *arguments)
+    assert code == 1
+    assert all(words in err for words in said), err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_full_error_shows_the_traceback(typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="got -1"):
+        typed(train_entry, "optimizer.lr=-1", f"output_root={tmp_path}")
+
+
+def test_train_evaluate_resume(typed, tmp_path):
+    root = tmp_path / "a folder, with = and spaces"
+    code, out, err = typed(train_entry, f"output_root={root}", *SHORT)
+    assert (code, err) == (0, "")
+    (folder,) = (root / "runs").iterdir()
+    assert {path.name for path in folder.iterdir()} >= {".hydra", "checkpoints", "result.json", "train.log"}
+    assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert str(folder) in out
+
+    assert f"evaluate 'run={folder}'" in out
+    code, out, _ = typed(evaluate_entry, f"run={folder}", "checkpoint=last")
+    assert code == 0
+    assert "train/loss" in out
+
+    code, out, err = typed(train_entry, f"resume={folder}", "trainer.max_epochs=5")
+    assert (code, err) == (0, "")
+    assert record(folder)["steps"] == 5
+    overrides = (folder / ".hydra" / "overrides.yaml").read_text()
+    assert "trainer.max_epochs=3" in overrides
+    assert "trainer.max_epochs=5" in overrides
+    assert [path.name for path in (root / "runs").iterdir()] == [folder.name]
+
+    code, _, err = typed(train_entry, f"resume={folder}", "optimizer=adam")
+    assert code == 1
+    assert "optimizer" in err
+
+
+def test_evaluate_wants_a_run(typed, tmp_path):
+    code, _, err = typed(evaluate_entry)
+    assert code == 1
+    assert "error: run=<folder> is missing" in err
+    code, _, err = typed(evaluate_entry, f"run={tmp_path}")
+    assert code == 1
+    assert "no result.json in it" in err
+
+
+def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(typed, tmp_path):
+    code, _, err = typed(
+        train_entry, "-m", f"output_root={tmp_path}", "optimizer=sgd,adam", "optimizer.lr=0.01,-1", *SHORT
+    )
+    assert code == 1
+    assert "got -1" in err
+    assert "Traceback" not in err
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    assert [record(sweep / str(job))["status"] for job in range(4)] == ["completed", "failed"] * 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_console_scripts_work_from_any_folder(tmp_path):
+    script = Path(sys.executable).with_name("linear-lab-train")
+    result = run(script, *SHORT, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert f"run=outputs/runs/{folder.name}" in result.stdout
+    assert record(folder)["status"] == "completed"
+    assert "max_epochs=3` reached" in (folder / "train.log").read_text()  # what Lightning says is not lost
+
+
+@pytest.mark.parametrize("batching", [(), ("data=synthetic", "data.samples=53", "data.batch_size=5")])
+def test_two_processes_equal_one(batching, tmp_path, typed):
+    overrides = (*batching, "trainer.max_epochs=8", "seed=3")
+    code, _, _ = typed(train_entry, f"output_root={tmp_path / 'one'}", *overrides)
+    assert code == 0
+    module = (sys.executable, "-m", "linear_lab.train", f"output_root={tmp_path / 'two'}", *overrides)
+    result = run(*module, "trainer=ddp")
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    ((one,), (two,)) = (list((tmp_path / name / "runs").iterdir()) for name in ("one", "two"))
+    alone, shared = record(one), record(two)
+    assert shared["steps"] == alone["steps"]
+    for name in ("weight", "bias"):
+        assert shared["parameters"][name][0] == pytest.approx(alone["parameters"][name][0], rel=1e-6, abs=1e-6)
+    assert len(list(two.glob("events*"))) == 1
+    assert result.stdout.count("folder") == 1

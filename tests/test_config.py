@@ -1,0 +1,70 @@
+"""Every option of every config group, found by listing the folders."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
+from runs import compose, train
+
+from linear_lab.cli import CONF
+from linear_lab.experiment import build, check
+
+GROUPS = [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"]
+OPTIONS = [f"{group}={path.stem}" for group in sorted(GROUPS) for path in sorted((CONF / group).glob("*.yaml"))]
+SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+
+
+def test_the_groups_are_there():
+    assert set(GROUPS) == {
+        "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "scheduler", "trainer"
+    }  # fmt: skip
+    assert len(OPTIONS) > 25
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_builds_and_trains(option, tmp_path):
+    if option in ("trainer=gpu",) and not torch.cuda.is_available():
+        cfg = compose(option)
+        build(cfg)
+        assert cfg.trainer.accelerator == "gpu"
+        with pytest.raises(Exception, match="run with trainer=cpu"):
+            check(cfg)
+        return
+    if option == "trainer=ddp":  # test_cli.py starts its processes
+        cfg = compose(option)
+        build(cfg)
+        assert (cfg.trainer.strategy, cfg.trainer.devices) == ("ddp", 2)
+        return
+    lr = ["optimizer.lr=0.01"] if option != "experiment=autograd" else []
+    result = train(tmp_path, option, *lr, *([] if option.startswith("experiment") else SHORT))
+    assert result["status"] == "completed"
+    assert result["metrics"]["train/loss"] < result["initial"]["train/loss"]
+    assert set(result["metrics"]) == {"train/loss", "val/loss", "test/loss"}
+
+
+def test_all_trainer_arguments_can_be_set_without_a_plus():
+    ours = {"self", "callbacks", "logger", "default_root_dir"}
+    assert set(inspect.signature(Trainer.__init__).parameters) - ours <= set(compose().trainer)
+
+
+def test_config_is_plain_and_resolves():
+    for option in OPTIONS:
+        OmegaConf.to_container(compose(option), resolve=True, throw_on_missing=True)
+
+
+def test_every_value_says_what_it_is():
+    """A YAML comment states effect and range, in the file itself or in the line."""
+    for path in CONF.rglob("*.yaml"):
+        assert "#" in path.read_text() or path.parent.parent.name == "hydra", path
+
+
+def test_an_optimizer_is_a_file_of_a_few_lines(tmp_path, monkeypatch):
+    option = Path(CONF / "optimizer" / "nadam_for_a_test.yaml")
+    option.write_text("_target_: torch.optim.NAdam\nlr: 0.1\n")
+    try:
+        assert train(tmp_path, "optimizer=nadam_for_a_test", *SHORT)["status"] == "completed"
+    finally:
+        option.unlink()

@@ -1,0 +1,99 @@
+"""What the terminal shows, in a terminal, a pipe, a narrow one, and without colour."""
+
+import io
+import re
+
+import pytest
+import torch
+from rich.console import Console
+from runs import train
+
+from linear_lab import console
+
+
+def shown(tmp_path, monkeypatch, *overrides, **options):
+    """The text that a run prints on a console of the given kind."""
+    file = io.StringIO()
+    monkeypatch.setattr(console, "terminal", lambda: Console(file=file, highlight=False, **options))
+    train(tmp_path, *overrides)
+    return file.getvalue()
+
+
+def test_three_parts_and_nothing_else(tmp_path, capsys):
+    train(tmp_path)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    plan, progress, lines, losses, commands = re.split(r"\n\s*\n", captured.out.strip())
+    assert [row.split()[0] for row in plan.splitlines()] == ["data", "model", "loss", "optimizer", "trainer", "folder"]
+    assert re.fullmatch(r"training  step 500  loss \S+", progress)
+    assert lines.startswith("start ")
+    assert {"train/loss", "val/loss", "test/loss"} <= set(losses.split())
+    assert [row.split()[0] for row in commands.splitlines()] == ["look", "evaluate", "go"]
+    assert f"python -m linear_lab.evaluate run={tmp_path}\n" in commands
+
+
+def test_a_pipe_has_no_control_characters(tmp_path, capsys):
+    train(tmp_path, "trainer.max_epochs=2", "console.steps=1")
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_terminal_has_one_bar(tmp_path, monkeypatch):
+    text = shown(tmp_path, monkeypatch, force_terminal=True, width=80, no_color=True)
+    assert "500/500" in text
+    assert "\x1b[3" not in text  # no colour
+    assert "━" in text
+
+
+def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, monkeypatch):
+    text = shown(tmp_path, monkeypatch, width=30)
+    commands = [row for row in text.splitlines() if "python -m" in row or "make dashboard" in row]
+    assert len(commands) == 3
+    rest = [row for row in text.splitlines() if row not in commands]
+    assert all(len(row) <= 30 for row in rest)
+    assert "…" not in text
+    assert "SGD lr=0.1" in text
+
+
+def test_seven_steps_have_the_numbers_of_the_run(tmp_path, capsys):
+    result = train(tmp_path, "experiment=autograd")
+    out = capsys.readouterr().out
+    assert [line[0] for line in out.splitlines() if re.match(r"[1-9] ", line)] == list("1234567")
+    for words in (
+        "1 model", "2 loss", "3 optimizer", "4 forward", "5 loss value", "6 backward", "7 update",
+        "x (1, 1) -> y_hat (1, 1), y (1, 1)", "loss = 1\n", "dloss/dW = -2",
+        "W <- W - 0.1 * dloss/dW = 1 - 0.1 * (-2) = 1.2",
+    ):  # fmt: skip
+        assert words in re.sub(r" +\n", "\n", out), words
+    assert result["parameters"]["weight"] == [[pytest.approx(1.2)]]
+
+
+def test_steps_show_those_of_any_run(tmp_path, capsys):
+    train(
+        tmp_path, "data=synthetic", "data.features=2", "data.targets=2", "data.batch_size=16", "optimizer=adam",
+        "loss=mae", "console.steps=2", "trainer.max_epochs=1",
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert "Step 1\n" in out
+    assert "Step 2\n" in out
+    assert "Step 3\n" not in out
+    assert "x (16, 2) -> y_hat (16, 2), y (16, 2)" in out
+    assert "step of the optimizer" in out
+
+
+def test_lbfgs_says_that_a_step_evaluates_the_loss_more_than_once(tmp_path, capsys):
+    train(tmp_path, "optimizer=lbfgs", "console.steps=1", "trainer.max_epochs=1")
+    assert re.search(r"the first of \d+ in this step", re.sub(r"\s+", " ", capsys.readouterr().out))
+
+
+def test_numbers_are_written_as_one_writes_them():
+    values = {2.0: "2", 0.5636951923370361: "0.563695", 1.2e-13: "1.2e-13", -0.5: "-0.5", float("nan"): "nan"}
+    assert {value: console.number(value) for value in values} == values
+    assert console.number(None) == "-"
+    assert console.numbers(torch.tensor([[1.0, 2.0], [3.0, 4.0]])) == "[[1, 2], [3, 4]]"
+    assert console.numbers(torch.arange(20.0)).endswith("7, ...]")
+
+
+def test_lines_are_written_as_formulas():
+    assert console.line({"weight": [[-2.0]], "bias": [-1.0]}) == "y = -2 x - 1"
+    assert console.line({"weight": [[1.0], [2.0]], "bias": [0.0, 3.0]}) == "y1 = 1 x + 0\ny2 = 2 x + 3"
+    assert console.line({"weight": [[0.0] * 99], "bias": None}) == "y = W x, W (1, 99)"

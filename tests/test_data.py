@@ -1,0 +1,138 @@
+"""Where x and y come from, and in which order they are served."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from linear_lab.data import Batches, SyntheticData, ToyData, split
+
+TRAIN = {"x": [1, 2, 3, 4], "y": [2, 4, 6, 8]}
+
+
+def rows(batches):
+    return torch.cat([x for x, _ in batches]).flatten().tolist()
+
+
+def column(n):
+    return torch.arange(float(n)).reshape(n, 1)
+
+
+def test_order_is_a_function_of_seed_and_epoch_alone():
+    x = column(20)
+    torch.rand(7)  # random numbers drawn before do not matter
+    first = rows(Batches(x, x, 6, seed=3, epoch=lambda: 5))
+    torch.rand(11)
+    assert rows(Batches(x, x, 6, seed=3, epoch=lambda: 5)) == first
+    assert sorted(first) == list(range(20))
+    others = [rows(Batches(x, x, 6, seed=s, epoch=lambda e=e: e)) for s, e in [(3, 4), (4, 5), (5, 3)]]
+    assert all(other != first for other in others)
+
+
+def test_x_and_y_stay_together():
+    x = column(9)
+    for batch_x, batch_y in Batches(x, 2 * x, 4, seed=0):
+        assert torch.equal(2 * batch_x, batch_y)
+
+
+@given(n=st.integers(1, 30), batch=st.integers(1, 35), taken=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
+def test_an_epoch_goes_on_where_it_was_left(n, batch, taken, seed):
+    x = column(n)
+    whole = list(Batches(x, x, batch, seed=seed))
+    left = Batches(x, x, batch, seed=seed)
+    taken = min(taken, len(left) - 1)
+    iterator = iter(left)
+    for _ in range(taken):
+        next(iterator)
+    resumed = Batches(x, x, batch, seed=seed)
+    resumed.load_state_dict(left.state_dict())
+    rest = list(resumed)
+    assert len(rest) == len(whole) - taken
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(rest, whole[taken:], strict=True))
+    assert len(list(resumed)) == len(whole)  # the next epoch is whole again
+
+
+@given(n=st.integers(1, 40), batch=st.integers(1, 12), processes=st.integers(1, 4), seed=st.none() | st.integers(0, 9))
+def test_processes_share_each_global_batch(n, batch, processes, seed):
+    x = column(n)
+    whole = list(Batches(x, x, batch, seed=seed))
+    shares = [list(Batches(x, x, batch, seed=seed, rank=r, world_size=processes)) for r in range(processes)]
+    for k, (global_batch, _) in enumerate(whole):
+        shared = torch.cat([share[k][0] for share in shares])
+        assert sorted(shared.flatten().tolist()) == sorted(global_batch.flatten().tolist())
+
+
+@given(
+    n=st.integers(1, 10_000),
+    train=st.integers(1, 10),
+    val=st.integers(0, 10),
+    test=st.integers(0, 10),
+)
+def test_split_is_disjoint_and_exhaustive(n, train, val, test):
+    total = train + val + test
+    fractions = [train / total, val / total, test / total]
+    assume(min(fraction for fraction in fractions if fraction) * n > 1.5)  # smaller ones may round to nothing
+    parts = split(n, fractions)
+    taken = [row for part in parts.values() for row in range(n)[part]]
+    assert taken == list(range(n))
+    for name, fraction in zip(("train", "val", "test"), fractions, strict=True):
+        assert (name in parts) == (fraction > 0)
+        assert abs(len(range(n)[parts.get(name, slice(0))]) - fraction * n) <= 1
+
+
+def test_toy_parts_are_columns():
+    data = ToyData(TRAIN, test={"x": [[5]], "y": [[10]]})
+    data.setup()
+    assert data.parts["train"][0].tolist() == [[1], [2], [3], [4]]
+    assert set(data.parts) == {"train", "test"}
+    assert (data.in_features, data.out_features) == (1, 1)
+
+
+def test_synthetic_data_follow_their_formula_and_seed():
+    arguments = {"samples": 40, "features": 2, "targets": 3, "weight": [[1, 2], [3, 4], [5, 6]], "bias": [7, 8, 9]}
+    exact, noisy, again = (SyntheticData(**arguments, noise=noise, seed=4) for noise in (0, 0.5, 0.5))
+    other = SyntheticData(**arguments, noise=0, seed=5)
+    for data in (exact, noisy, again, other):
+        data.setup()
+    x, y = exact.parts["train"]
+    expected = x @ torch.tensor([[1.0, 3, 5], [2, 4, 6]]) + torch.tensor([7.0, 8, 9])
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(noisy.parts["train"][0], x)
+    assert torch.equal(noisy.parts["val"][1], again.parts["val"][1])
+    assert not torch.equal(other.parts["train"][0], x)
+    residual = torch.cat([noisy.parts[p][1] - exact.parts[p][1] for p in ("train", "val", "test")])
+    assert 0.4 < residual.std() < 0.6
+
+
+def test_synthetic_parameters_are_drawn_where_none_are_given():
+    data = SyntheticData(samples=50, features=2, noise=0)
+    data.setup()
+    x, y = data.parts["train"]
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), y)
+    assert solution.solution.shape == (3, 1)
+    assert (x @ solution.solution[:2] + solution.solution[2] - y).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ToyData(TRAIN, batch_size=0), "batch_size must be a whole number of at least 1.*got 0"),
+        (lambda: ToyData(TRAIN, batch_size=2.5), "batch_size.*got 2.5"),
+        (lambda: ToyData({"x": [1, 2], "y": [1]}), r"train .*x \(2, 1\) and y \(1, 1\)"),
+        (lambda: ToyData(TRAIN, val={"x": [[1, 2]], "y": [1]}), r"val wants x \(B, 1\).*x \(1, 2\)"),
+        (lambda: ToyData({"x": [], "y": []}), "train"),
+        (lambda: ToyData({"x": [[1], [2, 3]], "y": [1, 2]}), r"train.x must be .*rows of equal length"),
+        (lambda: ToyData({"x": ["a"], "y": [1]}), "train.x must be a list of numbers.*'a'"),
+        (lambda: ToyData({"x": [float("nan")], "y": [1]}), "train.x must be a list of finite numbers"),
+        (lambda: SyntheticData(samples=0), "samples must be a whole number of at least 1, got 0"),
+        (lambda: SyntheticData(features=-1), "features.*got -1"),
+        (lambda: SyntheticData(noise=-0.1), "noise.*got -0.1"),
+        (lambda: SyntheticData(features=2, weight=[1, 2, 3]), r"weight has shape \(3, 1\).*\(1, 2\)"),
+        (lambda: SyntheticData(fractions=[0.7, 0.2, 0.2]), "fractions.*sum to 1"),
+        (lambda: SyntheticData(fractions=[0, 0.5, 0.5]), "leave some for train"),
+        (lambda: SyntheticData(samples=3, fractions=[0.9, 0.05, 0.05]), "without a row"),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make().setup()

@@ -1,0 +1,233 @@
+"""A run from config to result, and what evaluate says of it."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from runs import compose, record, resume, train
+
+from linear_lab import UserError, experiment
+
+SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+
+
+def test_the_default_run_learns_the_line(finished):
+    result = record(finished)
+    assert result["status"] == "completed"
+    assert result["metrics"]["train/loss"] < 1e-6
+    assert result["parameters"]["weight"][0][0] == pytest.approx(2, abs=1e-4)
+    assert result["parameters"]["bias"][0] == pytest.approx(0, abs=1e-3)
+    assert (result["steps"], result["seed"], result["error"]) == (500, 0, None)
+    assert result["seconds"] > 0
+    assert set(result["versions"]) == {"linear_lab", "python", "torch", "lightning", "hydra-core"}
+    assert set(result["metrics"]) == {"train/loss", "val/loss", "test/loss"}
+    assert {"initial", "parameters", "best", "config_hash", "git", "first_step"} <= set(result)
+
+
+def test_autograd_by_hand(tmp_path):
+    result = train(tmp_path, "experiment=autograd")
+    assert result["initial"]["weight"] == [[1.0]]
+    assert result["first_step"] == {"loss": 1.0, "gradient": {"weight": [[-2.0]]}}
+    assert result["steps"] == 1
+    assert result["parameters"] == {"weight": [[pytest.approx(1.2)]], "bias": None}
+
+
+def test_no_training_leaves_the_given_line(tmp_path):
+    weight, bias = 0.5636951923370361, 0.46575701236724854
+    result = train(tmp_path, f"model.weight={weight}", f"model.bias={bias}", "trainer.max_epochs=0")
+    assert result["parameters"] == {"weight": [[weight]], "bias": [bias]}
+    assert result["status"] == "completed"
+    assert experiment.evaluate(str(tmp_path), "last") == result["metrics"]
+
+
+def test_seed_zero_is_a_seed(tmp_path):
+    one, two, other = (train(tmp_path / str(k), f"seed={k // 2}", *SHORT) for k in (0, 1, 2))
+    assert one["initial"] == two["initial"] != other["initial"]
+    assert one["seed"] == 0
+
+
+def test_a_job_alone_equals_the_job_in_a_sweep(tmp_path):
+    job = ("data=synthetic", "data.batch_size=32", "optimizer=adam", *SHORT)
+    alone = train(tmp_path / "alone", *job)
+    train(tmp_path / "before", "seed=5", "trainer.deterministic=true", "data.batch_size=1", *SHORT)
+    torch.rand(3)
+    later = train(tmp_path / "later", *job)
+    assert {**alone, "seconds": 0} == {**later, "seconds": 0}
+
+
+def test_the_process_is_left_as_it_was(tmp_path):
+    before = sys.argv, dict(os.environ), torch.get_rng_state()
+    train(tmp_path, "trainer.deterministic=true", *SHORT)
+    assert (sys.argv, dict(os.environ)) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_evaluate_returns_what_the_run_recorded(which, tmp_path, capsys):
+    result = train(tmp_path, "data=synthetic", "data.batch_size=32", "optimizer=adam", "optimizer.lr=1", *SHORT)
+    metrics = experiment.evaluate(str(tmp_path), which)
+    assert metrics == (result["best"] if which == "best" else result)["metrics"]
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("train/loss", "val/loss", "test/loss", "recorded"))
+
+
+@pytest.mark.parametrize(("cut", "left"), [("best", "last"), ("last", "best")])
+def test_a_checkpoint_cut_in_half_is_replaced_by_the_other_one(cut, left, tmp_path, finished, caplog):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = folder / "checkpoints" / f"{cut}.ckpt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    expected = record(folder)["best"] if left == "best" else record(folder)
+    assert experiment.evaluate(str(folder), cut) == expected["metrics"]
+    assert f"{cut}.ckpt" in caplog.text
+    assert f"taking {folder}/checkpoints/{left}.ckpt instead" in caplog.text
+
+
+def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
+    overrides = ("trainer.max_epochs=40", "optimizer.lr=0.02")
+    expected = train(tmp_path / "whole", *overrides)
+    folder = tmp_path / "cut"
+    train(folder, *overrides)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    assert resume(folder)["parameters"] == expected["parameters"]
+    assert best["global_step"] == 40
+
+
+def test_no_readable_checkpoint_is_said(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for name in ("best", "last"):
+        (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"cannot read .*best\.ckpt.*last\.ckpt.*delete the checkpoints"):
+        experiment.evaluate(str(folder))
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        experiment.evaluate(str(folder))
+
+
+def test_a_checkpoint_of_a_newer_lightning_is_refused(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = folder / "checkpoints" / "best.ckpt"
+    torch.save(torch.load(path, weights_only=True) | {"pytorch-lightning_version": "99.1"}, path)
+    with pytest.raises(UserError, match=r"made by lightning 99\.1, newer than"):
+        experiment.evaluate(str(folder))
+
+
+def test_evaluate_names_bad_choices(finished, tmp_path):
+    with pytest.raises(UserError, match="checkpoint=worst: choose checkpoint=best or"):
+        experiment.evaluate(str(finished), "worst")
+    with pytest.raises(UserError, match="there is no such folder"):
+        experiment.evaluate(str(tmp_path / "none"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="finds no GPU"):
+            experiment.evaluate(str(finished), accelerator="gpu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=-1"], "optimizer: lr must be a positive number, got -1; try optimizer.lr=0.01"),
+        (["optimizer.momentum=-1"], "optimizer: Invalid momentum value: -1"),
+        (["+optimizer.speed=9"], "optimizer: .*unexpected keyword argument 'speed'"),
+        (["optimizer._target_=torch.optim.Nothing"], "optimizer: .*torch.optim.Nothing"),
+        (["optimizer._target_=os.system"], "optimizer: .*os.system"),
+        (["scheduler=plateau", "scheduler.factor=2"], "Factor should be < 1.0.*factor=2"),
+        (["loss._target_=torch.optim.SGD"], "model: torch.optim.SGD is not a subclass of Module"),
+        (["loss=huber", "loss.delta=-1"], "delta"),
+        (["data.batch_size=0"], "data: batch_size must be a whole number of at least 1"),
+        (["data=synthetic", "data.samples=0"], "data: samples must be a whole number of at least 1, got 0"),
+        (["model.weight=[[1,2]]"], r"model: weight has shape \(1, 2\), but the data want \(1, 1\)"),
+        (["model.bias=[1,2]"], "model: bias has shape"),
+        (["seed=-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
+        (["seed=null"], "seed must be"),
+        (["console.steps=-1"], "console.steps must be"),
+        (["metric=val/accuracy"], "metric=val/accuracy.*train/loss"),
+        (["data=synthetic", "data.fractions=[1,0,0]"], "metric=val/loss.*train/loss"),
+        (["trainer.precision=7"], "trainer: Precision 7 is invalid"),
+        (["trainer.max_epochs=-2"], "trainer"),
+        (["trainer.barebones=true"], "trainer"),
+    ],
+)
+def test_a_mistake_is_named_and_recorded(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        train(tmp_path, *overrides)
+    result = record(tmp_path)
+    assert (result["status"], result["error"]) == ("failed", str(error.value))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_loss_that_is_not_finite_is_recorded_as_diverged(tmp_path):
+    with pytest.raises(UserError, match=r"diverged.*smaller.*optimizer\.lr=10"):
+        train(tmp_path, "optimizer.lr=10")
+    result = record(tmp_path)
+    assert result["status"] == "diverged"
+    assert result["metrics"]["train/loss"] is None
+
+
+def test_a_resumed_run_keeps_what_made_it(tmp_path):
+    train(tmp_path, *SHORT)
+    config = (tmp_path / ".hydra" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"optimizer.lr=0.5 cannot change; trainer, callbacks and console can"):
+        resume(tmp_path, "optimizer.lr=0.5")
+    assert (tmp_path / ".hydra" / "config.yaml").read_text() == config
+    result = resume(tmp_path, "trainer.max_epochs=4")
+    assert (result["steps"], result["status"]) == (4, "completed")
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 4
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_its_name(tmp_path, monkeypatch):
+    from linear_lab import run
+
+    original = run.replace
+
+    def full(path, content):
+        if path.name == "last.ckpt":
+            raise OSError(28, "No space left on device", str(path))
+        original(path, content)
+
+    monkeypatch.setattr(run, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device; make room.*resume="):
+        train(tmp_path, *SHORT)
+    assert record(tmp_path)["status"] == "failed"
+    monkeypatch.undo()
+    assert resume(tmp_path)["status"] == "completed"
+
+
+def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment.console, "show_plan", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, *SHORT)
+    assert "ZeroDivisionError" in record(tmp_path)["error"]
+
+
+def test_gpu_is_asked_for_with_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    given = {}
+    monkeypatch.setattr("lightning.pytorch.Trainer.__init__", lambda self, **arguments: given.update(arguments))
+    cfg = compose("trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
+    experiment.check(cfg)
+    experiment.build_trainer(cfg, experiment.Path("here"), [], None)
+    assert (given["accelerator"], given["devices"], given["precision"]) == ("gpu", 2, "bf16-mixed")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_gpu_learns_the_line(tmp_path):
+    result = train(tmp_path, "trainer=gpu")
+    assert result["metrics"]["train/loss"] < 1e-6
+    assert experiment.evaluate(str(tmp_path), "last") == result["metrics"]
+
+
+def test_git_revision_is_that_of_the_project(monkeypatch, tmp_path):
+    revision = experiment.git_revision()
+    monkeypatch.chdir(tmp_path)
+    assert experiment.git_revision() == revision
+    monkeypatch.setenv("PATH", "")
+    assert experiment.git_revision() is None
+
+
+def test_result_is_strict_json(finished):
+    json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)

@@ -1,0 +1,61 @@
+"""Faults that really happen to a process: kill -9, SIGINT, SIGTERM."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import record, scalars
+
+OVERRIDES = (
+    "data=synthetic", "data.samples=200", "data.batch_size=8", "optimizer=adam", "trainer.max_epochs=150"
+)  # fmt: skip
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "linear_lab.train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    process = start(f"output_root={root}", *OVERRIDES)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return next((root / "runs").iterdir())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_ended_goes_on_to_the_same_bits(signum, uninterrupted, tmp_path):
+    process = start(f"output_root={tmp_path}", *OVERRIDES)
+    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process)
+    time.sleep(0.2)
+    process.send_signal(signum)
+    out, errors = process.communicate(timeout=60)
+    (folder,) = (tmp_path / "runs").iterdir()
+    if signum == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        assert record(folder)["status"] == "running"
+    else:
+        assert process.returncode == 128 + signum, errors
+        assert record(folder)["status"] == "interrupted"
+        assert "Traceback" not in errors
+        assert f"resume={folder}" in out
+    process = start(f"resume={folder}")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    one, two = record(folder), record(uninterrupted)
+    for key in ("status", "steps", "metrics", "parameters", "best", "initial", "first_step"):
+        assert one[key] == two[key], key
+    assert scalars(folder) == scalars(uninterrupted)  # the curves have no gap, and no step twice
+    assert not list(folder.rglob("*.part"))

@@ -1,0 +1,137 @@
+"""The numbers: by hand, against NumPy, against the plain PyTorch loop."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from runs import compose, train
+from torch import nn
+
+from linear_lab.experiment import build
+from linear_lab.model import LinearModule
+
+X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+
+
+def plain_loop(seed, optimizer, steps, x=X, y=2 * X):
+    """What the tutorial writes down."""
+    torch.manual_seed(seed)
+    model = nn.Linear(1, 1)
+    loss_function = nn.MSELoss()
+    optimizer = optimizer(model.parameters())
+    for _ in range(steps):
+        loss = loss_function(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, loss.item()
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+@pytest.mark.parametrize("steps", [1, 500])
+@pytest.mark.parametrize(
+    ("overrides", "optimizer"),
+    [
+        (["optimizer=sgd", "optimizer.lr=0.01"], lambda p: torch.optim.SGD(p, lr=0.01)),
+        (["optimizer=sgd", "optimizer.momentum=0.9"], lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        (["optimizer=adam", "optimizer.lr=0.05"], lambda p: torch.optim.Adam(p, lr=0.05)),
+    ],
+)
+def test_a_run_equals_the_plain_loop_bit_for_bit(overrides, optimizer, steps, seed, tmp_path):
+    overrides = [*overrides, f"seed={seed}", f"trainer.max_epochs={steps}", "trainer.check_val_every_n_epoch=250"]
+    result = train(tmp_path, *overrides, "logger=none")
+    model, _ = plain_loop(seed, optimizer, steps)
+    assert result["parameters"] == {"weight": model.weight.tolist(), "bias": model.bias.tolist()}
+    with torch.no_grad():
+        assert result["metrics"]["train/loss"] == nn.MSELoss()(model(X), 2 * X).item()
+    _, first_loss = plain_loop(seed, optimizer, 1)
+    first, _ = plain_loop(seed, lambda p: torch.optim.SGD(p, lr=0.0), 1)
+    assert result["first_step"]["loss"] == first_loss
+    assert result["first_step"]["gradient"] == {"weight": first.weight.grad.tolist(), "bias": first.bias.grad.tolist()}
+
+
+def test_forward_of_the_tutorial():
+    module = LinearModule(1, 1, weight=0.5636951923370361, bias=0.46575701236724854)
+    assert module(torch.tensor([[2.0]])).item() == 1.5931473970413208
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("mse", lambda e: np.mean(e**2)),
+        ("mae", lambda e: np.mean(abs(e))),
+        ("huber", lambda e: np.mean(np.where(abs(e) < 1, e**2 / 2, abs(e) - 0.5))),
+    ],
+)
+def test_losses_equal_their_formulas(option, expected):
+    data, model = build(compose(f"loss={option}", "data=synthetic", "data.targets=2", "data.features=3"))
+    x, y = data.parts["train"]
+    errors = (model(x) - y).detach().numpy().astype(np.float64)
+    assert model._loss((x, y)).item() == pytest.approx(expected(errors), rel=1e-6)
+
+
+def test_gradient_equals_its_formula():
+    data, model = build(compose("data=synthetic", "data.features=3"))
+    x, y = data.parts["train"]
+    model._loss((x, y)).backward()
+    error = x @ model.linear.weight.T + model.linear.bias - y
+    torch.testing.assert_close(model.linear.weight.grad, 2 / len(x) * error.T @ x)
+    torch.testing.assert_close(model.linear.bias.grad, 2 * error.mean(0))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_full_batch_training_reaches_least_squares(optimizer, tmp_path):
+    overrides = ["data=synthetic", "data.features=3", f"optimizer={optimizer}", "optimizer.lr=0.05"]
+    result = train(tmp_path, *overrides, "trainer.max_epochs=600", "trainer.check_val_every_n_epoch=600", "logger=none")
+    data, _ = build(compose(*overrides))
+    x, y = data.parts["train"]
+    a = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    optimum = torch.linalg.lstsq(a, y.double()).solution.T
+    learned = torch.tensor([[*result["parameters"]["weight"][0], *result["parameters"]["bias"]]], dtype=torch.float64)
+    torch.testing.assert_close(learned, optimum, rtol=0, atol=1e-4)
+
+
+def test_bias_is_off_random_or_given():
+    torch.manual_seed(0)
+    assert LinearModule(2, 3, bias=False).linear.bias is None
+    assert LinearModule(2, 3).linear.bias.abs().min() > 0
+    assert LinearModule(2, 3, bias=0).linear.bias.tolist() == [0, 0, 0]
+    assert LinearModule(2, 3, bias=[1, 2, 3], weight=4).linear.bias.tolist() == [1, 2, 3]
+    assert LinearModule(2, 1, weight=[1, 2]).linear.weight.tolist() == [[1, 2]]
+
+
+def test_wrong_shapes_are_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"weight has shape \(1, 2\), but the data want \(1, 1\)"):
+        LinearModule(1, 1, weight=[[1, 2]])
+    with pytest.raises(ValueError, match=r"\(8, 1\), got \(8,\)"):  # PyTorch would broadcast it into (8, 8)
+        LinearModule(1, 1)._loss((torch.ones(8, 1), torch.ones(8)))
+
+
+@pytest.mark.parametrize("lr", [-1, 0, "abc", float("nan"), float("inf"), True, None])
+def test_lr_must_be_a_positive_number(lr):
+    spec = {"_target_": "torch.optim.SGD", "lr": lr}
+    with pytest.raises(ValueError, match=r"lr must be a positive number.*try optimizer\.lr="):
+        LinearModule(1, 1, optimizer=spec).configure_optimizers()
+
+
+def test_a_checkpoint_loads_without_arguments_and_goes_on(finished):
+    path = finished / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["hyper_parameters"]["optimizer"]["lr"] == 0.1
+    module = LinearModule.load_from_checkpoint(path)
+    assert module(torch.tensor([[10.0]])).item() == pytest.approx(20, abs=1e-3)
+    assert isinstance(module.configure_optimizers(), torch.optim.SGD)
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    data, _ = build(compose())
+    assert trainer.test(module, data, verbose=False)[0].keys() == {"train/loss", "val/loss", "test/loss"}
+    assert trainer.callback_metrics["train/loss"] < 1e-6
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.nn.functional.mse_loss", "torch.optim.SGD", "this", None])
+def test_a_checkpoint_cannot_name_what_is_not_a_loss(target, tmp_path, finished):
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["loss"] = {"_target_": target, "command": f"touch {tmp_path}/ran"}
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(ValueError, match="is not a subclass of Module"):
+        LinearModule.load_from_checkpoint(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "ran").exists()

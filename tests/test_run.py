@@ -1,0 +1,131 @@
+"""The run folder: one for each launch, held by one process, whole at any moment."""
+
+import json
+import os
+import re
+import resource
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linear_lab import UserError, run
+
+
+def make(root):
+    run.new.cache_clear()
+    return run.new(root)
+
+
+def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
+    with ProcessPoolExecutor(2) as pool:
+        folders = list(pool.map(make, [str(tmp_path)] * 40))
+    assert len(set(folders)) == 40
+    assert all(re.fullmatch(r"\d{8}-\d{6}-[a-z0-9]{4}", os.path.basename(folder)) for folder in folders)  # noqa: PTH119
+    assert not any(os.listdir(folder) for folder in folders)  # noqa: PTH208 - the probe is gone
+
+
+def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
+    letters = iter("aab")
+    monkeypatch.setattr(run.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
+    names = [make(str(tmp_path))[-4:] for _ in range(2)]
+    assert names == ["aaaa", "bbbb"]
+
+
+@pytest.mark.parametrize("root", ["/dev/null/outputs", "/proc/outputs"])
+def test_a_root_that_cannot_hold_a_run_is_named(root):
+    with pytest.raises(UserError, match=rf"output_root={root}: no run can be kept there.*choose another"):
+        make(root)
+
+
+def test_a_full_disk_is_found_before_training(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a quota does
+    try:
+        with pytest.raises(UserError, match="no run can be kept there"):
+            make(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_folder_is_held_by_one_process(tmp_path):
+    other = run.Run(tmp_path)
+    with run.Run(tmp_path).recording(), pytest.raises(UserError, match="another process"), other.recording():
+        pytest.fail("two hold it")
+    assert not other.held
+    with run.Run(tmp_path).recording() as again:
+        again.write(status="completed")
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (UserError("lr is wrong"), "failed", "lr is wrong"),
+        (ZeroDivisionError("x"), "failed", "ZeroDivisionError('x')"),
+        (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(143), "interrupted", None),
+    ],
+)
+def test_the_record_says_how_a_run_ended(error, status, text, tmp_path):
+    with pytest.raises(type(error)), run.Run(tmp_path).recording() as one:
+        assert json.loads((tmp_path / "result.json").read_text())["status"] == "running"
+        one.write(steps=3)
+        raise error
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["status"], record["error"], record["steps"]) == (status, text, 3)
+    assert record["seconds"] > 0
+
+
+def test_the_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    with run.Run(tmp_path).recording() as one:
+        one.write(steps=1)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(OSError, match=r"No space left.*result\.json"):
+                one.write(steps=2)
+        assert json.loads((tmp_path / "result.json").read_text())["steps"] == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_numbers_without_a_word_in_json_are_null(tmp_path):
+    with run.Run(tmp_path).recording() as one:
+        one.write(metrics={"train/loss": float("nan")}, parameters={"weight": [[float("inf")]]})
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["metrics"], record["parameters"]) == ({"train/loss": None}, {"weight": [[None]]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no result.json in it"),
+        ("{half", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"status": "completed"}', "cannot be read"),
+        ('{"versions": {"linear_lab": "99.0"}}', "made by linear_lab 99.0, this is .*update"),
+    ],
+)
+def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        run.Run.open(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"resume=.*/nothing: there is no such folder"):
+        run.Run.open(tmp_path / "nothing", "resume")
+
+
+def test_the_hash_is_of_what_decides_the_numbers():
+    config = {"seed": 0, "optimizer": {"lr": 0.1, "_target_": "SGD"}, "output_root": "a", "console": {"steps": 0}}
+    same = {"console": {"steps": 2}, "output_root": "b", "optimizer": {"_target_": "SGD", "lr": 0.1}, "seed": 0}
+    assert run.config_hash(config) == run.config_hash(same)
+    assert run.config_hash(config) != run.config_hash(config | {"seed": 1})
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 50)] * 3), min_size=2, max_size=2))
+def test_releases_compare_as_numbers(pair):
+    one, two = pair
+    assert (run.release(".".join(map(str, one))) < run.release(".".join(map(str, two)))) == (one < two)
