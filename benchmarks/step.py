@@ -12,7 +12,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -71,7 +70,6 @@ def ours(cfg: DictConfig) -> Callable[[], None]:
 
     def train() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, ".hydra").mkdir()
             experiment.train(cfg, folder)
 
     return train

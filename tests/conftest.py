@@ -4,9 +4,11 @@ import logging
 import os
 
 import pytest
+
+os.environ.update(NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
+
 from runs import train
 
-os.environ.update(NO_COLOR="1", COLUMNS="100")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 

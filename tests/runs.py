@@ -21,10 +21,7 @@ def train(folder, *overrides):
     """Train in a folder, in this process; the record."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = compose(*overrides)
-    (folder / ".hydra").mkdir(exist_ok=True)
-    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-    experiment.train(cfg, folder)
+    experiment.train(compose(*overrides), folder)
     return record(folder)
 
 

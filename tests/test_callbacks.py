@@ -85,8 +85,7 @@ def test_resumed_run_ends_with_the_same_bits(variant, how, tmp_path, monkeypatch
             run_until(folder, hook, step, action, VARIANTS[variant], monkeypatch)
         except Killed as killed:
             (folder / "result.json").write_text(str(killed))  # as kill -9 leaves it
-        except Interrupted as end:
-            assert end.code == 130
+        except Interrupted:
             assert record(folder)["status"] == "interrupted"
         if record(folder)["status"] != "completed":
             resume(folder)

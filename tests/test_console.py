@@ -3,7 +3,6 @@
 import io
 import re
 
-import pytest
 import torch
 from rich.console import Console
 from runs import train
@@ -52,37 +51,6 @@ def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, mon
     assert all(len(row) <= 30 for row in rest)
     assert "…" not in text
     assert "SGD lr=0.1" in text
-
-
-def test_seven_steps_have_the_numbers_of_the_run(tmp_path, capsys):
-    result = train(tmp_path, "experiment=autograd")
-    out = capsys.readouterr().out
-    assert [line[0] for line in out.splitlines() if re.match(r"[1-9] ", line)] == list("1234567")
-    for words in (
-        "1 model", "2 loss", "3 optimizer", "4 forward", "5 loss value", "6 backward", "7 update",
-        "x (1, 1) -> y_hat (1, 1), y (1, 1)", "loss = 1\n", "dloss/dW = -2",
-        "W <- W - 0.1 * dloss/dW = 1 - 0.1 * (-2) = 1.2",
-    ):  # fmt: skip
-        assert words in re.sub(r" +\n", "\n", out), words
-    assert result["parameters"]["weight"] == [[pytest.approx(1.2)]]
-
-
-def test_steps_show_those_of_any_run(tmp_path, capsys):
-    train(
-        tmp_path, "data=synthetic", "data.features=2", "data.targets=2", "data.batch_size=16", "optimizer=adam",
-        "loss=mae", "console.steps=2", "trainer.max_epochs=1",
-    )  # fmt: skip
-    out = capsys.readouterr().out
-    assert "Step 1\n" in out
-    assert "Step 2\n" in out
-    assert "Step 3\n" not in out
-    assert "x (16, 2) -> y_hat (16, 2), y (16, 2)" in out
-    assert "step of the optimizer" in out
-
-
-def test_lbfgs_says_that_a_step_evaluates_the_loss_more_than_once(tmp_path, capsys):
-    train(tmp_path, "optimizer=lbfgs", "console.steps=1", "trainer.max_epochs=1")
-    assert re.search(r"the first of \d+ in this step", re.sub(r"\s+", " ", capsys.readouterr().out))
 
 
 def test_numbers_are_written_as_one_writes_them():

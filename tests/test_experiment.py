@@ -221,13 +221,5 @@ def test_gpu_learns_the_line(tmp_path):
     assert experiment.evaluate(str(tmp_path), "last") == result["metrics"]
 
 
-def test_git_revision_is_that_of_the_project(monkeypatch, tmp_path):
-    revision = experiment.git_revision()
-    monkeypatch.chdir(tmp_path)
-    assert experiment.git_revision() == revision
-    monkeypatch.setenv("PATH", "")
-    assert experiment.git_revision() is None
-
-
 def test_result_is_strict_json(finished):
     json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)

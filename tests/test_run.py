@@ -129,3 +129,11 @@ def test_the_hash_is_of_what_decides_the_numbers():
 def test_releases_compare_as_numbers(pair):
     one, two = pair
     assert (run.release(".".join(map(str, one))) < run.release(".".join(map(str, two)))) == (one < two)
+
+
+def test_git_revision_is_that_of_the_project(monkeypatch, tmp_path):
+    revision = run.git_revision()
+    monkeypatch.chdir(tmp_path)
+    assert run.git_revision() == revision
+    monkeypatch.setenv("PATH", "")
+    assert run.git_revision() is None

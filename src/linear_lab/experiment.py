@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from linear_lab import UserError, __version__, console
+from linear_lab import UserError, console
 from linear_lab.callbacks import Interrupted, StopOnSignal
-from linear_lab.run import LAST, Run, config_hash, release
+from linear_lab.run import LAST, Run, config_hash, git_revision, release, versions
+from linear_lab.steps import FirstSteps
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
@@ -51,8 +51,7 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
     screen = console.terminal()
     with run.recording(), StopOnSignal() as stop:
         check(cfg, overrides)
-        if cfg.resume:
-            run.change_config(OmegaConf.to_yaml(cfg), overrides)
+        run.keep_config(OmegaConf.to_yaml(cfg), overrides if cfg.resume else ())
         run.write(config_hash=config_hash(as_dict(cfg)), seed=cfg.seed, git=git_revision(), versions=versions())
         try:
             with restored_process(folder):
@@ -88,7 +87,7 @@ def fit(
     plain = as_dict(cfg)
     data, model = build(cfg)
     path, step = readable_checkpoint(run, "last") if cfg.resume else (None, 0)
-    first_steps = console.FirstSteps(screen, cfg.console.steps, plain)
+    first_steps = FirstSteps(screen, cfg.console.steps, plain)
     bar = console.ProgressBar(screen)
     purge_step = step + (path is not None) if cfg.resume else None  # what comes after the checkpoint is logged again
     trainer = build_trainer(cfg, run.path, [first_steps, bar, stop], purge_step)
@@ -318,19 +317,3 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's digits."""
-    python = ".".join(map(str, sys.version_info[:3]))
-    packages = {name: version(name) for name in ("torch", "lightning", "hydra-core")}
-    return {"linear_lab": __version__, "python": python, **packages}
-
-
-def git_revision() -> str | None:
-    """Return the commit of the project's own checkout, ``-dirty`` if files were changed since; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -8,10 +8,13 @@ import math
 import os
 import random
 import string
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,12 +119,14 @@ class Run:
         """Return the run's own config, as YAML."""
         return (self.path / CONFIG).read_text()
 
-    def change_config(self, config: str, overrides: Sequence[str]) -> None:
-        """Replace the run's config, and note the overrides that changed it."""
-        known = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
-        lines = [known.rstrip() if known.strip() != "[]" else "", *(f"- {override}" for override in overrides)]
+    def keep_config(self, config: str, overrides: Sequence[str] = ()) -> None:
+        """Keep the config, as YAML, beside the overrides that changed it since the run began."""
+        (self.path / CONFIG).parent.mkdir(exist_ok=True)
         replace(self.path / CONFIG, config.encode())
-        replace(self.path / OVERRIDES, "".join(f"{line}\n" for line in lines if line).encode())
+        if overrides:
+            known = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
+            lines = [known.rstrip() if known.strip() != "[]" else "", *(f"- {override}" for override in overrides)]
+            replace(self.path / OVERRIDES, "".join(f"{line}\n" for line in lines if line).encode())
 
 
 @functools.cache  # Hydra asks more than once; one process makes one folder
@@ -187,3 +192,19 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's digits."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    packages = {name: version(name) for name in ("torch", "lightning", "hydra-core")}
+    return {"linear_lab": __version__, "python": python, **packages}
+
+
+def git_revision() -> str | None:
+    """Return the commit of the project's own checkout, ``-dirty`` if files were changed since; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
