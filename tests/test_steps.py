@@ -32,6 +32,11 @@ def test_steps_show_those_of_any_run(tmp_path, capsys):
     assert "step of the optimizer" in out
 
 
+def test_other_optimizers_show_the_step_they_took(tmp_path, capsys):
+    train(tmp_path, "experiment=autograd", "optimizer=adam")
+    assert "W <- W + step of the optimizer = 1 + (0.1) = 1.1" in capsys.readouterr().out  # Adam's first step is lr
+
+
 def test_lbfgs_says_that_a_step_evaluates_the_loss_more_than_once(tmp_path, capsys):
     train(tmp_path, "optimizer=lbfgs", "console.steps=1", "trainer.max_epochs=1")
     assert re.search(r"the first of \d+ in this step", re.sub(r"\s+", " ", capsys.readouterr().out))

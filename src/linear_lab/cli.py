@@ -92,7 +92,18 @@ def new_run(output_root: str) -> str:
 
 
 def resuming(folder: Path) -> list[str]:
-    """Return the overrides by which Hydra composes the saved config of a run, and writes no other one."""
+    """Return the overrides by which Hydra composes the saved config of a run, and writes no other one.
+
+    Raises:
+        UserError: for a choice of a group: the saved config has made it.
+    """
+    for argument in sys.argv[1:]:
+        group, equals, _ = argument.partition("=")
+        if equals and (CONF / group).is_dir():
+            raise UserError(
+                f"resume={folder}: the run goes on with its own {group}, so {argument} cannot be chosen; "
+                "single values of trainer, callbacks and console can change, as in trainer.max_epochs=1000"
+            )
     return [
         "hydra/job_logging=file",
         "hydra.job.name=train",

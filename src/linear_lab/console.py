@@ -163,13 +163,12 @@ class ProgressBar(Callback):
         self.console = console
         self.progress = Progress(
             TextColumn("training"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
             auto_refresh=False,  # a refreshing thread would take time from training
-            expand=True,
         )
         self.shown = 0.0
         self.interval = 0.1 if console.is_terminal else PIPE_INTERVAL

@@ -1,6 +1,5 @@
 """Scalars into the run folder's event file."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -17,11 +16,6 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, save_dir: str, purge_step: int | None = None) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write the scalars, without the `epoch` that Lightning adds to all of them."""
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
