@@ -80,10 +80,14 @@ class FirstSteps(Callback):
         (x, y), y_hat, gradients = batch, self.y_hats[0], self.gradients[0]
         share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
         again = f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
-        rows = Table.grid(padding=(0, 2))
-        for name, tensor in {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}.items():
-            cut = ["..."] if len(tensor) > SHOWN else []
-            rows.add_row(name, *(numbers(row) for row in tensor[:SHOWN]), *cut)
+        columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}
+        rows = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for column in rows.columns:
+            column.overflow = "fold"
+        for row in range(min(len(x), SHOWN)):
+            rows.add_row(*(numbers(values[row]) for values in columns.values()))
+        if len(x) > SHOWN:
+            rows.add_row(*["..."] * len(columns))
         loss_name = self.plain["loss"]["_target_"].rpartition(".")[2]
         gradient = {name: f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()}
         rule = "" if self.lr is None else f" - {number(self.lr)} * dloss/d"
