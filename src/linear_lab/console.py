@@ -1,6 +1,8 @@
 """What the terminal shows: what runs, its progress, its outcome."""
 
 import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,11 @@ def short(folder: Path) -> Path:
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
+def python() -> str:
+    """Name the interpreter as one types it here: ``python`` only where that is the one with this package."""
+    return "python" if shutil.which("python") == sys.executable else str(short(Path(sys.executable)))
+
+
 def show_outcome(console: Console, record: dict[str, Any], folder: Path) -> None:
     """Third part: what was learned, against the start, and the commands to go on with."""
     start, steps, best = record["initial"], f"step {record['steps']}", record["best"]
@@ -123,8 +130,8 @@ def show_outcome(console: Console, record: dict[str, Any], folder: Path) -> None
         console,
         {
             "look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}",
-            "evaluate": f"python -m linear_lab.evaluate {shlex.quote(f'run={short(folder)}')}",
-            "go on": f"python -m linear_lab.train {shlex.quote(f'resume={short(folder)}')} trainer.max_epochs=<more>",
+            "evaluate": f"{python()} -m linear_lab.evaluate {shlex.quote(f'run={short(folder)}')}",
+            "go on": f"{python()} -m linear_lab.train {shlex.quote(f'resume={short(folder)}')} trainer.max_epochs=<more>",
         },
     )
 
@@ -216,7 +223,7 @@ class ProgressBar(Callback):
 def show_interrupted(console: Console, step: int | None, folder: Path) -> None:
     """Say what a signal left, and how to go on."""
     console.print(f"interrupted{'' if step is None else f' after step {step}'}; what was learned is saved")
-    show_commands(console, {"go on": f"python -m linear_lab.train {shlex.quote(f'resume={short(folder)}')}"})
+    show_commands(console, {"go on": f"{python()} -m linear_lab.train {shlex.quote(f'resume={short(folder)}')}"})
 
 
 def formula(model: LightningModule) -> str:
