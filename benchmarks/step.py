@@ -79,7 +79,7 @@ def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    OmegaConf.register_new_resolver("new_run", run.new)
+    OmegaConf.register_new_resolver("new_folder", run.new)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         configs = {name: compose("train", overrides) for name, overrides in {
             "linear_lab, default": [f"trainer.max_epochs={STEPS}"],

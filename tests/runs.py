@@ -12,7 +12,7 @@ from linear_lab.cli import CONF
 
 def compose(*overrides, name="train"):
     """The config that the command line would compose."""
-    OmegaConf.register_new_resolver("new_run", run.new, replace=True)
+    OmegaConf.register_new_resolver("new_folder", run.new, replace=True)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(name, list(overrides))
 

@@ -34,6 +34,8 @@ VARIANTS = {
         "scheduler=plateau",
         "scheduler.patience=0",
     ),
+    "part of an epoch": (*MINI_BATCH, "trainer.limit_train_batches=2", "optimizer=adam"),
+    "no validation": (*MINI_BATCH, "trainer.limit_val_batches=0", "optimizer=adam"),
     "accumulated gradients": (*MINI_BATCH, "trainer.accumulate_grad_batches=2"),
     "max_steps": (*MINI_BATCH, "trainer.max_steps=11"),
 }
@@ -77,7 +79,7 @@ def same(folder, reference):
 def test_resumed_run_ends_with_the_same_bits(variant, how, tmp_path, monkeypatch):
     reference = tmp_path / "reference"
     steps = train(reference, *VARIANTS[variant])["steps"]
-    for step in random.Random(variant + how).sample(range(1, steps + 1), 2):
+    for step in {steps, *random.Random(variant + how).sample(range(1, steps), 1)}:
         folder = tmp_path / str(step)
         hook = "on_validation_start" if how == "killed before its checkpoint" else "on_train_batch_end"
         action = (lambda _: os.kill(os.getpid(), signal.SIGINT)) if how == "interrupted" else kill
@@ -92,9 +94,11 @@ def test_resumed_run_ends_with_the_same_bits(variant, how, tmp_path, monkeypatch
         same(folder, reference)
 
 
+@pytest.mark.parametrize("validation", ["true", "0"])
 @pytest.mark.parametrize("changed", ["trainer.max_epochs", "trainer.max_steps"])
-def test_more_epochs_on_resume_equal_as_many_at_once(changed, tmp_path):
+def test_more_epochs_on_resume_equal_as_many_at_once(changed, validation, tmp_path):
     overrides = (*MINI_BATCH[:-2], "trainer.check_val_every_n_epoch=5", "optimizer=adam", "scheduler=step")
+    overrides += ("trainer.limit_val_batches=0",) if validation == "0" else ()
     once = train(tmp_path / "once", *overrides, "trainer.max_epochs=12")
     folder = tmp_path / "twice"
     train(folder, *overrides, "trainer.max_epochs=12", f"{changed}=7")
@@ -126,6 +130,20 @@ def test_curves_start_untouched_and_end_with_the_final_model(overrides, steps, t
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == steps[-1]
     assert last["state_dict"]["linear.weight"].tolist() == result["parameters"]["weight"]
+
+
+def test_max_time_ends_with_the_final_model_too(tmp_path):
+    result = train(tmp_path, "trainer.max_epochs=-1", "trainer.max_time=00:00:00:01")
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == result["steps"] > 0
+    assert scalars(tmp_path)["val/loss"][-1][0] == result["steps"]
+
+
+def test_a_resumed_cosine_keeps_the_fall_it_began_with(tmp_path):
+    train(tmp_path, "scheduler=cosine", "trainer.max_epochs=6")
+    resume(tmp_path, "trainer.max_epochs=9")
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["T_max"] == 6
+    assert "T_max: 6" in (tmp_path / ".hydra" / "config.yaml").read_text()
 
 
 def test_best_checkpoint_has_the_lowest_val_loss(tmp_path):

@@ -75,12 +75,15 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["trainer.max_epoch=3"], ["Did you mean trainer.max_epochs?"]),
         (["optimizer=adam", "optimizer.beta=3"], ["Did you mean optimizer.betas?"]),
         (["optimizer.lr=-1"], ["error: optimizer: lr must be a positive number, got -1"]),
+        (["-m", "output_root=/dev/null/x", "seed=0,1"], ["error: no run can be kept in /dev/null/x/sweeps"]),
+        (["scheduler=null"], ["error: scheduler=null: choose one of cosine, none, plateau, step"]),
+        (["trainer.max_epochs=abc"], ["trainer.max_epochs must be a whole number from -1", "got abc"]),
         (["resume=nowhere"], ["error: resume=nowhere: there is no such folder"]),
-        (["output_root=/dev/null/x"], ["error: output_root=/dev/null/x: no run can be kept there"]),
+        (["output_root=/dev/null/x"], ["error: no run can be kept in /dev/null/x/runs"]),
     ],
 )
 def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, typed, tmp_path):
-    if "/dev/null" not in arguments[0]:
+    if "/dev/null" not in str(arguments):
         arguments = [*arguments, f"output_root={tmp_path}"]
     code, out, err = typed(train_entry, *arguments)
     assert code == 1
@@ -117,6 +120,19 @@ def test_train_evaluate_resume(typed, tmp_path):
     assert "trainer.max_epochs=5" in overrides
     assert [path.name for path in (root / "runs").iterdir()] == [folder.name]
 
+    code, out, _ = typed(train_entry, f"resume={folder}", "--cfg", "job")
+    assert code == 0
+    assert "max_epochs: 5" in out
+    for arguments, words in {
+        ("-m", "trainer.max_epochs=6,7"): "one run goes on",
+        ("trainer.max_epochs=3",): "is from epoch 5 already",
+        ("trainer.precision=7",): "Precision 7 is invalid",
+        ("seed=1",): "seed=1 cannot change",
+    }.items():
+        code, _, err = typed(train_entry, f"resume={folder}", *arguments)
+        assert code == 1
+        assert words in err
+        assert (record(folder)["status"], record(folder)["steps"]) == ("completed", 5)  # a mistake costs nothing
     code, _, err = typed(train_entry, f"resume={folder}", "optimizer=adam")
     assert code == 1
     assert "the run goes on with its own optimizer, so optimizer=adam cannot be chosen" in err
@@ -140,6 +156,7 @@ def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(typed, tmp_path
     assert "got -1" in err
     assert "Traceback" not in err
     (sweep,) = (tmp_path / "sweeps").iterdir()
+    assert err.count("error: optimizer: lr must be a positive number, got -1") == 2  # at once, each
     assert [record(sweep / str(job))["status"] for job in range(4)] == ["completed", "failed"] * 2
     assert not (tmp_path / "runs").exists()
 

@@ -37,18 +37,17 @@ def test_x_and_y_stay_together():
 
 @given(n=st.integers(1, 30), batch=st.integers(1, 35), taken=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
 def test_an_epoch_goes_on_where_it_was_left(n, batch, taken, seed):
-    x = column(n)
-    whole = list(Batches(x, x, batch, seed=seed))
-    left = Batches(x, x, batch, seed=seed)
-    taken = min(taken, len(left) - 1)
-    iterator = iter(left)
-    for _ in range(taken):
-        next(iterator)
-    resumed = Batches(x, x, batch, seed=seed)
+    x, now = column(n), [4]
+    whole = list(Batches(x, x, batch, seed=seed, epoch=lambda: 4))
+    left, resumed = (Batches(x, x, batch, seed=seed, epoch=lambda: now[0]) for _ in range(2))
+    taken = min(taken, len(left))
+    for _ in zip(range(taken), left, strict=False):
+        pass
     resumed.load_state_dict(left.state_dict())
     rest = list(resumed)
     assert len(rest) == len(whole) - taken
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(rest, whole[taken:], strict=True))
+    now[0] = 5
     assert len(list(resumed)) == len(whole)  # the next epoch is whole again
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from runs import compose, record, resume, train
+from torch import nn
 
 from linear_lab import UserError, experiment
+from linear_lab.model import LinearModule
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -76,6 +78,27 @@ def test_evaluate_returns_what_the_run_recorded(which, tmp_path, capsys):
     assert all(name in shown for name in ("train/loss", "val/loss", "test/loss", "recorded"))
 
 
+def test_evaluate_keeps_every_digit_of_float64(tmp_path):
+    result = train(tmp_path, "data=synthetic", "data.features=3", "trainer.precision=64-true", *SHORT)
+    assert experiment.evaluate(str(tmp_path), "last") == result["metrics"]
+
+
+class MLP(LinearModule):
+    """What a builder would put in the place of the linear layer."""
+
+    def __init__(self, in_features, out_features, **arguments):
+        super().__init__(in_features, out_features, **arguments)
+        self.linear = nn.Sequential(nn.Linear(in_features, 8), nn.Tanh(), nn.Linear(8, out_features))
+
+
+def test_a_module_of_ones_own(tmp_path, capsys):
+    result = train(tmp_path, f"model._target_={__name__}.MLP", "console.steps=2", *SHORT)
+    assert result["status"] == "completed"
+    assert result["parameters"]["linear.0.weight"] != result["initial"]["linear.0.weight"]
+    assert experiment.evaluate(str(tmp_path), "last") == result["metrics"]
+    assert "MLP, 25 parameters" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("cut", "left"), [("best", "last"), ("last", "best")])
 def test_a_checkpoint_cut_in_half_is_replaced_by_the_other_one(cut, left, tmp_path, finished, caplog):
     folder = shutil.copytree(finished, tmp_path / "run")
@@ -96,6 +119,8 @@ def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"half")
     assert resume(folder)["parameters"] == expected["parameters"]
     assert best["global_step"] == 40
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"half")
+    assert resume(folder)["status"] == "completed"
 
 
 def test_no_readable_checkpoint_is_said(tmp_path, finished):
@@ -144,7 +169,20 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["model.bias=[1,2]"], "model: bias has shape"),
         (["seed=-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
         (["seed=null"], "seed must be"),
+        (["seed=true"], "seed must be.*got True"),
         (["console.steps=-1"], "console.steps must be"),
+        (["data.order_seed=-5"], "data: order_seed must be a whole number"),
+        (["data.train=null"], "data: train must be points"),
+        (["data.batch_size=true"], "data: batch_size.*got True"),
+        (["model.weight=abc"], "model: weight must be a number.*got abc"),
+        (["model.bias=null"], "model: bias must be a number"),
+        (["+loss.reduction=sum"], "model: loss.reduction must be mean.*got sum"),
+        (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size must be a whole number from 1.*got 0"),
+        (["scheduler=cosine", "trainer.max_epochs=-1"], "scheduler.T_max must be"),
+        (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch must be"),
+        (["trainer.val_check_interval=7"], "trainer: .*val_check_interval"),
+        (["~optimizer"], "optimizer: missing"),
+        (["data._target_=lightning.pytorch.LightningDataModule"], "data"),
         (["metric=val/accuracy"], "metric=val/accuracy.*train/loss"),
         (["data=synthetic", "data.fractions=[1,0,0]"], "metric=val/loss.*train/loss"),
         (["trainer.precision=7"], "trainer: Precision 7 is invalid"),
@@ -170,10 +208,11 @@ def test_a_loss_that_is_not_finite_is_recorded_as_diverged(tmp_path):
 
 def test_a_resumed_run_keeps_what_made_it(tmp_path):
     train(tmp_path, *SHORT)
-    config = (tmp_path / ".hydra" / "config.yaml").read_text()
+    config, before = (tmp_path / ".hydra" / "config.yaml").read_text(), record(tmp_path)
     with pytest.raises(UserError, match=r"optimizer.lr=0.5 cannot change; trainer, callbacks and console can"):
         resume(tmp_path, "optimizer.lr=0.5")
     assert (tmp_path / ".hydra" / "config.yaml").read_text() == config
+    assert record(tmp_path) == before
     result = resume(tmp_path, "trainer.max_epochs=4")
     assert (result["steps"], result["status"]) == (4, "completed")
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 4
@@ -186,11 +225,11 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_name(tmp_path, monkeypatch):
 
     def full(path, content):
         if path.name == "last.ckpt":
-            raise OSError(28, "No space left on device", str(path))
+            raise UserError(f"cannot write {path}: No space left on device")
         original(path, content)
 
     monkeypatch.setattr(run, "replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device; make room.*resume="):
+    with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
         train(tmp_path, *SHORT)
     assert record(tmp_path)["status"] == "failed"
     monkeypatch.undo()

@@ -35,7 +35,7 @@ def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("root", ["/dev/null/outputs", "/proc/outputs"])
 def test_a_root_that_cannot_hold_a_run_is_named(root):
-    with pytest.raises(UserError, match=rf"output_root={root}: no run can be kept there.*choose another"):
+    with pytest.raises(UserError, match=rf"no run can be kept in {root}.*choose another"):
         make(root)
 
 
@@ -43,8 +43,9 @@ def test_a_full_disk_is_found_before_training(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a quota does
     try:
-        with pytest.raises(UserError, match="no run can be kept there"):
+        with pytest.raises(UserError, match=r"cannot write .*: File too large; make room"):
             make(str(tmp_path))
+        assert not list(tmp_path.iterdir())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -83,7 +84,7 @@ def test_the_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         one.write(steps=1)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-            with pytest.raises(OSError, match=r"No space left.*result\.json"):
+            with pytest.raises(UserError, match=r"cannot write .*result\.json: No space left"):
                 one.write(steps=2)
         assert json.loads((tmp_path / "result.json").read_text())["steps"] == 1
         assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
@@ -111,6 +112,28 @@ def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path)
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=message):
         run.Run.open(tmp_path)
+
+
+def test_a_folder_without_its_config_is_named(tmp_path):
+    with run.Run(tmp_path).recording() as one:
+        one.write(status="completed")
+    with pytest.raises(UserError, match=r"no \.hydra/config\.yaml in it"):
+        run.Run.open(tmp_path)
+
+
+def test_a_resumed_run_keeps_its_record_until_it_begins(tmp_path):
+    with run.Run(tmp_path).recording() as one:
+        one.begin("a: 1", ["resume=x"], seed=0)
+        one.write(status="completed")
+    before = (tmp_path / "result.json").read_text()
+    with pytest.raises(UserError, match="mistyped"), run.Run.open(tmp_path).recording():
+        raise UserError("mistyped")
+    assert (tmp_path / "result.json").read_text() == before
+    with pytest.raises(UserError, match="later"), run.Run.open(tmp_path).recording() as again:
+        again.begin("a: 2", ["resume=y"])
+        raise UserError("later")
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+    assert (tmp_path / run.OVERRIDES).read_text() == "- resume=x\n- resume=y\n"
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -37,6 +37,13 @@ def test_other_optimizers_show_the_step_they_took(tmp_path, capsys):
     assert "W <- W + step of the optimizer = 1 + (0.1) = 1.1" in capsys.readouterr().out  # Adam's first step is lr
 
 
+def test_a_loss_is_that_of_the_rows_shown(tmp_path, capsys):
+    plain = train(tmp_path / "one", "experiment=notebook")
+    doubled = train(tmp_path / "two", "experiment=notebook", "trainer.accumulate_grad_batches=2")
+    assert doubled["first_step"]["loss"] == plain["first_step"]["loss"]
+    assert "the last batch of 2 whose gradients are averaged" in re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
 def test_lbfgs_says_that_a_step_evaluates_the_loss_more_than_once(tmp_path, capsys):
     train(tmp_path, "optimizer=lbfgs", "console.steps=1", "trainer.max_epochs=1")
     assert re.search(r"the first of \d+ in this step", re.sub(r"\s+", " ", capsys.readouterr().out))

@@ -76,6 +76,10 @@ class MeasureLastStep(Callback):
     def __init__(self) -> None:
         self.every: int | None = None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Come last: what ends the training, such as Lightning's timer for max_time, must have said so before."""
+        trainer.callbacks.sort(key=lambda callback: callback is self)  # type: ignore[attr-defined]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resumed from a checkpoint of such a step: have Lightning know that its epoch was validated and is over."""
         if trainer.is_last_batch and not trainer.fit_loop.epoch_loop.restarted_on_train_batch_end:
@@ -89,10 +93,16 @@ class MeasureLastStep(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Have Lightning validate if no batch will follow."""
         last_step = trainer.global_step == trainer.max_steps
-        last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         trainer.should_stop |= last_step  # Lightning validates in the middle of an epoch only when told to stop
-        if last_batch or trainer.should_stop:
+        if is_last_of_all(trainer) or trainer.should_stop:
             trainer.check_val_every_n_epoch = 1
+            if not trainer.enable_validation and not trainer.is_last_batch:  # what fit leaves has its epoch as done
+                trainer.save_checkpoint(Path(trainer.default_root_dir, run.LAST))
+
+
+def is_last_of_all(trainer: Trainer) -> bool:
+    """Tell whether the epoch's last batch ends the last epoch."""
+    return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 class Interrupted(SystemExit):
@@ -136,11 +146,11 @@ class StopOnSignal(Callback):
     ) -> None:
         """Save and stop, unless a validation follows or the gradients of some batches wait for their step."""
         every, count = trainer.check_val_every_n_epoch, batch_idx + 1
-        due = every is None or not (trainer.current_epoch + 1) % every
+        due = trainer.enable_validation and (every is None or not (trainer.current_epoch + 1) % every)
         if every is None:
             count = trainer.fit_loop.total_batch_idx + 1
         due = due and trainer.val_check_batch is not None and not count % trainer.val_check_batch
-        if due or trainer.should_stop:
+        if due or trainer.should_stop or is_last_of_all(trainer):
             return
         if trainer.is_last_batch or not (batch_idx + 1) % trainer.accumulate_grad_batches:
             self._stop_if_asked(trainer, save=True)
@@ -163,7 +173,9 @@ class StopOnSignal(Callback):
         if trainer.world_size > 1:  # all processes stop after the same batch, or the others would wait for this one
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
+            last = Path(trainer.default_root_dir, run.LAST)
             if save:
-                trainer.save_checkpoint(Path(trainer.default_root_dir, run.LAST))
-            self.step = trainer.global_step
+                trainer.save_checkpoint(last)
+            if last.exists():
+                self.step = trainer.global_step
             raise Interrupted(128 + (self.signum or signal.SIGTERM))

@@ -36,26 +36,27 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
                 hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning tells it to the processes that DDP adds
             try:
                 return task(cfg)
-            except UserError as error:
-                if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra notes that the job failed, and goes on
-                    raise CompactHydraException(str(error)) from error
-                raise failure(error) from error
-            except Exception:
-                logging.getLogger(name).info("failed", exc_info=True)  # for the file; Hydra shows it on the terminal
-                raise
+            except Exception as error:
+                logging.getLogger(name).info("failed", exc_info=True)  # for the file
+                if not isinstance(error, UserError):
+                    raise  # Hydra shows the traceback
+                if hydra_cfg.mode != RunMode.MULTIRUN:
+                    raise failure(error) from error
+                print(f"error: {error}", file=sys.stderr)
+                raise CompactHydraException(str(error)) from error  # Hydra notes that the job failed, and goes on
 
         def main() -> None:
             arguments = sys.argv
             sys.argv = [arguments[0], *map(quoted, arguments[1:])]
             try:
-                config_path = CONF
-                config_name = name
+                config_path, config_name = CONF, name
+                check_choices(arguments[1:])
                 resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
                 if name == "train" and resume != "null":
                     config_path = (run.Run.open(resume, "resume").path / run.CONFIG).parent.resolve()
                     config_name = "config"
-                    sys.argv = [arguments[0], f"--config-dir={CONF}", *sys.argv[1:], *resuming(config_path.parent)]
-                OmegaConf.register_new_resolver("new_run", new_run, replace=True)
+                    sys.argv = [arguments[0], f"--config-dir={CONF}", *resuming(config_path.parent)]
+                OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
                 hydra.main(config_path=str(config_path), config_name=config_name, version_base="1.3")(started)()
             except UserError as error:
                 raise failure(error) from error
@@ -83,33 +84,56 @@ def failure(error: UserError) -> SystemExit:
     return SystemExit(1)
 
 
-def new_run(output_root: str) -> str:
-    """Make the run folder; as a resolver of hydra.run.dir, before Hydra writes there."""
+def new_folder(parent: str) -> str:
+    """Make the folder of a run or a sweep; as a resolver in the config, before Hydra writes there."""
     try:
-        return run.new(output_root)
+        return run.new(parent)
     except UserError as error:  # OmegaConf would wrap it into an error of its own
         raise failure(error) from error
 
 
-def resuming(folder: Path) -> list[str]:
-    """Return the overrides by which Hydra composes the saved config of a run, and writes no other one.
+def check_choices(arguments: list[str]) -> None:
+    """Refuse what Hydra would answer with a traceback: a group without an option.
 
     Raises:
-        UserError: for a choice of a group: the saved config has made it.
+        UserError: naming the group and its options.
     """
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option == "null" and group != "experiment" and (CONF / group).is_dir():
+            raise UserError(f"{argument}: choose one of {', '.join(options(group))}")
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's options."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def resuming(folder: Path) -> list[str]:
+    """Return the arguments by which Hydra composes the saved config of a run, and writes no other one.
+
+    Raises:
+        UserError: for a sweep, and for a choice of a group: the saved config has made it.
+    """
+    arguments: list[str] = []
     for argument in sys.argv[1:]:
         group, equals, _ = argument.partition("=")
+        if argument in ("-m", "--multirun"):
+            raise UserError(f"resume={folder}: one run goes on; {argument} starts many, so leave it out")
         if equals and (CONF / group).is_dir():
             raise UserError(
                 f"resume={folder}: the run goes on with its own {group}, so {argument} cannot be chosen; "
                 "single values of trainer, callbacks and console can change, as in trainer.max_epochs=1000"
             )
-    return [
-        "hydra/job_logging=file",
-        "hydra.job.name=train",
-        quoted(f"hydra.run.dir={folder}", (*FOLDERS, "hydra.run.dir")),
-        "hydra.output_subdir=null",
-    ]
+        arguments.append(argument)
+        if group == "resume":  # beside it: argparse wants all overrides in one row
+            arguments += [
+                "hydra/job_logging=file",
+                "hydra.job.name=train",
+                quoted(f"hydra.run.dir={folder}", ("hydra.run.dir",)),
+                "hydra.output_subdir=null",
+            ]
+    return arguments
 
 
 def quoted(argument: str, folders: tuple[str, ...] = FOLDERS) -> str:
@@ -121,7 +145,7 @@ def quoted(argument: str, folders: tuple[str, ...] = FOLDERS) -> str:
     key, equals, value = argument.partition("=")
     if key not in folders or not equals or value in ("", "null") or value[0] in "'\"":
         return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = re.sub(r"(\\*)('|$)", r"\1\1\2", value).replace("'", "\\'")  # a backslash counts before a quote alone
     return f"{key}='{escaped}'"
 
 
@@ -129,8 +153,7 @@ def nearest(message: str, name: str) -> str | None:
     """Return the key or option nearest to the one that Hydra does not know."""
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
         group, wrong = option.groups()
-        known = [file.stem for file in (CONF / group).glob("*.yaml")]
-        return next((f"{group}={match}" for match in difflib.get_close_matches(wrong, known, n=1)), None)
+        return next((f"{group}={match}" for match in difflib.get_close_matches(wrong, options(group), n=1)), None)
     if key := re.search(r"Could not override '([^'@]+)'", message):
         groups = [argument for argument in sys.argv[1:] if (CONF / argument.partition("=")[0]).is_dir()]
         try:

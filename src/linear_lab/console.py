@@ -1,5 +1,6 @@
 """What the terminal shows: what runs, its progress, its outcome."""
 
+import math
 import shlex
 import shutil
 import sys
@@ -15,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 SHOWN = 8  # numbers of a row or column that the terminal shows
+NARROW = 60  # columns below which what stands side by side elsewhere stands one below the other
 PIPE_INTERVAL = 30.0  # seconds between two lines of progress where no bar can move
 
 
@@ -44,18 +46,22 @@ def line(parameters: dict[str, Any]) -> str:
     >>> line({"weight": [[2.0]], "bias": None})
     'y = 2 x'
     """
+    if "weight" not in parameters:
+        return f"{len(parameters)} tensors"
     weight, bias = parameters["weight"], parameters["bias"] or [None] * len(parameters["weight"])
-    if len(weight) > SHOWN or len(weight[0]) > SHOWN:
-        return f"y = W x{' + b' if parameters['bias'] else ''}, W ({len(weight)}, {len(weight[0])})"
     formulas = []
-    for row, (coefficients, constant) in enumerate(zip(weight, bias, strict=True), start=1):
+    for row, (coefficients, constant) in enumerate(zip(weight[:SHOWN], bias[:SHOWN], strict=True), start=1):
         names = ["x"] if len(coefficients) == 1 else [f"x{k}" for k in range(1, len(coefficients) + 1)]
         terms = [(value, f" {name}") for value, name in zip(coefficients, names, strict=True)]
-        terms += [] if constant is None else [(constant, "")]
-        right = "".join(f" {'-' if value < 0 else '+'} {number(abs(value))}{name}" for value, name in terms)
-        right = "-" + right[3:] if terms[0][0] < 0 else right[3:]
+        signed = [f" {'-' if value < 0 else '+'} {number(abs(value))}{name}" for value, name in terms]
+        if len(signed) > SHOWN:
+            signed[SHOWN:] = [" + ..."]
+        if constant is not None:
+            signed.append(f" {'-' if constant < 0 else '+'} {number(abs(constant))}")
+        right = "".join(signed)
+        right = "-" + right[3:] if coefficients[0] < 0 else right[3:]
         formulas.append(f"y{row if len(weight) > 1 else ''} = {right}")
-    return "\n".join(formulas)
+    return "\n".join(formulas + (["..."] if len(weight) > SHOWN else []))
 
 
 def pairs(rows: dict[str, str]) -> Table:
@@ -112,7 +118,7 @@ def python() -> str:
     return "python" if shutil.which("python") == sys.executable else str(short(Path(sys.executable)))
 
 
-def show_outcome(console: Console, record: dict[str, Any], folder: Path) -> None:
+def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dashboard: bool) -> None:
     """Third part: what was learned, against the start, and the commands to go on with."""
     start, steps, best = record["initial"], f"step {record['steps']}", record["best"]
     if best and (best["metrics"] == record["metrics"] or best["step"] == record["steps"]):
@@ -124,26 +130,32 @@ def show_outcome(console: Console, record: dict[str, Any], folder: Path) -> None
         columns[f"step {best['step']}, best"] = best["metrics"]
     console.print(pairs(lines))
     console.print()
-    console.print(columns_of_numbers(columns, list(record["metrics"])))
+    show_numbers(console, columns, list(record["metrics"]))
     console.print()
-    show_commands(
-        console,
-        {
-            "look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}",
-            "evaluate": f"{python()} -m linear_lab.evaluate {shlex.quote(f'run={short(folder)}')}",
-            "go on": f"{python()} -m linear_lab.train {shlex.quote(f'resume={short(folder)}')} trainer.max_epochs=<more>",
-        },
-    )
+    commands = {"look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}"} if dashboard else {}
+    if record["best"]:
+        commands["evaluate"] = f"{python()} -m linear_lab.evaluate {shlex.quote(f'run={short(folder)}')}"
+    commands["go on"] = f"{resuming(folder)} trainer.max_epochs=<more>"
+    show_commands(console, commands)
 
 
-def columns_of_numbers(columns: dict[str, dict[str, Any]], rows: list[str]) -> Table:
-    """Lay out a table with a column each, and a row each name."""
+def resuming(folder: Path) -> str:
+    """Write the command that goes on with a run."""
+    return f"{python()} -m linear_lab.train {shlex.quote(f'resume={short(folder)}')}"
+
+
+def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: list[str]) -> None:
+    """Print a table with a column each and a row each name; on a narrow terminal a table for each column."""
+    if console.width < NARROW and len(columns) > 1:
+        for heading, column in columns.items():
+            show_numbers(console, {heading: column}, rows)
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("", *columns):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     for name in rows:
         table.add_row(name, *(number(column.get(name)) for column in columns.values()))
-    return table
+    console.print(table)
 
 
 def show_commands(console: Console, commands: dict[str, str]) -> None:
@@ -155,8 +167,8 @@ def show_commands(console: Console, commands: dict[str, str]) -> None:
 
 def show_losses(console: Console, checkpoint: str, metrics: dict[str, float], recorded: dict[str, float]) -> None:
     """Print the table of evaluate: each part's metrics beside those that the run recorded."""
-    console.print(columns_of_numbers({checkpoint: metrics, "recorded": recorded}, list(metrics)))
-    if any(value != recorded.get(name) for name, value in metrics.items()):
+    show_numbers(console, {checkpoint: metrics, "recorded": recorded}, list(metrics))
+    if any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
         console.print("These are not the recorded digits: another device, precision or version rounds otherwise.")
 
 
@@ -169,8 +181,7 @@ class ProgressBar(Callback):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=30),
+            *([TextColumn("training"), BarColumn(bar_width=30)] if console.width >= NARROW else []),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -195,7 +206,7 @@ class ProgressBar(Callback):
         now = time.monotonic()
         if now - self.shown > self.interval:
             self.shown = now
-            self._show(trainer.global_step, outputs["loss"].item())
+            self._show(trainer.global_step, outputs["loss"].item() * trainer.accumulate_grad_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the full bar standing."""
@@ -222,8 +233,9 @@ class ProgressBar(Callback):
 
 def show_interrupted(console: Console, step: int | None, folder: Path) -> None:
     """Say what a signal left, and how to go on."""
-    console.print(f"interrupted{'' if step is None else f' after step {step}'}; what was learned is saved")
-    show_commands(console, {"go on": f"{python()} -m linear_lab.train {shlex.quote(f'resume={short(folder)}')}"})
+    saved = "the run is saved as it was then" if step else "what was not saved yet is trained again"
+    console.print(f"interrupted{f' after step {step}' if step else ''}; {saved}")
+    show_commands(console, {"go on": resuming(folder)})
 
 
 def formula(model: LightningModule) -> str:
@@ -242,7 +254,8 @@ def describe(spec: dict[str, Any]) -> str:
 
 
 def parameters(module: torch.nn.Module) -> dict[str, Any]:
-    """Weight and bias as plain lists; bias is None without one."""
+    """Weight and bias as plain lists, bias None without one; of another network than nn.Linear all by their names."""
     linear = module.linear
-    assert isinstance(linear, torch.nn.Linear)
-    return {"weight": linear.weight.tolist(), "bias": None if linear.bias is None else linear.bias.tolist()}
+    if isinstance(linear, torch.nn.Linear):
+        return {"weight": linear.weight.tolist(), "bias": None if linear.bias is None else linear.bias.tolist()}
+    return {name: values.tolist() for name, values in module.named_parameters()}

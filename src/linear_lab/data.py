@@ -47,7 +47,8 @@ class Batches:
         self.batch_size = batch_size
         self.seed, self.epoch = seed, epoch
         self.rank, self.world_size = rank, world_size
-        self._start = self._taken = 0
+        self._start, self._start_epoch = 0, -1
+        self._taken, self._taken_epoch = 0, -1
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -55,14 +56,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Part]:
         """Yield the batches that the epoch still has."""
-        order = None
+        epoch, order = self.epoch(), None
         if self.seed is not None:
             # SeedSequence mixes the two numbers, so that neighbouring seeds share no epoch's order
-            epoch_seed = np.random.SeedSequence((self.seed, self.epoch())).generate_state(1, np.uint64)
+            epoch_seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
             order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(int(epoch_seed[0])))
-        start, self._start = self._start, 0
-        for k in range(start, len(self)):
-            self._taken = k + 1
+        for k in range(self._start if epoch == self._start_epoch else 0, len(self)):
+            self._taken, self._taken_epoch = k + 1, epoch
             rows = slice(k * self.batch_size + self.rank, (k + 1) * self.batch_size, self.world_size)
             if order is None:
                 yield self.x[rows], self.y[rows]
@@ -71,11 +71,11 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """How far the epoch has come; Lightning keeps it in the checkpoint."""
-        return {"taken": self._taken}
+        return {"taken": self._taken, "epoch": self._taken_epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after the batches that were taken before the checkpoint."""
-        self._start = state["taken"] % len(self)
+        self._start, self._start_epoch = state["taken"], state["epoch"]
 
 
 class LinearData(LightningDataModule, ABC):
@@ -95,8 +95,10 @@ class LinearData(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int | None = None, order_seed: int = 0) -> None:
         super().__init__()
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and not is_whole(batch_size, 1):
             raise ValueError(f"batch_size must be a whole number of at least 1, or null for all rows, got {batch_size}")
+        if not is_whole(order_seed, 0):
+            raise ValueError(f"order_seed must be a whole number of at least 0, got {order_seed}")
         self.batch_size = batch_size
         self.order_seed = order_seed
         self.parts: dict[str, Part] = {}
@@ -166,6 +168,8 @@ class ToyData(LinearData):
         **batching: Any,
     ) -> None:
         super().__init__(**batching)
+        if not train:
+            raise ValueError(f"train must be points {{x: [...], y: [...]}}, got {train}")
         self.points = {"train": train, "val": val, "test": test}
 
     def load(self) -> dict[str, Part]:
@@ -209,7 +213,7 @@ class SyntheticData(LinearData):
     ) -> None:
         super().__init__(**batching)
         for name, value in {"samples": samples, "features": features, "targets": targets}.items():
-            if not isinstance(value, int) or value < 1:
+            if not is_whole(value, 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
         if not (isinstance(noise, (int, float)) and 0 <= noise < float("inf")):
             raise ValueError(f"noise must be a finite number of at least 0, got {noise}")
@@ -231,6 +235,11 @@ class SyntheticData(LinearData):
         bias = drawn_bias if self.bias is None else filled(self.bias, drawn_bias.shape, "bias")
         y = x @ weight.T + bias + self.noise * normal(self.samples, self.targets)
         return {name: (x[rows], y[rows]) for name, rows in split(self.samples, self.fractions).items()}
+
+
+def is_whole(value: object, low: int) -> bool:
+    """Tell whether a value is a whole number of at least ``low``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def as_columns(values: Any, name: str) -> Tensor:

@@ -13,19 +13,34 @@ from typing import Any
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from linear_lab import UserError, console
 from linear_lab.callbacks import Interrupted, StopOnSignal
-from linear_lab.run import LAST, Run, config_hash, git_revision, release, versions
+from linear_lab.data import LinearData
+from linear_lab.run import LAST, Run, config_hash, git_revision, release
 from linear_lab.steps import FirstSteps
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MisconfigurationException)
 KEPT_ON_RESUME = ("resume", "trainer.", "callbacks.", "console.")  # what a resumed run may change
+GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+WHOLE_NUMBERS = (  # key, lowest, highest, example
+    ("seed", 0, 2**32 - 1, 0),
+    ("console.steps", 0, 2**31, 2),
+    ("trainer.max_epochs", -1, 2**31, 500),
+    ("trainer.max_steps", -1, 2**31, 1000),
+    ("trainer.check_val_every_n_epoch", 1, 2**31, 10),
+    ("trainer.accumulate_grad_batches", 1, 2**31, 1),
+    ("scheduler.step_size", 1, 2**31, 100),
+    ("scheduler.T_max", 1, 2**31, 100),
+)
 
 
 def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) -> float:
@@ -51,71 +66,82 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
     screen = console.terminal()
     with run.recording(), StopOnSignal() as stop:
         check(cfg, overrides)
-        run.keep_config(OmegaConf.to_yaml(cfg), overrides if cfg.resume else ())
-        run.write(config_hash=config_hash(as_dict(cfg)), seed=cfg.seed, git=git_revision(), versions=versions())
         try:
             with restored_process(folder):
-                data, model, trainer = fit(cfg, run, stop, screen)
+                data, model, trainer = fit(cfg, run, stop, screen, overrides)
         except Interrupted:
             console.show_interrupted(screen, stop.step, run.path)
             raise
-        except OSError as error:
-            raise UserError(
-                f"cannot write {error.filename or folder}: {error.strerror}; make room, then go on with resume={folder}"
-            ) from error
-        result = outcome(cfg, run, data, model, trainer.global_step)
-        diverged = not all(math.isfinite(value) for value in result["metrics"].values())
-        if run.record.get("steps") != result["steps"]:  # else it stands there already
+        steps = trainer.global_step
+        result = outcome(cfg, run, data, model, steps)
+        if run.record.get("steps") != steps:  # else it stands there already
             for logger in trainer.loggers:
-                logger.log_metrics({k: v for k, v in result["metrics"].items() if k == "test/loss"}, result["steps"])
+                logger.log_metrics({k: v for k, v in result["metrics"].items() if k == "test/loss"}, steps)
                 logger.save()
+        diverged = not all(math.isfinite(value) for value in result["metrics"].values())
         run.write(**result, status="diverged" if diverged else "completed")
         if diverged:
             raise UserError(
-                f"diverged: {result['metrics']} after {result['steps']} steps; "
+                f"diverged: {result['metrics']} after {steps} steps; "
                 f"try a smaller rate than optimizer.lr={cfg.optimizer.get('lr')}"
             )
-        console.show_outcome(screen, run.record, run.path)
+        console.show_outcome(screen, run.record, run.path, dashboard=bool(trainer.loggers))
         metric: float = result["metrics"][cfg.metric]
         return metric
 
 
 def fit(
-    cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console
+    cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console, overrides: Sequence[str] = ()
 ) -> tuple[LightningDataModule, LightningModule, Trainer]:
     """Build all from the config, and train; the initial model and the first step go into the run's record."""
     plain = as_dict(cfg)
     data, model = build(cfg)
-    path, step = readable_checkpoint(run, "last") if cfg.resume else (None, 0)
+    path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
+    limit = cfg.trainer.max_epochs
+    if limit not in (None, -1) and checkpoint.get("epoch", 0) > limit:
+        raise UserError(
+            f"trainer.max_epochs={limit}: {path} is from epoch {checkpoint['epoch'] + 1} already; give a larger one"
+        )
     first_steps = FirstSteps(screen, cfg.console.steps, plain)
     bar = console.ProgressBar(screen)
+    step = checkpoint.get("global_step", 0)
     purge_step = step + (path is not None) if cfg.resume else None  # what comes after the checkpoint is logged again
     trainer = build_trainer(cfg, run.path, [first_steps, bar, stop], purge_step)
+    kept = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"]})  # cosine: its T_max does not follow max_epochs later
+    run.begin(
+        OmegaConf.to_yaml(kept),
+        overrides if cfg.resume else (),
+        config_hash=config_hash(plain),
+        seed=cfg.seed,
+        git=git_revision(),
+    )
     console.show_plan(screen, plain, data, model, trainer, run.path, step)
-    if path is None:
-        initial = console.parameters(model)
-        trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model
-        run.write(initial=initial | measured(trainer))
-    trainer.fit(model, data, ckpt_path=path, weights_only=True)
+    with user_errors("trainer"):
+        if path is None:
+            initial = console.parameters(model)
+            trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model
+            run.write(initial=initial | measured(trainer))
+        trainer.fit(model, data, ckpt_path=path, weights_only=True)
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)
-    if run.checkpoint("last") is None and not cfg.trainer.fast_dev_run:
-        trainer.save_checkpoint(run.path / LAST)  # max_epochs=0: there was no validation to save it after
+    path, last = readable_checkpoint(run, "last")
+    if (path != run.path / LAST or last["global_step"] != trainer.global_step) and not cfg.trainer.fast_dev_run:
+        trainer.save_checkpoint(run.path / LAST)  # there was no validation to save it after, or it was cut
     return data, model, trainer
 
 
 def outcome(cfg: DictConfig, run: Run, data: LightningDataModule, model: LightningModule, steps: int) -> dict[str, Any]:
     """Measure the final and the best model on all parts; the fields of result.json."""
     final = {"steps": steps, "metrics": measure(cfg, data, model), "parameters": console.parameters(model)}
-    path = run.checkpoint("best")
-    if path is None:
+    if run.checkpoint("best") is None:
         return final | {"best": None}
-    best = torch.load(path, weights_only=True)
-    if best["global_step"] == steps:
-        return final | {"best": {"step": steps, **{key: final[key] for key in ("metrics", "parameters")}}}
+    _, best = readable_checkpoint(run, "best")
+    step = best["global_step"]
+    if step == steps:
+        return final | {"best": {"step": step, **{key: final[key] for key in ("metrics", "parameters")}}}
     model.load_state_dict(best["state_dict"])
     metrics = measure(cfg, data, model)
-    return final | {"best": {"step": best["global_step"], "metrics": metrics, "parameters": console.parameters(model)}}
+    return final | {"best": {"step": step, "metrics": metrics, "parameters": console.parameters(model)}}
 
 
 def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -> dict[str, float]:
@@ -137,12 +163,13 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     assert isinstance(cfg, DictConfig)
     cfg.trainer.accelerator = accelerator or cfg.trainer.accelerator
     check_accelerator(cfg)
-    path, step = readable_checkpoint(run, which)
+    path, checkpoint = readable_checkpoint(run, which)
     if path is None:
         raise UserError(f"run={folder}: no checkpoint yet; go on with it by resume={folder}, or train anew")
+    state, step = checkpoint["state_dict"], checkpoint["global_step"]
     with restored_process(folder):
         data, model = build(cfg)
-        model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
+        model.to(next(iter(state.values())).dtype).load_state_dict(state)  # float64 would be cut to float32
         metrics = measure(cfg, data, model)
     record = run.record.get("best") if path.stem == "best" else run.record
     console.show_losses(console.terminal(), f"{path.stem}, step {step}", metrics, (record or {}).get("metrics", {}))
@@ -155,31 +182,32 @@ def build(cfg: DictConfig) -> tuple[LightningDataModule, LightningModule]:
         data: LightningDataModule = instantiate(cfg.data, _convert_="all")
         data.prepare_data()
         data.setup("fit")
-    plain = as_dict(cfg)
-    parts = getattr(data, "parts", None)
-    known = [f"{part}/loss" for part in parts or () if part != "test"]
-    if known and cfg.metric not in known:
+    if not isinstance(data, LinearData):
+        raise UserError(f"data._target_={cfg.data.get('_target_')}: derive it from linear_lab.data.LinearData")
+    known = [f"{part}/loss" for part in data.parts if part != "test"]
+    if cfg.metric not in known:
         raise UserError(
             f"metric={cfg.metric}: while training these data measure {' and '.join(known)}; choose metric={known[0]}"
         )
+    plain = as_dict(cfg)
     specs = {name: plain[name] or None for name in ("loss", "optimizer", "scheduler")}
     for name, spec in specs.items():
         if spec:
             with user_errors(name):
                 get_class(spec["_target_"])  # imports it: the module itself builds only what is imported
     torch.manual_seed(cfg.seed)
-    with user_errors("model", specs["loss"]):
+    with user_errors("model"):
         model: LightningModule = instantiate(
             cfg.model,
-            in_features=data.in_features,  # type: ignore[attr-defined]
-            out_features=data.out_features,  # type: ignore[attr-defined]
+            in_features=data.in_features,
+            out_features=data.out_features,
             metric=cfg.metric,
             **specs,
             _recursive_=False,
             _convert_="all",
         )
-        if callable(loss := getattr(model, "loss", None)):
-            loss(*torch.zeros(2, 1, data.out_features))  # type: ignore[attr-defined]  # says now what it refuses
+    with user_errors("loss", specs["loss"]):
+        model.loss(*torch.zeros(2, 1, data.out_features))  # type: ignore[operator]  # says now what it refuses
     with user_errors("optimizer", specs["optimizer"], specs["scheduler"]):
         model.configure_optimizers()  # likewise
     return data, model
@@ -199,15 +227,16 @@ def build_trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], purg
 def measure(cfg: DictConfig, data: LightningDataModule, model: LightningModule) -> dict[str, float]:
     """Metrics of all parts, by Lightning's test loop on one device: the same numbers whoever asks."""
     devices = cfg.trainer.devices
-    trainer = Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=list(devices[:1]) if OmegaConf.is_list(devices) else 1,
-        precision=cfg.trainer.precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    with user_errors("trainer"):
+        trainer = Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=list(devices[:1]) if OmegaConf.is_list(devices) else 1,
+            precision=cfg.trainer.precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
     trainer.test(model, data, verbose=False)
     return measured(trainer)
 
@@ -217,8 +246,8 @@ def measured(trainer: Trainer) -> dict[str, float]:
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name != "step"}
 
 
-def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, int]:
-    """Return the path and step of a run's checkpoint: of the other one if it cannot be read; None if there is none.
+def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, Any]]:
+    """Return the path and content of a run's checkpoint: of the other one if it cannot be read; None if there is none.
 
     Raises:
         UserError: if there are some, but none can be read, or a newer version of Lightning made them.
@@ -240,10 +269,10 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, int]:
             raise UserError(f"{path}: made by lightning {made_by}, newer than {version('lightning')}; update lightning")
         if unreadable:
             log.warning("cannot read %s; taking %s instead, of step %d", unreadable[0], path, step)
-        return path, step
+        return path, checkpoint
     if unreadable:
         raise UserError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
-    return None, 0
+    return None, {}
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
@@ -252,10 +281,15 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         UserError: naming the key, its value, and what to write instead.
     """
-    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}; try seed=0")
-    if not isinstance(cfg.console.steps, int) or cfg.console.steps < 0:
-        raise UserError(f"console.steps must be a whole number of at least 0, got {cfg.console.steps}")
+    missing = [name for name in GROUPS if name not in cfg]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: missing; a run needs each of {', '.join(GROUPS)}")
+    for key, low, high, example in WHOLE_NUMBERS:
+        value = OmegaConf.select(cfg, key)
+        if value is None and key != "seed":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise UserError(f"{key} must be a whole number from {low} to {high}, got {value}; try {key}={example}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(KEPT_ON_RESUME)]
     if fixed:
         raise UserError(
@@ -279,13 +313,15 @@ def check_accelerator(cfg: DictConfig) -> None:
 
 @contextmanager
 def user_errors(group: str, *specs: dict[str, Any] | None) -> Iterator[None]:
-    """Name the config group, and the values, in whatever they provoke while they are built."""
+    """Name the config group, and the values, in what they provoke; what hints at a defect passes as it is."""
     try:
         yield
-    except Exception as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError, *CONFIG_ERRORS) as error:
         cause: BaseException = error
-        while isinstance(cause, (HydraException, ImportError)) and cause.__cause__:  # Hydra wraps what was said first
+        while isinstance(cause, HydraException) and cause.__cause__:  # Hydra wraps what was said first
             cause = cause.__cause__
+        if isinstance(cause, (NameError, AttributeError, LookupError, AssertionError, NotImplementedError)):
+            raise cause from None
         values = ", ".join(console.describe(spec) for spec in specs if spec)
         raise UserError(f"{group}: {cause}{f' (in {values})' if values else ''}") from error
 

@@ -20,6 +20,8 @@ T = TypeVar("T")
 class LinearModule(LightningModule):
     """``y_hat = x W^T + b``, fitted by gradient descent.
 
+    A subclass may put another network, from ``(B, F)`` to ``(B, T)``, into ``self.linear``.
+
     All arguments are plain numbers, strings, lists and dicts. The checkpoint holds them, so that
     ``LinearModule.load_from_checkpoint(path)`` needs no argument; loading runs no code from the file.
 
@@ -62,6 +64,8 @@ class LinearModule(LightningModule):
         if not isinstance(bias, bool):
             set_parameter(self.linear.bias, bias, "bias")
         self.loss = build(loss or {"_target_": "torch.nn.MSELoss"}, nn.Module)
+        if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
+            raise ValueError(f"loss.reduction must be mean, so that batches of any size compare, got {reduction}")
         self.optimizer_spec = optimizer or {"_target_": "torch.optim.SGD", "lr": 0.01}
         self.scheduler_spec = scheduler
         self.metric = metric
@@ -88,7 +92,7 @@ class LinearModule(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure a batch of a part."""
-        self._measure(batch, self.trainer.val_dataloaders, dataloader_idx, "val")
+        self._measure(batch, list(self.trainer.val_dataloaders or ())[dataloader_idx])
 
     def on_validation_epoch_end(self) -> None:
         """Log the parts' losses; then let ReduceLROnPlateau see them, before a checkpoint is written.
@@ -104,7 +108,7 @@ class LinearModule(LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure a batch of a part."""
-        self._measure(batch, self.trainer.test_dataloaders, dataloader_idx, "test")
+        self._measure(batch, list(self.trainer.test_dataloaders or ())[dataloader_idx])
 
     def on_test_epoch_end(self) -> None:
         """Log the parts' losses."""
@@ -138,9 +142,9 @@ class LinearModule(LightningModule):
         loss: Tensor = self.loss(y_hat, y)
         return loss
 
-    def _measure(self, batch: tuple[Tensor, Tensor], loaders: Any, index: int, part: str) -> None:
+    def _measure(self, batch: tuple[Tensor, Tensor], part: str) -> None:
         """Add up the losses of a part in Python's float64, so that cutting it into batches costs no digits."""
-        name = f"{list(loaders)[index] if isinstance(loaders, dict) else part}/loss"
+        name = f"{part}/loss"
         total, rows = self._sums.get(name, (0.0, 0))
         batch_rows = len(batch[0])
         self._sums[name] = (total + self._loss(batch).item() * batch_rows, rows + batch_rows)
@@ -150,7 +154,7 @@ class LinearModule(LightningModule):
         self._sums.clear()
         for name, loss in losses.items():
             # as a tensor of the module's own dtype: log() would round a Python number to float32
-            value = torch.tensor(loss, dtype=self.linear.weight.dtype, device=self.device)
+            value = torch.tensor(loss, dtype=next(self.parameters()).dtype, device=self.device)
             self.log(name, value, sync_dist=True)
         return losses
 
@@ -182,7 +186,10 @@ def set_parameter(parameter: Tensor, values: Any, name: str) -> None:
     Raises:
         ValueError: naming both shapes.
     """
-    tensor = torch.tensor(values, dtype=parameter.dtype)
+    try:
+        tensor = torch.tensor(values, dtype=parameter.dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number, or rows of numbers of equal length, got {values}") from error
     if tensor.ndim == 1 and parameter.ndim == 2 and parameter.shape[0] == 1:
         tensor = tensor.unsqueeze(0)  # one target: a plain list has its coefficients
     if tensor.ndim and tensor.shape != parameter.shape:

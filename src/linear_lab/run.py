@@ -64,6 +64,8 @@ class Run:
             ) from None
         if release(made_by) > release(__version__):
             raise UserError(f"{key}={folder}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
+        if not (path / CONFIG).exists():
+            raise UserError(f"{key}={folder}: no {CONFIG} in it, which says what the run is; train anew")
         run = cls(path)
         run.record = record
         return run
@@ -72,7 +74,8 @@ class Run:
     def recording(self) -> Iterator[Self]:
         """Hold the folder for this process alone, and record how the block ends, whatever ends it.
 
-        ``running`` is written first. A block that ends regularly has written its end state itself.
+        A new run is ``running`` from the first moment; one that is resumed keeps its record until `begin`, so that a
+        mistake in the command costs nothing. A block that ends regularly has written its end state itself.
 
         Raises:
             UserError: if another process trains in this folder.
@@ -85,23 +88,36 @@ class Run:
             except BlockingIOError:
                 raise UserError(f"{self.path}: another process trains in this folder; wait until it ends") from None
             self.held = True
-            self.write(status="running", error=None)
+            if not self.record:
+                self.write(status="running", error=None, versions=versions())
             try:
                 yield self
             except BaseException as error:
                 interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
-                status = "interrupted" if interrupted else self.record["status"]
-                with suppress(OSError):  # a full disk is what the error says already
-                    self.write(
-                        status="failed" if status == "running" else status,
-                        error=None if interrupted else str(error) if isinstance(error, UserError) else repr(error),
-                        seconds=before + time.perf_counter() - started,
-                    )
+                message = str(error) if isinstance(error, UserError) else repr(error)
+                if self.record["status"] == "running":
+                    self.record["status"] = "interrupted" if interrupted else "failed"
+                    self.record["seconds"] = before + time.perf_counter() - started
+                    self.record["error"] = None if interrupted else message
+                with suppress(UserError):  # a full disk is what the error says already
+                    self.write()
                 raise
             self.write(seconds=before + time.perf_counter() - started)
         finally:
             self.held = False
             os.close(folder)
+
+    def begin(self, config: str, overrides: Sequence[str], **fields: Any) -> None:
+        """Say that training begins now, and keep the config, as YAML, and what has changed it since the run began."""
+        if not self.held:
+            return
+        (self.path / CONFIG).parent.mkdir(exist_ok=True)
+        replace(self.path / CONFIG, config.encode())
+        if overrides:
+            known = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
+            lines = [known.rstrip() if known.strip() != "[]" else "", *(f"- {override}" for override in overrides)]
+            replace(self.path / OVERRIDES, "".join(f"{line}\n" for line in lines if line).encode())
+        self.write(status="running", error=None, versions=versions(), **fields)
 
     def write(self, **fields: Any) -> None:
         """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
@@ -119,48 +135,44 @@ class Run:
         """Return the run's own config, as YAML."""
         return (self.path / CONFIG).read_text()
 
-    def keep_config(self, config: str, overrides: Sequence[str] = ()) -> None:
-        """Keep the config, as YAML, beside the overrides that changed it since the run began."""
-        (self.path / CONFIG).parent.mkdir(exist_ok=True)
-        replace(self.path / CONFIG, config.encode())
-        if overrides:
-            known = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
-            lines = [known.rstrip() if known.strip() != "[]" else "", *(f"- {override}" for override in overrides)]
-            replace(self.path / OVERRIDES, "".join(f"{line}\n" for line in lines if line).encode())
-
 
 @functools.cache  # Hydra asks more than once; one process makes one folder
-def new(output_root: str) -> str:
-    """Make ``<output_root>/runs/<UTC time>-<4 random characters>``: atomically, so that no other launch has the same.
+def new(parent: str) -> str:
+    """Make ``<parent>/<UTC time>-<4 random characters>``: atomically, so that no other launch has the same.
 
     Raises:
         UserError: if it cannot be made or has no room, before anything is trained.
     """
-    runs = Path(output_root).expanduser() / "runs"
+    folder = Path(parent).expanduser()
     random_characters = random.SystemRandom()
     try:
-        runs.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         while True:
             name = "".join(random_characters.choices(string.ascii_lowercase + string.digits, k=4))
-            path = runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
-            try:
+            path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+            with suppress(FileExistsError):
                 path.mkdir()
                 break
-            except FileExistsError:
-                continue
-        probe = path / "room"
-        replace(probe, bytes(ROOM))
-        probe.unlink()
     except OSError as error:
         raise UserError(
-            f"output_root={output_root}: no run can be kept there ({error.strerror}: {error.filename or runs}); "
+            f"no run can be kept in {parent} ({error.strerror}: {error.filename or folder}); "
             "choose another folder with output_root=<folder>"
         ) from error
+    try:
+        replace(path / "room", bytes(ROOM))
+    except UserError:
+        path.rmdir()
+        raise
+    (path / "room").unlink()
     return str(path)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a process killed meanwhile, finds it whole: the old one or the new one."""
+    """Write a file so that a reader, or a process killed meanwhile, finds it whole: the old one or the new one.
+
+    Raises:
+        UserError: if the disk is full, or does not let itself be written.
+    """
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -170,7 +182,9 @@ def replace(path: Path, content: bytes) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; make room, or choose another folder with output_root=<folder>"
+        ) from error
 
 
 def config_hash(config: dict[str, Any]) -> str:

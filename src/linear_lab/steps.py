@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from linear_lab.console import SHOWN, describe, formula, number, numbers
@@ -35,7 +35,8 @@ class FirstSteps(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note W and b, and have the forward pass leave its y_hat."""
-        self.following = trainer.global_step < max(self.steps, 1)
+        plain = isinstance(pl_module.linear, nn.Linear)  # another network has other steps in between
+        self.following = plain and trainer.global_step < max(self.steps, 1)
         if self.following:
             self.formula = formula(pl_module)
             self.before = self._parameters(pl_module)
@@ -70,15 +71,20 @@ class FirstSteps(Callback):
         self.hook.remove()
         if not self.gradients:  # gradients add up over batches, and the weights stay
             return
+        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided by it
+        if trainer.world_size > 1:
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")  # each process has its share of the batch's loss
         if self.recorded is None and trainer.global_step == 1:
             gradient = {name: values.tolist() for name, values in self.gradients[0].items()}
-            self.recorded = {"loss": outputs["loss"].item(), "gradient": gradient}
+            self.recorded = {"loss": loss.item(), "gradient": gradient}
         if trainer.global_step <= self.steps:
-            self._show(trainer, batch, outputs["loss"].item(), self._parameters(pl_module))
+            self._show(trainer, batch, loss.item(), self._parameters(pl_module))
 
     def _show(self, trainer: Trainer, batch: tuple[Tensor, Tensor], loss: float, after: dict[str, Tensor]) -> None:
         (x, y), y_hat, gradients = batch, self.y_hats[0], self.gradients[0]
         share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
+        if trainer.accumulate_grad_batches > 1:
+            share += f", the last batch of {trainer.accumulate_grad_batches} whose gradients are averaged"
         again = f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
         columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}
         rows = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
