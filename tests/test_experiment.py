@@ -12,6 +12,7 @@ from runs import compose, record, resume, train
 from torch import nn
 
 from linear_lab import UserError, experiment
+from linear_lab.checks import check
 from linear_lab.model import LinearModule
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
@@ -248,7 +249,7 @@ def test_gpu_is_asked_for_with_gpu(monkeypatch):
     given = {}
     monkeypatch.setattr("lightning.pytorch.Trainer.__init__", lambda self, **arguments: given.update(arguments))
     cfg = compose("trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
-    experiment.check(cfg)
+    check(cfg)
     experiment.build_trainer(cfg, experiment.Path("here"), [], None)
     assert (given["accelerator"], given["devices"], given["precision"]) == ("gpu", 2, "bf16-mixed")
 
