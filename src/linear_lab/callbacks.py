@@ -76,10 +76,6 @@ class MeasureLastStep(Callback):
     def __init__(self) -> None:
         self.every: int | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Come last: what ends the training, such as Lightning's timer for max_time, must have said so before."""
-        trainer.callbacks.sort(key=lambda callback: callback is self)  # type: ignore[attr-defined]
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resumed from a checkpoint of such a step: have Lightning know that its epoch was validated and is over."""
         if trainer.is_last_batch and not trainer.fit_loop.epoch_loop.restarted_on_train_batch_end:

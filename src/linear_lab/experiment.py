@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError, console
-from linear_lab.callbacks import Interrupted, StopOnSignal
+from linear_lab.callbacks import Interrupted, MeasureLastStep, StopOnSignal
 from linear_lab.checks import check, check_accelerator, user_errors
 from linear_lab.data import LinearData
 from linear_lab.run import LAST, Run, config_hash, git_revision, release
