@@ -206,6 +206,10 @@ def build_trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], purg
         logger = instantiate(cfg.logger, save_dir=str(folder), purge_step=purge_step) if cfg.logger else False
     with user_errors("trainer"):
         trainer: Trainer = instantiate(cfg.trainer, default_root_dir=str(folder), callbacks=callbacks, logger=logger)
+    # What ends the training (Lightning's timer comes after our callbacks) must have said so before the last step is
+    # measured, and that before a signal is heeded.
+    late = {MeasureLastStep: 1, StopOnSignal: 2}
+    trainer.callbacks.sort(key=lambda callback: late.get(type(callback), 0))  # type: ignore[attr-defined]
     return trainer
 
 
