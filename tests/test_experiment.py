@@ -247,7 +247,12 @@ def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
 def test_gpu_is_asked_for_with_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given = {}
-    monkeypatch.setattr("lightning.pytorch.Trainer.__init__", lambda self, **arguments: given.update(arguments))
+
+    def init(self, **arguments):
+        given.update(arguments)
+        self.callbacks = []
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.__init__", init)
     cfg = compose("trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
     check(cfg)
     experiment.build_trainer(cfg, experiment.Path("here"), [], None)
