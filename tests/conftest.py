@@ -4,12 +4,15 @@ import logging
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.update(NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 
 from runs import train
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+settings.register_profile("linear_lab", deadline=None)  # a slow machine is no failure
+settings.load_profile("linear_lab")
 
 
 @pytest.fixture(scope="session")
