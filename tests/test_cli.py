@@ -178,7 +178,7 @@ def test_two_processes_equal_one(batching, tmp_path, typed):
     code, _, _ = typed(train_entry, f"output_root={tmp_path / 'one'}", *overrides)
     assert code == 0
     module = (sys.executable, "-m", "linear_lab.train", f"output_root={tmp_path / 'two'}", *overrides)
-    result = run(*module, "trainer=ddp")
+    result = run(*module, "trainer=ddp", "console.steps=1")
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     ((one,), (two,)) = (list((tmp_path / name / "runs").iterdir()) for name in ("one", "two"))

@@ -244,6 +244,29 @@ def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
     assert "ZeroDivisionError" in record(tmp_path)["error"]
 
 
+def test_a_defect_in_training_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(LinearModule, "training_step", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(tmp_path, *SHORT)
+    assert "RuntimeError" in record(tmp_path)["error"]
+
+
+def test_evaluate_compares_with_a_record_of_the_same_step_alone(tmp_path, finished, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    result = record(folder)
+    old = {"steps": 3, "metrics": {"train/loss": 9.0}, "best": None}  # as while a resumed run goes on
+    (folder / "result.json").write_text(json.dumps(result | old))
+    experiment.evaluate(str(folder), "last")
+    out = capsys.readouterr().out
+    assert "not the recorded digits" not in out
+    (folder / "result.json").write_text(json.dumps(result | old | {"steps": 500}))
+    experiment.evaluate(str(folder), "last")
+    assert "not the recorded digits" in capsys.readouterr().out
+
+
 def test_gpu_is_asked_for_with_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given = {}

@@ -168,7 +168,7 @@ def show_commands(console: Console, commands: dict[str, str]) -> None:
 def show_losses(console: Console, checkpoint: str, metrics: dict[str, float], recorded: dict[str, float]) -> None:
     """Print the table of evaluate: each part's metrics beside those that the run recorded."""
     show_numbers(console, {checkpoint: metrics, "recorded": recorded}, list(metrics))
-    if any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
+    if recorded and any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
         console.print("These are not the recorded digits: another device, precision or version rounds otherwise.")
 
 

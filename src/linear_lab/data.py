@@ -14,7 +14,7 @@ EVALUATION_ROWS = 65_536  # rows that are measured at once: bounds memory, not r
 
 
 class Batches:
-    """Batches of rows held in memory, cut as slices: 70 times the rows a second of a DataLoader's row-by-row collation.
+    """Batches of rows held in memory, cut as slices: a DataLoader would collate them row by row.
 
     With a ``seed``, the order of the rows is drawn anew each epoch from ``(seed, epoch)`` alone, so it does not
     depend on what was drawn before, and a resumed run sees the rows of the run that was interrupted. Each of

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_class, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -54,11 +55,11 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
         try:
             with restored_process(folder):
                 data, model, trainer = fit(cfg, run, stop, screen, overrides)
+            steps = trainer.global_step
+            result = outcome(cfg, run, data, model, steps)
         except Interrupted:
             console.show_interrupted(screen, stop.step, run.path)
             raise
-        steps = trainer.global_step
-        result = outcome(cfg, run, data, model, steps)
         if run.record.get("steps") != steps:  # else it stands there already
             for logger in trainer.loggers:
                 logger.log_metrics({k: v for k, v in result["metrics"].items() if k == "test/loss"}, steps)
@@ -101,15 +102,18 @@ def fit(
         git=git_revision(),
     )
     console.show_plan(screen, plain, data, model, trainer, run.path, step)
-    with user_errors("trainer"):
+    try:
         if path is None:
             initial = console.parameters(model)
             trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model
             run.write(initial=initial | measured(trainer))
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
+    except (MisconfigurationException, ValueError) as error:  # all else may be a defect, and keeps its traceback
+        raise UserError(f"trainer: {error}") from error
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)
     path, last = readable_checkpoint(run, "last")
+    trainer.strategy.barrier()  # all processes have looked before the first one writes
     if (path != run.path / LAST or last["global_step"] != trainer.global_step) and not cfg.trainer.fast_dev_run:
         trainer.save_checkpoint(run.path / LAST)  # there was no validation to save it after, or it was cut
     return data, model, trainer
@@ -156,8 +160,11 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
         data, model = build(cfg)
         model.to(next(iter(state.values())).dtype).load_state_dict(state)  # float64 would be cut to float32
         metrics = measure(cfg, data, model)
-    record = run.record.get("best") if path.stem == "best" else run.record
-    console.show_losses(console.terminal(), f"{path.stem}, step {step}", metrics, (record or {}).get("metrics", {}))
+    recorded = {run.record.get("steps"): run.record.get("metrics")}
+    if best := run.record.get("best"):
+        recorded.setdefault(best["step"], best["metrics"])
+    # a run that goes on has a newer checkpoint than its record: then there is nothing to compare with
+    console.show_losses(console.terminal(), f"{path.stem}, step {step}", metrics, recorded.get(step) or {})
     return metrics
 
 

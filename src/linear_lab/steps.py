@@ -77,7 +77,7 @@ class FirstSteps(Callback):
         if self.recorded is None and trainer.global_step == 1:
             gradient = {name: values.tolist() for name, values in self.gradients[0].items()}
             self.recorded = {"loss": loss.item(), "gradient": gradient}
-        if trainer.global_step <= self.steps:
+        if trainer.is_global_zero and trainer.global_step <= self.steps:  # another process may have had no row
             self._show(trainer, batch, loss.item(), self._parameters(pl_module))
 
     def _show(self, trainer: Trainer, batch: tuple[Tensor, Tensor], loss: float, after: dict[str, Tensor]) -> None:
