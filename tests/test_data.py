@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from linear_lab.data import Batches, SyntheticData, ToyData, split
+from linear_lab.data import Batches, SyntheticData, ToyClasses, ToyData, split
 
 TRAIN = {"x": [1, 2, 3, 4], "y": [2, 4, 6, 8]}
 
@@ -101,6 +101,23 @@ def test_synthetic_data_follow_their_formula_and_seed():
     assert not torch.equal(other.parts["train"][0], x)
     residual = torch.cat([noisy.parts[p][1] - exact.parts[p][1] for p in ("train", "val", "test")])
     assert 0.4 < residual.std() < 0.6
+
+
+@given(classes=st.integers(2, 30), seed=st.integers(0, 99))
+def test_toy_classes_lie_nearest_to_their_own_centre(classes, seed):
+    data = ToyClasses(samples=4 * classes, classes=classes, fractions=[1, 0, 0], seed=seed)
+    data.setup()
+    x, y = data.raw["train"]
+    around = 2 * torch.pi * torch.arange(classes) / classes
+    centres = torch.stack([around.cos(), around.sin()], 1).double()
+    assert torch.equal((x @ centres.T).argmax(1), y)  # centres of length 1: the nearest has the largest product
+    assert (data.out_features, len(set(data.schema.labels))) == (classes, classes)
+
+
+def test_batches_are_there_without_a_trainer():
+    data = ToyData(TRAIN, batch_size=3)
+    data.setup()
+    assert [len(x) for x, _ in data.train_dataloader()] == [3, 1]
 
 
 def test_synthetic_parameters_are_drawn_where_none_are_given():

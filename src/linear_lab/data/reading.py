@@ -1,0 +1,218 @@
+"""CSV and Parquet files, read without guessing."""
+
+import csv
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+MISSING = ("", "na", "n/a", "null", "none")  # what stands for a missing number, in any case; NaN is one besides
+SEPARATORS = ",;\t|"
+SHOWN = 30  # names of columns in a message
+
+
+class Table:
+    """A CSV or Parquet file. The values of a CSV are kept as they are written, until numbers are asked for.
+
+    Args:
+        path: the file.
+        key: what names the file on the command line, for messages.
+        separator: between the columns of a CSV; None takes the one that the first line has most of.
+        encoding: of a CSV; None is UTF-8, or UTF-16 where the file has its byte order mark.
+        decimal: the decimal mark, ``.`` or ``,``.
+
+    Attributes:
+        names: the columns, in the order of the file.
+
+    Raises:
+        ValueError: if there is no such file, or it is no table; names the file and what to do.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        key: str = "path",
+        separator: str | None = None,
+        encoding: str | None = None,
+        decimal: str = ".",
+    ) -> None:
+        if path is None:
+            raise ValueError(f"{key} is missing: name a CSV or Parquet file, as in data.path=my.csv")
+        separator = {"\\t": "\t", "tab": "\t"}.get(str(separator), separator)
+        if decimal not in (".", ",") or decimal == separator:
+            raise ValueError(f"decimal must be . or a comma, and other than the separator, got {decimal!r}")
+        if separator is not None and (not isinstance(separator, str) or len(separator) != 1 or separator in '"\n'):
+            raise ValueError(f"separator must be one character, or tab, got {separator!r}; null finds it out")
+        if encoding is not None and not isinstance(encoding, str):
+            raise ValueError(f"encoding must be the name of one, as in latin-1, got {encoding!r}")
+        self.label, self.decimal = f"{key}={path}", decimal
+        self.group = "data." if key == "path" else ""  # where the options below are set
+        self.path = Path(str(path)).expanduser()
+        if not self.path.is_file():
+            kind = "a folder; name one file" if self.path.is_dir() else "not there; check the path"
+            raise ValueError(f"{self.label}: {kind} (looked for {self.path.absolute()})")
+        with self.path.open("rb") as file:
+            start = file.read(4)
+        if not start:
+            raise ValueError(f"{self.label}: the file is empty")
+        if start.startswith(b"\x1f\x8b"):
+            raise ValueError(f"{self.label}: compressed by gzip; unpack it first")
+        with self.reading():
+            if start == b"PAR1":
+                self.frame = pl.scan_parquet(self.path)
+            else:
+                self._open_csv(
+                    separator, encoding or ("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
+                )
+            self.names = self.frame.collect_schema().names()
+
+    def _open_csv(self, separator: str | None, encoding: str) -> None:
+        """Scan the CSV as text, transcoded where it is not UTF-8."""
+        source = self.path
+        if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
+            self._transcoded = tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="")  # noqa: SIM115
+            try:
+                with self.path.open(encoding=encoding, newline="") as file:
+                    shutil.copyfileobj(file, self._transcoded)
+            except (LookupError, UnicodeError) as error:
+                raise ValueError(f"{self.label}: cannot be read with encoding={encoding} ({error})") from None
+            self._transcoded.flush()
+            source = Path(self._transcoded.name)
+        try:
+            with source.open(encoding="utf-8-sig", newline="") as file:
+                header = next((line for line in file if line.strip()), "")
+                unquoted = re.sub(r'"[^"]*"', "", header)
+                self.separator = separator or max(SEPARATORS, key=unquoted.count)
+                file.seek(0)
+                # as the file has them: polars would rename the second of two columns of one name
+                names = next(filter(None, csv.reader(file, delimiter=self.separator)), [])
+        except UnicodeDecodeError as error:
+            raise self._no_utf8() from error
+        except csv.Error as error:
+            raise ValueError(f"{self.label}: its first line cannot be read as names of columns ({error})") from error
+        if "\0" in header or not header:
+            raise ValueError(f"{self.label}: not a table, but binary data or blank lines")
+        if header.endswith("\r"):
+            raise ValueError(f"{self.label}: its lines end as those of old Macs do (CR alone); save it with LF")
+        names = [name.strip() for name in names]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{self.label}: two columns are called {twice[0]!r}; rename one")
+        self.source = source
+        self.frame = pl.scan_csv(
+            source, separator=self.separator, infer_schema=False, glob=False, with_column_names=lambda _: names
+        )
+
+    def read(self, columns: Sequence[str]) -> pl.DataFrame:
+        """Return some columns whole, without blank lines at the end."""
+        with self.reading():
+            frame = self.frame.select(columns).collect()
+            empty = trailing_blanks(frame)
+            if empty:  # in these columns; in all?
+                frame = frame.head(len(frame) - trailing_blanks(self.frame.tail(empty).collect()))
+            return frame
+
+    def batches(self, rows: int) -> Iterator[pl.DataFrame]:
+        """Yield the rows in order, about so many at once, without blank lines at the end."""
+        held = None  # blank lines, until it is known that they are not at the end
+        with self.reading():
+            for batch in self.frame.collect_batches(chunk_size=rows, maintain_order=True):
+                batch = batch if held is None else pl.concat([held, batch])
+                held = batch.tail(trailing_blanks(batch))
+                if len(held) < len(batch):
+                    yield batch.head(len(batch) - len(held))
+
+    @property
+    def content(self) -> str:
+        """Say what columns there are."""
+        shown = self.names[:SHOWN] + ([f"... ({len(self.names)})"] if len(self.names) > SHOWN else [])
+        return f"{self.path.name} has the columns {', '.join(shown)}"
+
+    def check_columns(self, names: Sequence[str], key: str) -> None:
+        """Refuse names that the file does not have, or that are named twice.
+
+        Raises:
+            ValueError: naming the columns that there are.
+        """
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            raise ValueError(f"{key}: there is no column {', '.join(map(repr, missing))}; {self.content}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"{key}: {', '.join(names)} names a column twice")
+
+    def numbers(self, frame: pl.DataFrame, column: str, first_row: int = 1, *, hint: str = "") -> pl.Series:
+        """Return a column as float64, null where a value is missing.
+
+        Raises:
+            ValueError: for text, naming the column, the row and the text.
+        """
+        text = frame[column]
+        if text.dtype != pl.String:
+            if not (text.dtype.is_numeric() or text.dtype == pl.Boolean):
+                raise ValueError(f"column {column} holds {text.dtype}, not numbers{hint}")
+            return text.cast(pl.Float64)
+        text = digits = text.str.strip_chars()
+        if self.decimal == ",":  # 1.000 would be a thousand: refused rather than guessed
+            digits = text.str.replace_all(".", "?", literal=True).str.replace(",", ".", literal=True)
+        numbers = digits.cast(pl.Float64, strict=False)
+        if numbers.null_count() == text.null_count():
+            return numbers
+        wrong = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()
+        if len(wrong):
+            value = text[wrong[0]]
+            if re.fullmatch(r"[+-]?\d+,\d+", value):
+                hint = f"; a decimal comma? try {self.group}decimal=','"
+            raise ValueError(f"column {column} holds text: {value!r} in row {wrong[0] + first_row}{hint}")
+        return numbers
+
+    def incomplete(self, numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:
+        """Tell which rows have a value that is missing or not finite, and name the first such value."""
+        bad = numbers.select((~pl.all().is_finite()).fill_null(value=True))
+        rows = bad.select(pl.any_horizontal(pl.all())).to_series()
+        if not rows.any():
+            return rows, ""
+        row = rows.arg_true()[0]
+        name = next(name for name in bad.columns if bad[name][row])
+        value = {None: "no value", math.inf: "infinity", -math.inf: "-infinity"}.get(numbers[name][row], "NaN")
+        where = ", ".join(f"{count} in {name}" for name, count in bad.sum().row(0, named=True).items() if count)
+        return rows, f"column {name} has {value} in row {row + first_row} (missing or not finite: {where})"
+
+    def _no_utf8(self) -> ValueError:
+        return ValueError(f"{self.label}: not text in UTF-8; name its encoding, as in {self.group}encoding=latin-1")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn what polars says of a file into a message that names it."""
+        try:
+            yield
+        except pl.exceptions.PolarsError as error:
+            if "utf-8" in str(error):
+                raise self._no_utf8() from error
+            message = str(error).strip().splitlines()[0]
+            if "more fields" in message:
+                message = self._longer_row() or message
+            raise ValueError(f"{self.label}: cannot be read as a table: {message}") from error
+
+    def _longer_row(self) -> str | None:
+        with self.source.open(encoding="utf-8-sig", newline="") as file:
+            for row, values in enumerate(csv.reader(file, delimiter=self.separator)):
+                if len(values) > len(self.names):
+                    return f"row {row} has {len(values)} values, the header {len(self.names)}"
+        return None
+
+
+def trailing_blanks(frame: pl.DataFrame) -> int:
+    """Count the rows at the end that hold nothing.
+
+    >>> trailing_blanks(pl.DataFrame({"a": [None, 1, None], "b": [None, 2, None]}))
+    1
+    """
+    filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series().arg_true()
+    return len(frame) - (filled[-1] + 1 if len(filled) else 0)

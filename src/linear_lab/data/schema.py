@@ -1,0 +1,121 @@
+"""What the columns of x and y are called, and in which units training sees them."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Names and units of the columns of x and y.
+
+    Training sees ``z = (value - mean) / scale`` of each column: the value itself where mean is 0 and scale 1. All
+    fields are plain, since the checkpoint holds them.
+
+    Attributes:
+        x: names of the F columns of x.
+        y: names of the T columns of y; of class labels the one name.
+        x_mean: F numbers, in the units of the file.
+        x_scale: F numbers, likewise; 0 for a constant column, which z = 0 stands for whatever its value.
+        y_mean: T numbers, likewise.
+        y_scale: T numbers, likewise.
+        labels: the C classes in the order of their indices; None for numbers.
+    """
+
+    x: list[str]
+    y: list[str]
+    x_mean: list[float]
+    x_scale: list[float]
+    y_mean: list[float]
+    y_scale: list[float]
+    labels: list[str] | None = None
+
+    @classmethod
+    def plain(cls, features: int, targets: int, labels: list[str] | None = None) -> Self:
+        """Call the columns ``x1, x2, ...`` (``x`` if there is one), likewise y, and leave their units as they are."""
+        x = ["x"] if features == 1 else [f"x{k}" for k in range(1, features + 1)]
+        y = ["y"] if targets == 1 or labels else [f"y{k}" for k in range(1, targets + 1)]
+        return cls.of(x, y, labels)
+
+    @classmethod
+    def of(
+        cls,
+        x: list[str],
+        y: list[str],
+        labels: list[str] | None = None,
+        x_units: tuple[Tensor, Tensor] | None = None,
+        y_units: tuple[Tensor, Tensor] | None = None,
+    ) -> Self:
+        """Make the schema of named columns; ``None`` leaves their units as they are."""
+        x_mean, x_scale = (u.tolist() for u in x_units) if x_units else ([0.0] * len(x), [1.0] * len(x))
+        y_mean, y_scale = (u.tolist() for u in y_units) if y_units else ([0.0] * len(y), [1.0] * len(y))
+        return cls(list(x), list(y), x_mean, x_scale, y_mean, y_scale, labels)
+
+    @property
+    def x_units(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale of x, ``(F,)`` each, float64."""
+        return torch.tensor(self.x_mean, dtype=torch.float64), torch.tensor(self.x_scale, dtype=torch.float64)
+
+    @property
+    def y_units(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale of y, ``(T,)`` each, float64."""
+        return torch.tensor(self.y_mean, dtype=torch.float64), torch.tensor(self.y_scale, dtype=torch.float64)
+
+    @property
+    def standardized(self) -> bool:
+        """Whether training sees other units than the file's."""
+        return any(self.x_mean + self.y_mean) or any(scale != 1 for scale in self.x_scale + self.y_scale)
+
+    def in_file_units(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Turn weight and bias of standardized columns into those of the file's.
+
+        With ``y_hat = mean_y + scale_y (W z + b)`` and ``z = (x - mean_x) / scale_x`` the weight is
+        ``scale_y W / scale_x`` and the bias ``mean_y + scale_y b - weight mean_x``, in float64.
+
+        Args:
+            parameters: ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` or None, as lists. Others are left as they are.
+        """
+        if not self.standardized or "weight" not in parameters:
+            return parameters
+        (x_mean, x_scale), (y_mean, y_scale) = self.x_units, self.y_units
+        weight = torch.tensor(parameters["weight"], dtype=torch.float64)
+        weight = torch.where(x_scale > 0, y_scale[:, None] * weight / x_scale, 0.0)
+        bias = y_mean - weight @ x_mean
+        if parameters["bias"] is not None:
+            bias += y_scale * torch.tensor(parameters["bias"], dtype=torch.float64)
+        elif not any(self.x_mean + self.y_mean):
+            return {"weight": weight.tolist(), "bias": None}
+        return {"weight": weight.tolist(), "bias": bias.tolist()}
+
+
+def units(values: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
+    """Mean and scale of columns: ``scale = sqrt(mean((value - mean)^2))``, mean 0 unless they are to be centred.
+
+    Args:
+        values: ``(N, F)``, float64, finite.
+        center: whether to take the mean off.
+
+    Returns:
+        mean and scale, ``(F,)`` each. The scale of a column that has one value alone is exactly 0.
+
+    >>> [u.tolist() for u in units(torch.tensor([[1.0, 5], [3, 5]], dtype=torch.float64), center=True)]
+    [[2.0, 5.0], [1.0, 0.0]]
+    """
+    largest = values.abs().amax(0)
+    largest[largest == 0] = 1.0
+    values = values / largest  # so that squares neither overflow nor vanish, and a constant column is exactly its mean
+    mean = values.mean(0) if center else torch.zeros_like(largest)
+    scale = (values - mean).square().mean(0).sqrt()
+    return mean * largest, scale * largest
+
+
+def standardize(values: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Return ``(values - mean) / scale``, and 0 where scale is 0."""
+    return torch.where(scale > 0, (values - mean) / scale, 0.0)
+
+
+def restore(values: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Undo `standardize`: ``mean + values * scale``."""
+    return mean + values * scale

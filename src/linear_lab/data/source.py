@@ -1,0 +1,170 @@
+"""What all data have in common: parts, units, batches."""
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from linear_lab.data.batches import Batches, Part
+from linear_lab.data.schema import Schema, standardize
+
+EVALUATION_ROWS = 65_536  # rows that are measured at once: bounds memory, not results
+
+
+class LinearData(LightningDataModule, ABC):
+    """Serves the parts of a data set that fits into memory.
+
+    A subclass says in ``load`` where the rows come from. ``train`` is fitted, and measured beside ``val``
+    whenever Lightning validates, so that both losses belong to the same weights; all parts are measured at the end.
+
+    Args:
+        batch_size: rows a step, drawn in a new order each epoch; None takes all rows in their own order.
+        order_seed: the seed of that order.
+
+    Attributes:
+        raw: x and y of each part, in the units they came in, float64; class labels as int64 indices.
+        parts: the same as training sees them: standardized as the schema says, in the dtype.
+        schema: names and units of the columns; where ``load`` sets none they are called x and y and left as they are.
+        notes: what a user should know of the data.
+        classification: whether the loss wants class indices; set before ``setup``, for a source that can serve both.
+        dtype: of what the batches hold; set before ``setup``.
+        in_features: F, the columns of x.
+        out_features: T, the columns of y, or the number of classes.
+    """
+
+    def __init__(self, batch_size: int | None = None, order_seed: int = 0) -> None:
+        super().__init__()
+        if batch_size is not None and not is_whole(batch_size, 1):
+            raise ValueError(f"batch_size must be a whole number of at least 1, or null for all rows, got {batch_size}")
+        if not is_whole(order_seed, 0):
+            raise ValueError(f"order_seed must be a whole number of at least 0, got {order_seed}")
+        self.batch_size = batch_size
+        self.order_seed = order_seed
+        self.raw: dict[str, Part] = {}
+        self.parts: dict[str, Part] = {}
+        self.schema = Schema.plain(0, 0)
+        self.notes: list[str] = []
+        self.classification = False
+        self.dtype = torch.float32
+
+    @abstractmethod
+    def load(self) -> dict[str, Part]:
+        """Return the parts by name: ``train``, and ``val`` and ``test`` if there are such."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the parts once, and standardize them as the schema says.
+
+        Raises:
+            ValueError: where a part's x and y do not fit together, naming both shapes; and where a value is too large
+                for the dtype.
+        """
+        if self.parts:
+            return
+        raw = {name: (x.double(), y.double() if y.is_floating_point() else y) for name, (x, y) in self.load().items()}
+        features, targets = raw["train"][0].shape[-1], raw["train"][1].shape[1:]
+        for name, (x, y) in raw.items():
+            if x.shape != (len(y), features) or y.shape != (len(x), *targets) or not len(x):
+                wanted = ", ".join(["B", *map(str, targets)])
+                raise ValueError(
+                    f"{name} wants x (B, {features}) and y ({wanted}) with the same number of rows B of at "
+                    f"least 1, got x {tuple(x.shape)} and y {tuple(y.shape)}"
+                )
+        if not self.schema.x:
+            classes = 1 + max(int(y.max()) for _, y in raw.values()) if not targets else 0
+            self.schema = Schema.plain(features, sum(targets) or 1, [str(k) for k in range(classes)] or None)
+        self.raw, self.in_features = raw, features
+        self.out_features = len(self.schema.labels) if self.schema.labels else len(self.schema.y)
+        self.parts = {name: self._standardized(name) for name in raw}
+
+    def state_dict(self) -> dict[str, str]:
+        """Return what Lightning keeps in the checkpoint: who goes on with it looks whether the data are the same."""
+        return {"fingerprint": self.fingerprint}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all values, in the units they came in."""
+        digest = hashlib.sha256()
+        for name, part in self.raw.items():
+            for values in part:
+                digest.update(f"{name} {tuple(values.shape)}".encode())
+                digest.update(values.numpy().data)
+        return digest.hexdigest()
+
+    def train_dataloader(self) -> Batches:
+        """Batches of the training part, this process's share of each."""
+        trainer = self.trainer
+        x, y = self.parts["train"]
+        return Batches(
+            x,
+            y,
+            self.batch_size or len(x),
+            seed=None if self.batch_size is None else self.order_seed,
+            epoch=lambda: trainer.current_epoch if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def val_dataloader(self) -> dict[str, Batches]:
+        """Return the parts to measure while training; whole in every process, so that the numbers stay the same."""
+        return {name: Batches(x, y, EVALUATION_ROWS) for name, (x, y) in self.parts.items() if name != "test"}
+
+    def test_dataloader(self) -> dict[str, Batches]:
+        """Return the parts to measure afterwards: all."""
+        return {name: Batches(x, y, EVALUATION_ROWS) for name, (x, y) in self.parts.items()}
+
+    def _standardized(self, name: str) -> Part:
+        """Standardize a part in float64, and only then round it to the dtype."""
+        (x, y), schema = self.raw[name], self.schema
+        inputs = standardize(x, *schema.x_units).to(self.dtype)
+        targets = standardize(y, *schema.y_units).to(self.dtype) if y.is_floating_point() else y
+        for values, columns, raw in ((inputs, schema.x, x), (targets, schema.y, y)):
+            if values.is_floating_point() and not values.isfinite().all():
+                row, column = (~values.isfinite()).nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name} has {raw[row, column]:g} in column {columns[column]}, too large for {self.dtype}; "
+                    "try trainer.precision=64-true, or mend the value"
+                )
+        return inputs, targets
+
+
+def is_whole(value: object, low: int) -> bool:
+    """Tell whether a value is a whole number of at least ``low``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what PyTorch cannot take as a seed.
+
+    Raises:
+        ValueError: if it is no whole number from 0 to 2^63 - 1.
+    """
+    if not is_whole(seed, 0) or not seed < 2**63:  # type: ignore[operator]
+        raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed}")
+
+
+def split(rows: int, fractions: Sequence[float]) -> dict[str, slice]:
+    """Cut rows into train, val and test: disjoint, without gaps, each within a row of its fraction.
+
+    Raises:
+        ValueError: if the fractions are not three shares that sum to 1, or a wanted part would be empty.
+
+    >>> split(10, [0.7, 0.3, 0])
+    {'train': slice(0, 7, None), 'val': slice(7, 10, None)}
+    """
+    fractions = list(fractions) if isinstance(fractions, Sequence) else [fractions]
+    shares = [share for share in fractions if isinstance(share, (int, float)) and 0 <= share <= 1]
+    if len(shares) != 3 or len(fractions) != 3 or abs(sum(shares) - 1) > 1e-6 or not shares[0]:
+        raise ValueError(
+            f"fractions must be the shares of train, val and test, sum to 1, and leave some for train, got {fractions}"
+        )
+    bounds = [round(rows * sum(shares[:k])) for k in range(4)]
+    parts = {}
+    for name, share, start, stop in zip(("train", "val", "test"), shares, bounds, bounds[1:], strict=False):
+        if share and start == stop:
+            raise ValueError(f"fractions {list(fractions)} of {rows} samples leave {name} without a row")
+        if share:
+            parts[name] = slice(start, stop)
+    return parts

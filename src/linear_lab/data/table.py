@@ -1,0 +1,227 @@
+"""Rows of a CSV or Parquet file as data to train on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from linear_lab.data.batches import Part
+from linear_lab.data.reading import Table
+from linear_lab.data.schema import Schema, units
+from linear_lab.data.source import LinearData, check_seed, split
+
+PARTS = ("train", "val", "test")
+
+
+class TableData(LinearData):
+    """Rows of a CSV or Parquet file.
+
+    Args:
+        path: the file.
+        x: columns to predict from; None takes all numeric ones but y.
+        y: columns to predict; one column of class labels, strings or integers, for classification.
+        fractions: share of the rows for train, val and test, drawn by the seed; a part with 0 is left out.
+        split: a column that says train, val or test of each row, instead of fractions.
+        seed: of that draw alone. Each part keeps the order of the file.
+        standardize: train on ``(value - mean) / scale``, mean and standard deviation of the train part alone.
+        center: False takes no mean off, and divides by the root of the mean square instead.
+        missing: ``error``, or ``drop`` to leave out rows where a value is empty, NaN or infinite.
+        separator: see `Table`; so are encoding and decimal.
+        **batching: see `LinearData`.
+
+    Raises:
+        ValueError: naming what is wrong with the file: the column, the row, the value, and what to do.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        x: Sequence[str] | str | None = None,
+        y: Sequence[str] | str | None = None,
+        fractions: Sequence[float] = (0.7, 0.15, 0.15),
+        split: str | None = None,
+        seed: int = 0,
+        standardize: bool = True,
+        center: Any = True,
+        missing: str = "error",
+        separator: str | None = None,
+        decimal: str = ".",
+        encoding: str | None = None,
+        **batching: Any,
+    ) -> None:
+        super().__init__(**batching)
+        if missing not in ("error", "drop"):
+            raise ValueError(f"missing must be error or drop, got {missing}")
+        if not isinstance(standardize, bool):
+            raise ValueError(f"standardize must be true or false, got {standardize}")
+        if not isinstance(center, (bool, int, float, list)):
+            raise ValueError(f"center must be true or false, got {center}")
+        check_seed(seed)
+        self.path, self.missing, self.seed, self.fractions = path, missing, seed, fractions
+        self.x_columns, self.y_columns = (c if c is None or isinstance(c, (list, tuple)) else [c] for c in (x, y))
+        self.split_column = None if split is None else str(split)
+        self.standardize, self.center = standardize, center is not False
+        self.reading = {"separator": separator, "encoding": encoding, "decimal": decimal}
+
+    def load(self) -> dict[str, Part]:
+        """Read the file and cut its rows into parts."""
+        table = Table(self.path, **self.reading)  # type: ignore[arg-type]
+        x_names, y_names, frame = self._choose(table)
+        columns = {name: table.numbers(frame, name) for name in x_names}
+        if self.classification:
+            labels = class_labels(table, frame, y_names[0])
+            columns[y_names[0]] = labels.is_not_null().replace_strict({True: 0.0, False: None}, return_dtype=pl.Float64)
+        else:
+            hint = "; class labels want loss=cross_entropy"
+            columns |= {name: table.numbers(frame, name, hint=hint) for name in y_names}
+        complete, kept = self._complete(table, pl.DataFrame(columns))
+        numbers = torch.from_numpy(complete.to_numpy(order="c", writable=True))
+        x, y, classes = numbers[:, : len(x_names)], numbers[:, len(x_names) :], None
+        if self.classification:
+            indices, classes = class_indices(labels.gather(kept), y_names[0])
+            y = torch.from_numpy(indices.to_numpy(writable=True))
+        parts = {name: (x[rows], y[rows]) for name, rows in self._split(frame, kept).items()}
+        if classes:
+            seen = set(parts["train"][1].tolist())
+            unseen = [label for k, label in enumerate(classes) if k not in seen]
+            if unseen:
+                self.notes.append(f"in no row of train, so the model knows nothing of them: {', '.join(unseen)}")
+        self.schema = self._schema(x_names, y_names, classes, *parts["train"])
+        return parts
+
+    def _choose(self, table: Table) -> tuple[list[str], list[str], pl.DataFrame]:
+        """Say which columns are x and y, and read them."""
+        if not self.y_columns:
+            raise ValueError(f"y is missing: name the column to predict, as in data.y=[c]; {table.content}")
+        y = [str(name) for name in self.y_columns]
+        table.check_columns(y, "y")
+        if self.classification and len(y) > 1:
+            raise ValueError(f"y={y}: cross-entropy wants one column of class labels")
+        other = [] if self.split_column is None else [self.split_column]
+        table.check_columns(other, "split")
+        if self.x_columns is not None:
+            x = [str(name) for name in self.x_columns]
+            table.check_columns(x, "x")
+            frame = table.read([*dict.fromkeys([*x, *y, *other])])
+        else:
+            frame = table.read(table.names)
+            x = [name for name in table.names if name not in [*y, *other] and self._is_numeric(table, frame, name)]
+        if not len(frame):
+            raise ValueError(f"{table.label}: a header, but no rows")
+        both = [name for name in x if name in [*y, *other]]
+        if both or set(other) & set(y):
+            raise ValueError(f"{', '.join(both or other)}: in more than one of x, y and split; name each column once")
+        if not x:
+            raise ValueError(f"x: no numeric column to predict from; {'; '.join([table.content, *self.notes])}")
+        return x, y, frame
+
+    def _is_numeric(self, table: Table, frame: pl.DataFrame, name: str) -> bool:
+        """Tell whether a column holds numbers, and at least one; if not, the notes say why."""
+        if not name:
+            self.notes.append("not in x: a column without a name")
+            return False
+        try:
+            if table.numbers(frame, name).null_count() < len(frame) and frame[name].dtype != pl.Boolean:
+                return True
+            self.notes.append(f"not in x: column {name} holds {frame[name].dtype}, no numbers")
+        except ValueError as error:
+            self.notes.append(f"not in x: {error}")
+        return False
+
+    def _complete(self, table: Table, columns: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+        """Refuse rows with a missing value, or drop them; returns what is kept, and the positions it had."""
+        bad, first = table.incomplete(columns)
+        kept = (~bad).arg_true()
+        if not first:
+            return columns, kept
+        if self.missing == "error":
+            raise ValueError(f"{first}; data.missing=drop leaves such rows out")
+        dropped = f"{len(columns) - len(kept)} of {len(columns)} rows dropped: {first.partition(' (')[2][:-1]}"
+        if not len(kept):
+            raise ValueError(f"missing=drop leaves no row: {dropped}")
+        self.notes.append(dropped)
+        return columns.filter(~bad), kept
+
+    def _split(self, frame: pl.DataFrame, kept: pl.Series) -> dict[str, Tensor]:
+        """Return the positions of each part's rows among the kept ones, in the order of the file."""
+        if self.split_column is not None:
+            said = frame[self.split_column].cast(pl.String).str.strip_chars().gather(kept)
+            wrong = (~said.is_in(PARTS).fill_null(value=False)).arg_true()
+            if len(wrong):
+                raise ValueError(
+                    f"split: column {self.split_column} holds {said[wrong[0]]!r} in row {kept[wrong[0]] + 1}; "
+                    "it must say train, val or test of each row"
+                )
+            found = {name: torch.tensor((said == name).arg_true().to_list()) for name in PARTS}
+            if not len(found["train"]):
+                raise ValueError(f"split: no row of column {self.split_column} says train")
+            return {name: rows for name, rows in found.items() if len(rows)}
+        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.seed))
+        try:
+            parts = split(len(kept), self.fractions)
+        except ValueError as error:
+            raise ValueError("; ".join([str(error), *self.notes])) from error
+        return {name: order[rows].sort().values for name, rows in parts.items()}
+
+    def _schema(self, x: list[str], y: list[str], labels: list[str] | None, *train: Tensor) -> Schema:
+        """Name the columns, and take their units from the train part."""
+        if not self.standardize:
+            return Schema.of(x, y, labels)
+        if self.center and len(train[0]) == 1:
+            raise ValueError("train has one row, which has no standard deviation; try data.standardize=false")
+        x_units = units(train[0], center=self.center)
+        constant = [name for name, scale in zip(x, x_units[1].tolist(), strict=True) if not scale]
+        if constant:
+            self.notes.append(f"the same in all rows of train, so of no effect: {', '.join(constant)}")
+        if labels:
+            return Schema.of(x, y, labels, x_units)
+        y_mean, y_scale = units(train[1], center=self.center)
+        y_scale[y_scale == 0] = 1.0
+        return Schema.of(x, y, None, x_units, (y_mean, y_scale))
+
+
+def class_labels(table: Table, frame: pl.DataFrame, name: str) -> pl.Series:
+    """Return the label of each row as a string, null where there is none: an empty field; of numbers also NaN and NA.
+
+    Raises:
+        ValueError: for numbers with a fraction.
+    """
+    try:
+        labels = frame[name].cast(pl.String).str.strip_chars()
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"y: column {name} holds {frame[name].dtype}, not class labels") from error
+    labels = labels.set(labels == "", None)
+    if not (frame[name].dtype == pl.String or frame[name].dtype.is_numeric()):
+        return labels
+    try:
+        numbers = table.numbers(frame, name)
+    except ValueError:  # labels that are no numbers
+        return labels
+    finite = numbers.is_finite().fill_null(value=False)
+    fractions = (finite & (numbers != numbers.floor())).arg_true()
+    if len(fractions):
+        raise ValueError(
+            f"y: column {name} holds numbers such as {numbers[fractions[0]]}; cross-entropy wants class labels, "
+            "strings or integers; for numbers choose loss=mse"
+        )
+    if labels.str.contains(".", literal=True).any():  # 1.0 is the class 1
+        labels = numbers.cast(pl.Int64, strict=False).cast(pl.String)
+    return labels.set(~finite, None)
+
+
+def class_indices(labels: pl.Series, name: str) -> tuple[pl.Series, list[str]]:
+    """Return the index of each row's class, int64, and the classes in their order: by number, if all are.
+
+    Raises:
+        ValueError: for a single class.
+    """
+    classes = labels.unique().to_list()
+    try:
+        classes.sort(key=float)
+    except ValueError:
+        classes.sort()
+    if len(classes) < 2:
+        raise ValueError(f"y: column {name} has one class alone ({classes[0]}): nothing to tell apart")
+    return labels.replace_strict(classes, range(len(classes)), return_dtype=pl.Int64), classes

@@ -1,0 +1,69 @@
+"""Units of columns: what training sees, and the way back."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from linear_lab.data.schema import Schema, restore, standardize, units
+
+VALUES = st.floats(-1e300, 1e300).filter(lambda v: v == 0 or abs(v) > 1e-290)
+TABLES = arrays(float, st.tuples(st.integers(2, 8), st.integers(1, 3)), elements=VALUES)
+
+
+@given(table=TABLES, center=st.booleans())
+def test_standardized_columns_have_mean_0_and_mean_square_1(table, center):
+    values = torch.from_numpy(table)
+    mean, scale = units(values, center=center)
+    z = standardize(values, mean, scale)
+    assert z.isfinite().all()
+    for column in range(values.shape[1]):
+        constant = (values[:, column] == values[0, column]).all()
+        if (center and constant) or not values[:, column].any():
+            assert scale[column] == 0
+            assert not z[:, column].any()
+        else:
+            spread = (values[:, column] - mean[column]).abs().max() / values[:, column].abs().max()
+            tolerance = 1e-13 / spread.item()  # digits that the mean itself has taken
+            assert abs(z[:, column].square().mean().item() - 1) < 1e-12 + tolerance
+            assert not center or abs(z[:, column].mean().item()) < 1e-12 + tolerance
+
+
+@given(table=TABLES, center=st.booleans())
+def test_restoring_undoes_standardizing(table, center):
+    values = torch.from_numpy(table)
+    mean, scale = units(values, center=center)
+    largest = values.abs().amax(0).clamp(min=1e-300)
+    torch.testing.assert_close(
+        restore(standardize(values, mean, scale), mean, scale) / largest, values / largest, rtol=0, atol=1e-14
+    )
+
+
+@given(seed=st.integers(0, 99), center=st.booleans(), targets=st.integers(1, 3), biased=st.booleans())
+def test_a_line_says_the_same_in_both_units(seed, center, targets, biased):
+    generator = np.random.default_rng(seed)
+    x, y = torch.from_numpy(generator.normal(3, 5, (9, 2))), torch.from_numpy(generator.normal(-7, 2, (9, targets)))
+    schema = Schema.of(
+        ["a", "b"], [f"c{k}" for k in range(targets)], None, units(x, center=center), units(y, center=center)
+    )
+    weight, bias = generator.normal(size=(targets, 2)), generator.normal(size=targets) if biased else None
+    seen = standardize(x, *schema.x_units) @ torch.from_numpy(weight).T + (
+        0 if bias is None else torch.from_numpy(bias)
+    )
+    found = schema.in_file_units({"weight": weight.tolist(), "bias": None if bias is None else bias.tolist()})
+    line = x @ torch.tensor(found["weight"], dtype=torch.float64).T
+    line = line if found["bias"] is None else line + torch.tensor(found["bias"], dtype=torch.float64)
+    torch.testing.assert_close(restore(seen, *schema.y_units), line)
+
+
+def test_a_constant_column_has_no_weight_in_the_file():
+    x = torch.tensor([[1.0, 0.1], [2, 0.1], [3, 0.1]], dtype=torch.float64)  # whose mean rounding would miss
+    schema = Schema.of(["a", "b"], ["c"], None, units(x, center=True))
+    assert schema.x_scale[1] == 0
+    assert schema.in_file_units({"weight": [[2.0, 5.0]], "bias": [1.0]})["weight"][0][1] == 0
+
+
+def test_plain_columns_stay_bit_for_bit():
+    parameters = {"weight": [[0.1]], "bias": [0.2]}
+    assert Schema.plain(1, 1).in_file_units(parameters) is parameters
