@@ -135,3 +135,42 @@ def test_a_checkpoint_cannot_name_what_is_not_a_loss(target, tmp_path, finished)
     with pytest.raises(ValueError, match="is not a subclass of Module"):
         LinearModule.load_from_checkpoint(tmp_path / "bad.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_cross_entropy_and_accuracy_equal_their_formulas():
+    data, model = build(compose("data=toy_classes", "loss=cross_entropy"))
+    x, y = data.parts["train"]
+    logits = model(x).detach().numpy().astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert model._loss((x, y)).item() == pytest.approx(-np.log(p[np.arange(len(y)), y]).mean(), rel=1e-6)
+    model._measure((x, y), "train")
+    assert model._sums["train/accuracy"] / model._rows["train"] == (logits.argmax(1) == y.numpy()).mean()
+
+
+def test_the_gradient_of_cross_entropy_equals_its_formula():
+    data, model = build(compose("data=toy_classes", "loss=cross_entropy"))
+    x, y = data.parts["train"]
+    model._loss((x, y)).backward()
+    error = (model(x).softmax(1) - torch.nn.functional.one_hot(y, 3)).detach()
+    torch.testing.assert_close(model.linear.weight.grad, error.T @ x / len(x))
+    torch.testing.assert_close(model.linear.bias.grad, error.mean(0))
+
+
+def test_toy_classes_can_be_told_apart(tmp_path, capsys):
+    overrides = ["data=toy_classes", "loss=cross_entropy", "optimizer=adam", "console.steps=1", "data.classes=5"]
+    result = train(tmp_path, *overrides)
+    assert [result["metrics"][f"{part}/accuracy"] for part in ("train", "val", "test")] == [1, 1, 1]
+    assert result["initial"]["train/accuracy"] < 0.8
+    assert "mean of -log p[y], p = softmax(y_hat)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("y", [torch.ones(8, 1), torch.ones(8), torch.ones(8, 3), torch.ones(7, dtype=torch.int64)])
+def test_cross_entropy_wants_class_indices(y):
+    module = LinearModule(1, 3, loss={"_target_": "torch.nn.CrossEntropyLoss"})
+    with pytest.raises(ValueError, match=r"y must hold int64 class indices, one a row of y_hat \(8, 3\), got \("):
+        module._loss((torch.ones(8, 1), y))
+
+
+def test_other_losses_want_numbers():
+    with pytest.raises(ValueError, match=r"y must hold numbers in the shape of y_hat \(8, 1\), got \(8,\) torch.int64"):
+        LinearModule(1, 1)._loss((torch.ones(8, 1), torch.ones(8, dtype=torch.int64)))

@@ -6,6 +6,11 @@ import pytest
 from runs import train
 
 
+def test_the_first_step_of_lbfgs_begins_with_the_first_loss(tmp_path):
+    result = train(tmp_path, "optimizer=lbfgs", "trainer.max_epochs=1")
+    assert result["first_step"]["loss"] == pytest.approx(result["initial"]["train/loss"])
+
+
 def test_seven_steps_have_the_numbers_of_the_run(tmp_path, capsys):
     result = train(tmp_path, "experiment=autograd")
     out = capsys.readouterr().out

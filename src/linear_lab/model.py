@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import defaultdict
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class LinearModule(LightningModule):
-    """``y_hat = x W^T + b``, fitted by gradient descent.
+    """``y_hat = x W^T + b``, fitted by gradient descent; for classification y_hat are the logits of C classes.
 
     A subclass may put another network, from ``(B, F)`` to ``(B, T)``, into ``self.linear``.
 
@@ -27,13 +28,14 @@ class LinearModule(LightningModule):
 
     Args:
         in_features: F, columns of x.
-        out_features: T, columns of y.
+        out_features: T, columns of y, or the number of classes.
         bias: False leaves b out; True starts it at random; a number or a list of T numbers starts it there.
         weight: where W starts: a number, or ``(T, F)`` numbers; None for a random start.
         loss: a loss class of torch.nn, called with ``y_hat`` and ``y``.
         optimizer: an optimizer class.
         scheduler: a learning rate scheduler class, stepped once an epoch; ReduceLROnPlateau once a validation.
         metric: what ReduceLROnPlateau watches.
+        schema: names and units of the columns, which the checkpoint keeps for whoever predicts with it.
 
     Raises:
         ValueError: naming the argument: an initial weight of the wrong shape, an lr that is not positive, a target
@@ -55,6 +57,7 @@ class LinearModule(LightningModule):
         optimizer: Spec | None = None,
         scheduler: Spec | None = None,
         metric: str = "val/loss",
+        schema: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -69,7 +72,12 @@ class LinearModule(LightningModule):
         self.optimizer_spec = optimizer or {"_target_": "torch.optim.SGD", "lr": 0.01}
         self.scheduler_spec = scheduler
         self.metric = metric
-        self._sums: dict[str, tuple[float, int]] = {}
+        self._sums: dict[str, float] = defaultdict(float)
+        self._rows: dict[str, int] = defaultdict(int)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take on the precision of the checkpoint: float64 would be cut to float32."""
+        self.to(next(iter(checkpoint["state_dict"].values())).dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x ``(B, F)`` to y_hat ``(B, T)``."""
@@ -80,7 +88,8 @@ class LinearModule(LightningModule):
         """Loss of the batch, averaged over its rows and targets.
 
         Raises:
-            ValueError: if y is not of y_hat's shape, which the loss would broadcast into a wrong number.
+            ValueError: if y does not fit y_hat: for cross-entropy int64 class indices ``(B,)``, else numbers of y_hat's
+                shape, which the loss would otherwise broadcast into a wrong number.
         """
         if self.trainer.world_size == 1:
             return self._loss(batch)
@@ -95,24 +104,24 @@ class LinearModule(LightningModule):
         self._measure(batch, list(self.trainer.val_dataloaders or ())[dataloader_idx])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the parts' losses; then let ReduceLROnPlateau see them, before a checkpoint is written.
+        """Log the parts' metrics; then let ReduceLROnPlateau see them, before a checkpoint is written.
 
         Lightning would step it after the checkpoint, and a run resumed from there would miss that step.
         """
-        losses = self._log_losses()
+        metrics = self._log_metrics()
         self.log("step", float(self.global_step), sync_dist=True)  # the loggers' x axis: Lightning's lags by one step
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             for config in self.trainer.lr_scheduler_configs:
                 if isinstance(config.scheduler, ReduceLROnPlateau):
-                    config.scheduler.step(losses[self.metric])
+                    config.scheduler.step(metrics[self.metric])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure a batch of a part."""
         self._measure(batch, list(self.trainer.test_dataloaders or ())[dataloader_idx])
 
     def on_test_epoch_end(self) -> None:
-        """Log the parts' losses."""
-        self._log_losses()
+        """Log the parts' metrics."""
+        self._log_metrics()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and the scheduler if there is one.
@@ -136,27 +145,35 @@ class LinearModule(LightningModule):
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
-        y_hat = self(x)
-        if y.shape != y_hat.shape:
-            raise ValueError(f"y must have the shape of y_hat {tuple(y_hat.shape)}, got {tuple(y.shape)}")
+        return self._loss_of(self(x), y)
+
+    def _loss_of(self, y_hat: Tensor, y: Tensor) -> Tensor:
+        classes = isinstance(self.loss, nn.CrossEntropyLoss)
+        wanted = y_hat.shape[:1] if classes else y_hat.shape
+        if y.shape != wanted or y.is_floating_point() == classes:
+            kind = "int64 class indices, one a row" if classes else "numbers in the shape"
+            raise ValueError(f"y must hold {kind} of y_hat {tuple(y_hat.shape)}, got {tuple(y.shape)} {y.dtype}")
         loss: Tensor = self.loss(y_hat, y)
         return loss
 
     def _measure(self, batch: tuple[Tensor, Tensor], part: str) -> None:
-        """Add up the losses of a part in Python's float64, so that cutting it into batches costs no digits."""
-        name = f"{part}/loss"
-        total, rows = self._sums.get(name, (0.0, 0))
-        batch_rows = len(batch[0])
-        self._sums[name] = (total + self._loss(batch).item() * batch_rows, rows + batch_rows)
+        """Add up the metrics of a part in Python's float64, so that cutting it into batches costs no digits."""
+        x, y = batch
+        y_hat = self(x)
+        self._sums[f"{part}/loss"] += self._loss_of(y_hat, y).item() * len(x)
+        if not y.is_floating_point():
+            self._sums[f"{part}/accuracy"] += (y_hat.argmax(1) == y).sum().item()
+        self._rows[part] += len(x)
 
-    def _log_losses(self) -> dict[str, float]:
-        losses = {name: total / rows for name, (total, rows) in self._sums.items()}
+    def _log_metrics(self) -> dict[str, float]:
+        metrics = {name: total / self._rows[name.partition("/")[0]] for name, total in self._sums.items()}
         self._sums.clear()
-        for name, loss in losses.items():
+        self._rows.clear()
+        for name, metric in metrics.items():
             # as a tensor of the module's own dtype: log() would round a Python number to float32
-            value = torch.tensor(loss, dtype=next(self.parameters()).dtype, device=self.device)
+            value = torch.tensor(metric, dtype=next(self.parameters()).dtype, device=self.device)
             self.log(name, value, sync_dist=True)
-        return losses
+        return metrics
 
 
 def build(spec: Spec, kind: type[T], *args: Any) -> T:

@@ -14,6 +14,7 @@ SYMBOLS = {"weight": "W", "bias": "b"}
 LOSS_FORMULAS = {
     "MSELoss": ["mean of (y_hat - y)^2"],
     "L1Loss": ["mean of |y_hat - y|"],
+    "CrossEntropyLoss": ["mean of -log p[y], p = softmax(y_hat)"],
     "HuberLoss": ["mean of e^2 / 2 where |e| < delta, else delta (|e| - delta / 2), e = y_hat - y"],
 }
 
@@ -72,6 +73,8 @@ class FirstSteps(Callback):
         if not self.gradients:  # gradients add up over batches, and the weights stay
             return
         loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided by it
+        if len(self.y_hats) > 1:  # and of a step with several evaluations it tells the last
+            loss = pl_module.loss(self.y_hats[0], batch[1])  # type: ignore[operator]
         if trainer.world_size > 1:
             loss = trainer.strategy.reduce(loss, reduce_op="mean")  # each process has its share of the batch's loss
         if self.recorded is None and trainer.global_step == 1:
@@ -86,7 +89,10 @@ class FirstSteps(Callback):
         if trainer.accumulate_grad_batches > 1:
             share += f", the last batch of {trainer.accumulate_grad_batches} whose gradients are averaged"
         again = f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
-        columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}
+        if y.is_floating_point():
+            columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}
+        else:
+            columns = {"x": x, "y_hat": y_hat, "p": y_hat.softmax(1), "y": y}
         rows = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for column in rows.columns:
             column.overflow = "fold"
@@ -116,7 +122,7 @@ class FirstSteps(Callback):
         for count, (name, contents) in enumerate(steps.items(), start=1):
             for position, content in enumerate(contents):
                 table.add_row("" if position else f"{count} {name}", content)
-        self.console.print(f"[bold]Step {trainer.global_step}[/]")
+        self.console.print(f"Step {trainer.global_step}", style="bold")
         self.console.print(table)
         self.console.print()
 
