@@ -1,0 +1,20 @@
+"""Write a run as a file that predicts by itself: ``python -m linear_lab.export run=outputs/runs/<id>``."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from linear_lab.cli import entry, required
+
+
+@entry("export")
+def main(cfg: DictConfig) -> Any:
+    """Export the checkpoint; returns the file."""
+    required(cfg, "run")
+    from linear_lab.exporting import export
+
+    return export(cfg.run, cfg.checkpoint, cfg.output, cfg.format)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Predictions in the units of the file, and the files that predict by themselves."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+from runs import record, train
+from test_table import table
+
+from linear_lab import UserError
+from linear_lab.data.reading import Table
+from linear_lab.exporting import export
+from linear_lab.prediction import ROWS, as_rows, load, predict
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """A run on a table with three columns of x, and the table."""
+    folder = tmp_path_factory.mktemp("trees")
+    frame, overrides = table(folder)
+    train(folder / "run", *overrides, "data.x=[a,same,d]", "trainer.precision=64-true", "trainer.max_epochs=100")
+    return folder / "run", frame
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """A run of softmax regression."""
+    folder = tmp_path_factory.mktemp("kinds")
+    train(folder, "data=toy_classes", "loss=cross_entropy", "trainer.max_epochs=100", "optimizer.lr=1")
+    return folder
+
+
+def by_hand(run, frame):
+    """y_hat from the parameters that the record tells."""
+    parameters = record(run)["best"]["parameters"]
+    weight = parameters["weight"][0]
+    return sum((w * frame[name] for w, name in zip(weight, ("a", "same", "d"), strict=True)), parameters["bias"][0])
+
+
+def test_rows_are_predicted_in_the_units_of_the_file(trees, capsys):
+    run, _ = trees
+    predict(str(run), x=[[50.0, 7, 0.001], [40, 7, 0]])
+    header, *rows = [line.split() for line in capsys.readouterr().out.strip().splitlines()]
+    assert header == ["a", "same", "d", "c_hat"]
+    expected = by_hand(run, pl.DataFrame({"a": [50.0, 40], "same": [7, 7], "d": [0.001, 0]}))
+    assert [float(row[-1]) for row in rows] == pytest.approx(expected.to_list(), rel=1e-5)
+
+
+def test_the_toy_line(finished, capsys):
+    predict(str(finished), x=[5, 6])
+    assert capsys.readouterr().out.split() == ["x", "y_hat", "5", "10", "6", "12"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_file_is_predicted_row_for_row(suffix, trees, tmp_path, capsys):
+    run, frame = trees
+    path = tmp_path / f"new.{suffix}"
+    shuffled = frame.select("name", "d", "c", "same", "a").with_columns(pl.lit("007").alias("id"))
+    shuffled.write_csv(path) if suffix == "csv" else shuffled.write_parquet(path)
+    written = predict(str(run), input=str(path))
+    assert written == run / "predictions.csv"
+    assert "60 rows predicted" in capsys.readouterr().out
+    found = pl.read_csv(written, schema_overrides={"id": pl.String})
+    assert found.columns == [*shuffled.columns, "c_hat"]
+    assert found.drop("c_hat").equals(shuffled)
+    assert found["c_hat"].to_list() == pytest.approx(by_hand(run, frame).to_list(), rel=1e-12)
+
+
+def test_a_csv_keeps_its_text(trees, tmp_path):
+    (tmp_path / "new.csv").write_text('d;same;a;note\n0.0010;7;50.00;"x; ""y"""\n1e-3;7;5e1;\n\n', encoding="utf-8")
+    predict(str(trees[0]), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"))
+    found = pl.read_csv(tmp_path / "out.csv", infer_schema=False)
+    assert found["a"].to_list() == ["50.00", "5e1"]
+    assert found["note"].to_list() == ['x; "y"', None]
+    assert found["c_hat"][0] == found["c_hat"][1]
+
+
+def test_labels_are_predicted_by_name(kinds, tmp_path):
+    lines = ["x2,x1,true", "0,1,A", "0.9,-0.5,B", "-0.9,-0.5,C"]
+    (tmp_path / "new.csv").write_text("\n".join(lines))
+    found = pl.read_csv(predict(str(kinds), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv")))
+    assert found["y_hat"].to_list() == ["A", "B", "C"]
+    assert found["y_probability"].min() > 0.8
+    assert found["y_probability"].max() < 1
+
+
+def test_long_files_come_in_pieces(trees, tmp_path):
+    run, _ = trees
+    rows = 2 * ROWS + 7
+    path = tmp_path / "long.csv"
+    pl.DataFrame({"k": range(rows)}).select("k", a="k", same=7, d=0.0).write_csv(path)
+    sizes = [len(batch) for batch in Table(path, "input").batches(ROWS)]
+    assert max(sizes) <= ROWS
+    assert sum(sizes) == rows
+    found = pl.read_csv(predict(str(run), input=str(path), output=str(tmp_path / "out.csv")))
+    assert found["k"].to_list() == list(range(rows))
+    assert found["c_hat"].is_sorted()
+
+
+def test_rows_without_all_values_stay_empty_if_asked(trees, tmp_path):
+    (tmp_path / "new.csv").write_text("a,same,d\n1,7,0\n,7,0\nnan,7,0\n2,7,0\n")
+    with pytest.raises(UserError, match=r"column a has no value in row 2 .*; missing=empty leaves"):
+        predict(str(trees[0]), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"))
+    assert not list(tmp_path.glob("out*"))
+    predict(str(trees[0]), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"), missing="empty")
+    assert [value is None for value in pl.read_csv(tmp_path / "out.csv")["c_hat"]] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("a,same,d\n", {}, "a header, but no rows"),
+        ("", {}, "the file is empty"),
+        ("a,d\n1,2\n", {}, "input: there is no column 'same'; new.csv has the columns a, d"),
+        ("a,same,d\n1,7,0\nx,7,0\n", {}, "column a holds text: 'x' in row 2"),
+        ("a,same,d,c_hat\n1,7,0,1\n", {}, "there is a column c_hat already"),
+        ("a,same,d\n1,7,0\n", {"output": "no/such/folder.csv"}, "there is no folder no/such"),
+        ("a,same,d\n1,7,0\n", {"output": "."}, "a folder; name a file in it"),
+        ("a,same,d\n1,7,0\n", {"output": "out.parquet"}, "what is written is .csv; name such a file"),
+        ("a,same,d\n1,7,0\n1.7e308,7,0\n", {}, r"predicted column c_hat has infinity in row 2"),
+        ("a,same,d\n1,7,0\n", {"output": "/dev/full"}, "not a plain file"),
+        ("a,same,d\n1,7,0\n", {"missing": "drop"}, "missing=drop: choose missing=error or missing=empty"),
+        ("a,same,d\n1,7,0\n", {"which": "worst"}, "checkpoint=worst"),
+    ],
+)
+def test_a_bad_input_is_named(content, arguments, message, trees, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        predict(str(trees[0]), input="new.csv", **{"output": "out.csv", **arguments})
+    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+
+
+def test_the_input_is_never_overwritten(trees, tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text("a,same,d\n1,7,0\n")
+    with pytest.raises(UserError, match="the data themselves, which would be lost"):
+        predict(str(trees[0]), input=str(path), output=str(path))
+    assert path.read_text() == "a,same,d\n1,7,0\n"
+
+
+def test_what_a_run_left_is_never_overwritten(trees, tmp_path):
+    run, frame = trees
+    path = tmp_path / "new.csv"
+    frame.write_csv(path)
+    for name, message in (("result.json", "a file that the run left"), ("../my.csv", "the data themselves")):
+        before = (run / name).read_bytes()
+        with pytest.raises(UserError, match=message):
+            predict(str(run), input=str(path), output=str(run / name))
+        assert (run / name).read_bytes() == before
+    with pytest.raises(UserError, match="a file that the run left"):
+        export(str(run), output=str(run / "checkpoints" / "best.ckpt"))
+    with pytest.raises(UserError, match=r"what is written is \.pt2"):
+        export(str(run), output=str(tmp_path / "model.onnx"))
+    with pytest.raises(UserError, match="is shown, not written"):
+        predict(str(run), x=[1, 2, 3], output=str(tmp_path / "out.csv"))
+
+
+def test_a_feature_may_be_called_as_a_prediction(tmp_path, capsys):
+    (tmp_path / "my.csv").write_text("c_hat,c\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
+    train(tmp_path / "run", "data=table", f"data.path={tmp_path / 'my.csv'}", "data.y=c", "optimizer.lr=0.5")
+    capsys.readouterr()
+    predict(str(tmp_path / "run"), x=[5])
+    assert capsys.readouterr().out.split() == ["c_hat", "c_hat", "5", "10"]
+
+
+@pytest.mark.parametrize(
+    "x", [[1], [1, 2, 3, 4], [[1, 2]], [], ["a", 1, 2], [1, None, 2], [1, float("nan"), 2], "a", [[[1]]]]
+)
+def test_bad_rows_are_named(x):
+    with pytest.raises(UserError, match=r"x wants 3 numbers a row \(a, b, c\), as in x=\[0,0,0\]"):
+        as_rows(x, ["a", "b", "c"])
+
+
+def test_either_x_or_input(finished):
+    for arguments in ({}, {"x": [1], "input": "new.csv"}):
+        with pytest.raises(UserError, match=r"either x=\[...\] or input=<file>"):
+            predict(str(finished), **arguments)
+
+
+def test_a_diverged_run_says_so(tmp_path, caplog):
+    with pytest.raises(UserError, match="diverged"):
+        train(tmp_path, "optimizer.lr=0.5")
+    predict(str(tmp_path), x=[1])
+    assert "This run diverged at step 8" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_the_exported_file_predicts_without_the_package(kind, trees, kinds, tmp_path):
+    runs = [str(trees[0]), str(kinds)]
+    paths = [export(run, output=str(tmp_path / f"{k}.{kind}"), kind=kind) for k, run in enumerate(runs)]
+    inputs = [[[50.0, 7.0, 0.001]], [[0.9, -0.5], [1.0, 0.0]]]
+    script = f"""
+import sys, json
+sys.modules["linear_lab"] = None
+found = []
+for path, x in zip({[str(path) for path in paths]}, {inputs}):
+    if {kind == "pt2"}:
+        import torch
+        extra = dict.fromkeys(["x", "y", "labels"], "")
+        program = torch.export.load(path, extra_files=extra).module()
+        y_hat = program(torch.tensor(x, dtype=torch.float64)).tolist()
+    else:
+        import numpy, onnx, onnxruntime
+        extra = {{prop.key: prop.value for prop in onnx.load(path).metadata_props}}
+        y_hat = onnxruntime.InferenceSession(path).run(None, {{"x": numpy.array(x)}})[0].tolist()
+    found.append([y_hat, json.loads(extra["labels"]), json.loads(extra["x"])])
+print(json.dumps(found))
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    (numbers, no_labels, columns), (probabilities, labels, _) = json.loads(result.stdout.splitlines()[-1])
+    assert (no_labels, columns, labels) == (None, ["a", "same", "d"], ["A", "B", "C"])
+    for run, x, found in ((runs[0], inputs[0], numbers), (runs[1], inputs[1], probabilities)):
+        expected = load(run)[2](torch.tensor(x, dtype=torch.float64)).detach()
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_bad_exports_are_named(finished, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="format=pickle: choose format=pt2 or format=onnx"):
+        export(str(finished), kind="pickle")
+    with pytest.raises(UserError, match="there is no folder"):
+        export(str(finished), output=str(tmp_path / "no" / "model.pt2"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(
+        UserError, match=r"format=onnx: onnxruntime is missing; install it with pip install -e '.\[onnx\]'"
+    ):
+        export(str(finished), output=str(tmp_path / "model.onnx"), kind="onnx")
+    assert not list(tmp_path.iterdir())
