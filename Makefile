@@ -12,7 +12,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train steps evaluate dashboard test check style types format bench lock clean
+.PHONY: help train steps evaluate predict export dashboard test check style types format bench digits lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ steps: $(INSTALLED)  ## show the seven steps of backpropagation on the tutorial'
 
 evaluate: $(INSTALLED)  ## measure a run again (ARGS="run=outputs/runs/<id>")
 	@$(BIN)/python -m linear_lab.evaluate $(ARGS)
+
+predict: $(INSTALLED)  ## predict with a run (ARGS="run=outputs/runs/<id> x=[5,6]")
+	@$(BIN)/python -m linear_lab.predict $(ARGS)
+
+export: $(INSTALLED)  ## write a run as a file that predicts by itself (ARGS="run=outputs/runs/<id>")
+	@$(BIN)/python -m linear_lab.export $(ARGS)
 
 dashboard: $(INSTALLED)  ## open TensorBoard on all runs (LOGDIR=outputs/runs/<id> for one)
 	@$(BIN)/tensorboard --logdir $(LOGDIR) --host 127.0.0.1 $(ARGS)
@@ -44,8 +50,11 @@ types: $(INSTALLED)
 format: $(INSTALLED)  ## format the code, and mend what the linter can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## steps a second against a plain PyTorch loop
-	@$(BIN)/python benchmarks/step.py
+bench: $(INSTALLED)  ## steps a second against a plain PyTorch loop; a million rows against polars and NumPy
+	@$(BIN)/python benchmarks/step.py && $(BIN)/python benchmarks/table.py
+
+digits: $(INSTALLED)  ## digits of certified coefficients that the optimum and training reach
+	@$(BIN)/python benchmarks/certified.py
 
 lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	@rm -rf .venv && $(PYTHON) -m venv .venv

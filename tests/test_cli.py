@@ -10,6 +10,8 @@ import pytest
 from runs import record
 
 from linear_lab import evaluate as evaluate_entry
+from linear_lab import export as export_entry
+from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
@@ -46,7 +48,7 @@ def typed(monkeypatch, capsys):
     [
         (
             ["--help"],
-            ["optimizer: adam, adamw, lbfgs, rmsprop, sgd", "Five commands to try", "scheduler: cosine, none"],
+            ["optimizer: adam, adamw, lbfgs, rmsprop, sgd", "Six commands to try", "scheduler: cosine, none"],
         ),
         (["--cfg", "job"], ["lr: 0.1", "output_root: outputs"]),
         (["optimizer.lrr=1"], ["optimizer.lrr", "Did you mean optimizer.lr?"]),
@@ -146,6 +148,45 @@ def test_evaluate_wants_a_run(typed, tmp_path):
     code, _, err = typed(evaluate_entry, f"run={tmp_path}")
     assert code == 1
     assert "no result.json in it" in err
+
+
+def test_a_table_from_training_to_predictions(typed, tmp_path):
+    data = tmp_path / "my, data=1.csv"
+    data.write_text("living area,[red],c\n" + "".join(f"{k},{k % 5},{2 * k - k % 5 + 7}\n" for k in range(50)))
+    code, out, err = typed(
+        train_entry, f"output_root={tmp_path}", "data=table", f"data.path={data}", "data.y=[c]", "optimizer.lr=0.3"
+    )
+    assert (code, err) == (0, "")
+    assert "optimum c = 2 living area - 1 [red] + 7" in " ".join(out.split())
+    (folder,) = (tmp_path / "runs").iterdir()
+    code, out, _ = typed(predict_entry, f"run={folder}", "x=[10,3]")
+    assert (code, out.split()[-1]) == (0, "24")
+    code, out, _ = typed(predict_entry, f"run={folder}", f"input={data}", f"output={tmp_path / 'a=b, c.csv'}")
+    assert code == 0
+    assert (tmp_path / "a=b, c.csv").read_text().splitlines()[0] == "living area,[red],c,c_hat"
+    code, out, _ = typed(export_entry, f"run={folder}", f"output={tmp_path / 'm.pt2'}")
+    assert code == 0
+    assert "checked, differs from predict by" in out
+    for entry, arguments, words in (
+        (predict_entry, (), "run=<folder> is missing"),
+        (export_entry, (), "run=<folder> is missing"),
+        (predict_entry, (f"run={folder}",), "either x=[...] or input=<file>"),
+        (predict_entry, (f"run={folder}", "x=[1]"), "x wants 2 numbers a row (living area, [red])"),
+        (predict_entry, (f"run={folder}", f"input={tmp_path / 'no.csv'}"), "not there; check the path"),
+        (export_entry, (f"run={folder}", "format=h5"), "choose format=pt2"),
+    ):
+        code, _, err = typed(entry, *arguments)
+        assert code == 1
+        assert words in err
+        assert err.startswith("error: ")
+        assert len(err.splitlines()) == 1
+
+
+def test_a_diverged_run_ends_with_one_message_and_exit_code_1(typed, tmp_path):
+    code, _, err = typed(train_entry, f"output_root={tmp_path}", "optimizer.lr=0.5")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: diverged at step 8 (train/loss 3.3e+13): lr 0.5 is above 0.1198")
+    assert "Traceback" not in err
 
 
 def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(typed, tmp_path):

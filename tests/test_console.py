@@ -13,7 +13,7 @@ from linear_lab import console
 def shown(tmp_path, monkeypatch, *overrides, **options):
     """The text that a run prints on a console of the given kind."""
     file = io.StringIO()
-    monkeypatch.setattr(console, "terminal", lambda: Console(file=file, highlight=False, **options))
+    monkeypatch.setattr(console, "terminal", lambda: Console(file=file, highlight=False, markup=False, **options))
     train(tmp_path, *overrides)
     return file.getvalue()
 
@@ -23,11 +23,13 @@ def test_three_parts_and_nothing_else(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     plan, progress, lines, losses, commands = re.split(r"\n\s*\n", captured.out.strip())
-    assert [row.split()[0] for row in plan.splitlines()] == ["data", "model", "loss", "optimizer", "trainer", "folder"]
+    assert [row.split()[0] for row in plan.splitlines()] == [
+        "data", "model", "loss", "optimizer", "stable", "trainer", "folder"
+    ]  # fmt: skip
     assert re.fullmatch(r"training  step 500  loss \S+", progress)
     assert lines.startswith("start ")
     assert {"train/loss", "val/loss", "test/loss"} <= set(losses.split())
-    assert [row.split()[0] for row in commands.splitlines()] == ["look", "evaluate", "go"]
+    assert [row.split()[0] for row in commands.splitlines()] == ["look", "evaluate", "predict", "go"]
     assert f"python -m linear_lab.evaluate run={tmp_path}\n" in commands
 
 
@@ -46,7 +48,7 @@ def test_a_terminal_has_one_bar(tmp_path, monkeypatch):
 def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, monkeypatch):
     text = shown(tmp_path, monkeypatch, width=30)
     commands = [row for row in text.splitlines() if "python -m" in row or "make dashboard" in row]
-    assert len(commands) == 3
+    assert len(commands) == 4
     rest = [row for row in text.splitlines() if row not in commands]
     assert all(len(row) <= 30 for row in rest)
     assert "…" not in text

@@ -19,15 +19,17 @@ class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, written in the run folder after each validation.
 
     Args:
-        kind: ``best`` keeps the weights with the lowest ``monitor``, ``last`` those of the last validation.
+        kind: ``best`` keeps the weights with the best ``monitor``, ``last`` those of the last validation.
         monitor: the metric that decides what is best.
+        mode: ``min`` or ``max``: whether a lower or a higher metric is better.
     """
 
-    def __init__(self, kind: str, monitor: str | None = None) -> None:
+    def __init__(self, kind: str, monitor: str | None = None, mode: str = "min") -> None:
         self.file = Path(run.CHECKPOINTS[kind])
         super().__init__(
             filename=self.file.stem,
             monitor=monitor,
+            mode=mode,
             every_n_epochs=1,
             save_on_train_epoch_end=False,  # after validation, whatever check_val_every_n_epoch says
             enable_version_counter=False,

@@ -43,6 +43,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise UserError(f"{key} must be a whole number from {low} to {high}, got {value}; try {key}={example}")
+    if not isinstance(cfg.get("optimum", True), bool):
+        raise UserError(f"optimum must be true or false, got {cfg.optimum}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(KEPT_ON_RESUME)]
     if fixed:
         raise UserError(

@@ -21,7 +21,11 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from linear_lab import UserError, run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-FOLDERS = ("run", "resume", "output_root")  # overrides that name a folder: any character may stand in it
+TEXTS = (  # overrides whose value is one text, in which any character may stand
+    "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
+    "separator", "decimal", "encoding",
+)  # fmt: skip
+COLUMNS = ("data.x", "data.y", "data.split")  # and those that name a column, or a list of them
 Task = Callable[[DictConfig], Any]
 
 
@@ -74,6 +78,16 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
         return main
 
     return decorate
+
+
+def required(cfg: DictConfig, key: str) -> None:
+    """Refuse a command without a key that it cannot do without.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>")
 
 
 def failure(error: UserError) -> SystemExit:
@@ -136,17 +150,30 @@ def resuming(folder: Path) -> list[str]:
     return arguments
 
 
-def quoted(argument: str, folders: tuple[str, ...] = FOLDERS) -> str:
-    """Quote a folder for Hydra's grammar, which would stumble over ``=``, a comma or a space in it.
+def quoted(argument: str, texts: tuple[str, ...] = TEXTS) -> str:
+    """Quote a path or the name of a column for Hydra's grammar, which stumbles over ``=``, a space or an accent in it.
 
     >>> quoted("run=outputs/a=b, c")
     "run='outputs/a=b, c'"
+    >>> quoted("data.x=[living area,größe]")
+    "data.x=['living area','größe']"
     """
     key, equals, value = argument.partition("=")
-    if key not in folders or not equals or value in ("", "null") or value[0] in "'\"":
+    if not equals or value in ("", "null", "[]"):
         return argument
-    escaped = re.sub(r"(\\*)('|$)", r"\1\1\2", value).replace("'", "\\'")  # a backslash counts before a quote alone
-    return f"{key}='{escaped}'"
+    if key in COLUMNS:
+        several = value.startswith("[") and value.endswith("]")
+        items = value[1:-1].split(",") if several else [value]
+        if any(character in item for item in items for character in "[]{}'\"") or ("," in value and not several):
+            return argument  # written as Hydra wants it, or a sweep
+        items = [in_quotes(item.strip()) for item in items]
+        return f"{key}=[{','.join(items)}]" if several else f"{key}={items[0]}"
+    return f"{key}={in_quotes(value)}" if key in texts and value[0] not in "'\"" else argument
+
+
+def in_quotes(value: str) -> str:
+    """Quote a value; a backslash counts before a quote alone."""
+    return "'" + re.sub(r"(\\*)('|$)", r"\1\1\2", value).replace("'", "\\'") + "'"
 
 
 def nearest(message: str, name: str) -> str | None:

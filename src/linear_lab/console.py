@@ -5,15 +5,20 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
+
+from linear_lab.data import LinearData, Schema
+from linear_lab.optimum import Reference
 
 SHOWN = 8  # numbers of a row or column that the terminal shows
 NARROW = 60  # columns below which what stands side by side elsewhere stands one below the other
@@ -22,7 +27,7 @@ PIPE_INTERVAL = 30.0  # seconds between two lines of progress where no bar can m
 
 def terminal() -> Console:
     """Make the console: plain in a pipe and under NO_COLOR."""
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)  # a column may be called [red]
 
 
 def number(value: float | None) -> str:
@@ -38,21 +43,24 @@ def numbers(values: Tensor) -> str:
     return "[" + ", ".join(cut) + (", ..." if len(values) > SHOWN else "") + "]"
 
 
-def line(parameters: dict[str, Any]) -> str:
-    """Write weight and bias as a formula.
+def line(parameters: dict[str, Any], columns: dict[str, list[str]] | None = None) -> str:
+    """Write weight and bias as a formula, with the names of the columns; without them ``x1`` and so on.
 
     >>> line({"weight": [[2.0, -1.0]], "bias": [0.5]})
     'y = 2 x1 - 1 x2 + 0.5'
-    >>> line({"weight": [[2.0]], "bias": None})
-    'y = 2 x'
+    >>> line({"weight": [[2.0]], "bias": None}, {"x": ["a"], "y": ["c"]})
+    'c = 2 a'
     """
     if "weight" not in parameters:
         return f"{len(parameters)} tensors"
     weight, bias = parameters["weight"], parameters["bias"] or [None] * len(parameters["weight"])
+    plain = Schema.plain(len(weight[0]), len(weight))
+    columns = columns or {"x": plain.x, "y": plain.y}
+    labels = columns.get("labels")
+    left_sides = [f"logit of {label}" for label in labels] if labels else columns["y"]
     formulas = []
-    for row, (coefficients, constant) in enumerate(zip(weight[:SHOWN], bias[:SHOWN], strict=True), start=1):
-        names = ["x"] if len(coefficients) == 1 else [f"x{k}" for k in range(1, len(coefficients) + 1)]
-        terms = [(value, f" {name}") for value, name in zip(coefficients, names, strict=True)]
+    for left, coefficients, constant in zip(left_sides, weight[:SHOWN], bias[:SHOWN], strict=False):
+        terms = [(value, f" {name}") for value, name in zip(coefficients, columns["x"], strict=True)]
         signed = [f" {'-' if value < 0 else '+'} {number(abs(value))}{name}" for value, name in terms]
         if len(signed) > SHOWN:
             signed[SHOWN:] = [" + ..."]
@@ -60,8 +68,30 @@ def line(parameters: dict[str, Any]) -> str:
             signed.append(f" {'-' if constant < 0 else '+'} {number(abs(constant))}")
         right = "".join(signed)
         right = "-" + right[3:] if coefficients[0] < 0 else right[3:]
-        formulas.append(f"y{row if len(weight) > 1 else ''} = {right}")
+        formulas.append(f"{left} = {right}")
     return "\n".join(formulas + (["..."] if len(weight) > SHOWN else []))
+
+
+def loss_unit(loss: dict[str, Any], schema: Schema) -> str | None:
+    """Say what a loss of 1 means: ``c^2``, ``(1.25 c)^2`` where c is standardized, nats; None for a loss of one's own.
+
+    >>> loss_unit({"_target_": "torch.nn.MSELoss"}, Schema.plain(1, 1))
+    'y^2'
+    """
+    kind = str(loss["_target_"]).rpartition(".")[2]
+    power = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}.get(kind)
+    if kind == "CrossEntropyLoss":
+        return "nats"
+    if power is None:
+        return None
+    if any(scale != 1 for scale in schema.y_scale):
+        units = [f"{number(scale)} {name}" for name, scale in zip(schema.y, schema.y_scale, strict=True)]
+    else:
+        units = schema.y
+    shown = [f"({unit}){power}" if power and " " in unit else f"{unit}{power}" for unit in units[:SHOWN]] + (
+        ["..."] if len(units) > SHOWN else []
+    )
+    return shown[0] if len(units) == 1 else f"the mean of {', '.join(shown)}"
 
 
 def pairs(rows: dict[str, str]) -> Table:
@@ -77,34 +107,46 @@ def pairs(rows: dict[str, str]) -> Table:
 def show_plan(
     console: Console,
     plain: dict[str, Any],
-    data: LightningDataModule,
+    data: LinearData,
     model: LightningModule,
     trainer: Trainer,
+    known: Reference,
     folder: Path,
     step: int,
 ) -> None:
     """First part: what runs."""
-    parts = {name: len(x) for name, (x, _) in getattr(data, "parts", {}).items()}
-    rows = ", ".join(f"{count} {name}" for name, count in parts.items())
-    batch = plain["data"].get("batch_size")
+    schema, batch = data.schema, plain["data"].get("batch_size")
+    counts = ", ".join(f"{len(x)} {name}" for name, (x, _) in data.parts.items())
     limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
     limit += "" if limit.startswith("1 ") else "s"
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-    precision = trainer.precision
-    console.print(
-        pairs(
-            {
-                "data": f"{type(data).__name__}: {rows} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
-                "model": f"{formula(model)}, {precision}",
-                "loss": describe(plain["loss"]),
-                "optimizer": describe(plain["optimizer"]),
-                **({"scheduler": describe(plain["scheduler"])} if plain["scheduler"] else {}),
-                "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
-                "folder": str(short(folder)),
-            }
+    rows = {
+        "data": f"{type(data).__name__}: {counts} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
+        "": "\n".join(data.notes),
+        "columns": f"{names(schema.x)} -> {names(schema.y)}{', standardized' if schema.standardized else ''}",
+        "classes": names(schema.labels or []),
+        "model": f"{formula(model)}, {trainer.precision}",
+        "loss": describe(plain["loss"]),
+        "optimizer": describe(plain["optimizer"]),
+        "scheduler": describe(plain["scheduler"]) if plain["scheduler"] else "",
+        "stable lr": f"below {known.stable_lr:.4g}" if known.stable_lr else "",
+        "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
+        "folder": str(short(folder)),
+    }
+    if schema == Schema.plain(len(schema.x), len(schema.y), schema.labels):
+        del rows["columns"]
+    console.print(pairs({name: value for name, value in rows.items() if value}))
+    if known.optimum and known.optimum.rank < known.optimum.parameters:
+        console.print(
+            f"The columns depend on each other (rank {known.optimum.rank} of {known.optimum.parameters}): many "
+            "parameters reach the least loss; the optimum shown is the one of minimum norm."
         )
-    )
     console.print()
+
+
+def names(columns: list[str]) -> str:
+    """List names, cut after `SHOWN`."""
+    return ", ".join(columns[:SHOWN]) + (f", ... ({len(columns)})" if len(columns) > SHOWN else "")
 
 
 def short(folder: Path) -> Path:
@@ -119,22 +161,34 @@ def python() -> str:
 
 
 def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dashboard: bool) -> None:
-    """Third part: what was learned, against the start, and the commands to go on with."""
-    start, steps, best = record["initial"], f"step {record['steps']}", record["best"]
+    """Third part: what was learned, against the start and the optimum, and the commands to go on with."""
+    optimum, best, columns = record["optimum"], record["best"], record["columns"]
     if best and (best["metrics"] == record["metrics"] or best["step"] == record["steps"]):
         best = None
-    lines = {"start": line(start), steps: line(record["parameters"])}
-    columns = {"start": start, steps: record["metrics"]}
+    start = record["initial"]
+    shown = {"start": start, f"step {record['steps']}": record["metrics"] | record["parameters"]}
+    shown[f"step {record['steps']}"]["excess_loss"] = record["excess_loss"]
     if best:
-        lines[f"step {best['step']}, best"] = line(best["parameters"])
-        columns[f"step {best['step']}, best"] = best["metrics"]
-    console.print(pairs(lines))
-    console.print()
-    show_numbers(console, columns, list(record["metrics"]))
+        shown[f"step {best['step']}, best"] = (
+            best["metrics"] | best["parameters"] | {"excess_loss": best["excess_loss"]}
+        )
+    if optimum:
+        shown["optimum"] = optimum
+    if "weight" in start:
+        console.print(pairs({name: line(values, columns) for name, values in shown.items()}))
+        console.print()
+    show_numbers(console, shown, [*record["metrics"], *(["excess_loss"] if optimum else [])])
+    if record["loss_unit"]:
+        console.print(f"unit of the losses: {record['loss_unit']}", style="dim")
+    if optimum and record["weight_decay"]:
+        console.print("optimum and excess loss are those of the loss and the penalty of weight decay", style="dim")
     console.print()
     commands = {"look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}"} if dashboard else {}
     if record["best"]:
-        commands["evaluate"] = f"{python()} -m linear_lab.evaluate {shlex.quote(f'run={short(folder)}')}"
+        run = shlex.quote(f"run={short(folder)}")
+        commands["evaluate"] = f"{python()} -m linear_lab.evaluate {run}"
+        example = f"x=[{','.join('0' for _ in columns['x'])}]" if len(columns["x"]) <= SHOWN else "input=<file>"
+        commands["predict"] = f"{python()} -m linear_lab.predict {run} {shlex.quote(example)}"
     commands["go on"] = f"{resuming(folder)} trainer.max_epochs=<more>"
     show_commands(console, commands)
 
@@ -150,19 +204,42 @@ def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: lis
         for heading, column in columns.items():
             show_numbers(console, {heading: column}, rows)
         return
+    values = [[name.replace("_", " "), *(column.get(name) for column in columns.values())] for name in rows]
+    show_table(console, ["", *columns], values)
+
+
+def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table of text and numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("", *columns):
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
-    for name in rows:
-        table.add_row(name, *(number(column.get(name)) for column in columns.values()))
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else number(value) for value in row))
     console.print(table)
+
+
+def show_export(console: Console, target: Path, kind: str, meaning: dict[str, Any], difference: float) -> None:
+    """Say what was written, and how to use it."""
+    console.print(
+        f"{short(target)}: checked, differs from predict by {difference:.1g} of the largest value", soft_wrap=True
+    )
+    returns = f"probabilities of {names(meaning['labels'])}" if meaning["labels"] else names(meaning["y"])
+    console.print(
+        f"x (rows, {len(meaning['x'])}), float64: {names(meaning['x'])} -> (rows, ...): {returns}", soft_wrap=True
+    )
+    file = repr(str(short(target)))
+    uses = {
+        "pt2": f"torch.export.load({file}).module()(x)",
+        "onnx": f'onnxruntime.InferenceSession({file}).run(None, {{"x": x}})[0]',
+    }
+    show_commands(console, {"use": uses[kind]})
 
 
 def show_commands(console: Console, commands: dict[str, str]) -> None:
     """Print commands to copy: never wrapped by us, so that they paste as they are."""
     width = max(map(len, commands))
     for name, command in commands.items():
-        console.print(f"[dim]{name:<{width}}[/]  {command}", soft_wrap=True)
+        console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {command}"), soft_wrap=True)
 
 
 def show_losses(console: Console, checkpoint: str, metrics: dict[str, float], recorded: dict[str, float]) -> None:

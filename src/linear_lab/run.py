@@ -24,6 +24,7 @@ RESULT = "result.json"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 CHECKPOINTS = {"best": BEST, "last": LAST}
+PREDICTIONS = "predictions.csv"
 ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model leaves less
 
 
@@ -173,18 +174,27 @@ def replace(path: Path, content: bytes) -> None:
     Raises:
         UserError: if the disk is full, or does not let itself be written.
     """
+    with writing(path, "make room, or choose another folder with output_root=<folder>") as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def writing(path: Path, remedy: str = "make room, or choose another file with output=<file>") -> Iterator[Path]:
+    """Give a file beside ``path`` to write to, which takes its place, on disk, once the block has ended well.
+
+    Raises:
+        UserError: as `replace`.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+    finally:
         part.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; make room, or choose another folder with output_root=<folder>"
-        ) from error
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Scalars into the run folder's event file."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -20,6 +22,11 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Write nothing: the config lies in the run folder, and Lightning's record would say -1 or SUCCESS too soon."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write scalars, but for NaN and infinity: TensorBoard's HPARAMS view breaks on them."""
+        super().log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step)
 
     @rank_zero_only
     def save(self) -> None:

@@ -1,0 +1,118 @@
+"""Runs whose loss grows without bound: stopped at once, and told why."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from linear_lab.optimum import Reference
+
+
+class DivergenceError(Exception):
+    """Ends a run whose loss is not finite, or has grown beyond all bounds.
+
+    Attributes:
+        metric: the loss that says so.
+        value: its value.
+    """
+
+    def __init__(self, metric: str, value: float) -> None:
+        super().__init__(f"{metric} {value:.2g}")
+        self.metric, self.value = metric, value
+
+
+class StopOnDivergence(Callback):
+    """Raises `DivergenceError` after the step, or before the checkpoint, that shows it.
+
+    A loss counts as grown beyond all bounds at `GROWTH` times its first value, or `GROWTH` if that was below 1: the
+    weights are then a million times too large, so that float32 has hardly a digit left for the answer.
+    """
+
+    GROWTH = 1e12
+
+    def __init__(self) -> None:
+        self.bound: float | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Look at the loss that the step began with."""
+        loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # Lightning has divided by it
+        self.bound = self.bound or self.GROWTH * max(loss, 1.0)
+        diverged = not abs(loss) <= self.bound
+        if trainer.world_size > 1:  # each process has seen its own rows
+            diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
+        if diverged:
+            raise DivergenceError("train/loss", loss)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what was measured; Lightning has checkpoints follow after it."""
+        for name, value in trainer.callback_metrics.items():
+            if not value.isfinite():
+                raise DivergenceError(name, value.item())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the bound in the checkpoint, for a run that is resumed."""
+        return {"bound": self.bound}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the bound from the checkpoint."""
+        self.bound = state_dict["bound"]
+
+
+def too_fast(cfg: DictConfig, known: Reference) -> bool:
+    """Tell whether the run must diverge: plain SGD above the largest stable rate, at a rate that nothing lowers."""
+    return known.stable_lr is not None and not cfg.scheduler and cfg.optimizer.lr > known.stable_lr
+
+
+def rounded_down(rate: float) -> float:
+    """Return the next smaller number of one digit.
+
+    >>> rounded_down(0.1198), rounded_down(0.1)
+    (0.1, 0.09)
+    """
+    unit = 10 ** math.floor(math.log10(0.99 * rate))
+    return float(f"{math.floor(0.99 * rate / unit) * unit:.1g}")
+
+
+def divergence(
+    cfg: DictConfig,
+    known: Reference,
+    diverged: DivergenceError | None,
+    result: dict[str, Any],
+    initial: dict[str, float],
+) -> str | None:
+    """Say that the run diverged, where, and why; None if it did not.
+
+    Args:
+        cfg: the config.
+        known: what the run is held against.
+        diverged: what stopped it, if anything.
+        result: ``steps`` and ``metrics`` at the end.
+        initial: metrics of the untouched model.
+    """
+    lr, stable, metrics, steps = cfg.optimizer.get("lr"), known.stable_lr, result["metrics"], result["steps"]
+    grown = too_fast(cfg, known) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
+    unsound = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
+    diverged = diverged or unsound or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
+    if not diverged:
+        return None
+    if not steps:
+        return (
+            f"diverged before the first step ({diverged}): the values are too large for this precision; "
+            "standardize the data, or try trainer.precision=64-true"
+        )
+    if stable is None or lr is None:
+        why = f"try a smaller rate than {lr}, as in optimizer.lr={lr / 10:g}" if lr else "try another optimizer"
+    elif lr > stable:
+        why = (
+            f"lr {lr:g} is above {stable:.4g}, the largest stable rate for this data; "
+            f"try optimizer.lr={rounded_down(stable):g}"
+        )
+    else:
+        why = (
+            f"lr {lr:g} is below {stable:.4g}, the largest stable rate for all rows together, but a batch of few may "
+            f"have a smaller one; try optimizer.lr={rounded_down(lr):g} or a larger data.batch_size"
+        )
+    if cfg.data.get("standardize") is False:
+        why += ", or data.standardize=true"
+    return f"diverged at step {steps} ({diverged}): {why}"

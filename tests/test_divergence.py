@@ -1,0 +1,120 @@
+"""Runs whose loss grows without bound."""
+
+import logging
+import math
+
+import pytest
+import torch
+from runs import compose, record, resume, scalars, train
+
+from linear_lab import UserError
+from linear_lab.divergence import StopOnDivergence, rounded_down
+
+
+def diverges(folder, *overrides):
+    """Train what must diverge: the message and the record."""
+    with pytest.raises(UserError) as error:
+        train(folder, *overrides)
+    result = record(folder)
+    assert (result["status"], result["error"]) == ("diverged", str(error.value))
+    return result["error"], result
+
+
+def test_it_stops_at_once_and_says_why(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        message, result = diverges(tmp_path, "optimizer.lr=0.5", "trainer.check_val_every_n_epoch=2")
+    assert "optimizer.lr=0.5 is above 0.1198, the largest stable rate" in caplog.text  # before training
+    step = result["steps"]
+    assert 5 < step < 30
+    loss = result["metrics"]["train/loss"]
+    assert message.startswith(f"diverged at step {step} (train/loss ")
+    assert message.endswith("lr 0.5 is above 0.1198, the largest stable rate for this data; try optimizer.lr=0.1")
+    assert loss > 1e12
+    assert result["stable_lr"] == pytest.approx(0.119756, abs=1e-6)
+    assert result["seconds"] > 0
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == step // 2 * 2 - 2 * (step % 2 == 0)  # the last measured one before
+    assert all(values.isfinite().all() for values in last["state_dict"].values())
+    assert result["best"]["step"] == 2
+    curve = scalars(tmp_path)["train/loss"]
+    assert curve[-1] == (step, pytest.approx(loss))
+
+
+def test_a_loss_that_is_not_finite_is_no_number_anywhere(tmp_path):
+    message, result = diverges(tmp_path, "optimizer=adam", "optimizer.lr=1e30")
+    assert message == "diverged at step 2 (train/loss inf): try a smaller rate than 1e+30, as in optimizer.lr=1e+29"
+    assert result["metrics"]["train/loss"] is None
+    assert all(math.isfinite(value) for curve in scalars(tmp_path).values() for _, value in curve)
+
+
+def test_slow_growth_is_divergence_too(tmp_path):
+    message, result = diverges(tmp_path, "optimizer.lr=0.1205", "trainer.max_epochs=100")
+    assert message.startswith("diverged at step 100")
+    assert 1 < result["metrics"]["train/loss"] / result["initial"]["train/loss"] < 1e3
+
+
+def test_weights_are_kept_where_nothing_was_measured_yet(tmp_path):
+    _, result = diverges(tmp_path, "optimizer.lr=0.5")
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["state_dict"]["linear.weight"].tolist() == result["parameters"]["weight"]
+    assert result["best"] is None
+
+
+def test_values_that_are_too_large_diverge_before_the_first_step(tmp_path):
+    points = "{x: [1, 2], y: [1e30, 2e30]}"
+    message, result = diverges(tmp_path, f"data.train={points}", "data.val=null")
+    assert message.startswith("diverged before the first step (train/loss inf): the values are too large")
+    assert result["steps"] == 0
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_below_the_stable_rate_a_small_batch_may_still_diverge(tmp_path):
+    points = "{x: [1, 10], y: [2, 20]}"  # alone, the row x = 10 allows half the rate that the mean of both does
+    message, _ = diverges(tmp_path, f"data.train={points}", "optimizer.lr=0.019", "data.batch_size=1")
+    assert "lr 0.019 is below 0.01957, the largest stable rate for all rows together" in message
+    assert message.endswith("try optimizer.lr=0.01 or a larger data.batch_size")
+
+
+def test_a_rate_that_falls_in_time_is_not_warned_of(tmp_path, caplog):
+    overrides = ["scheduler=step", "scheduler.step_size=1", "scheduler.gamma=0.5", "optimizer.lr=0.2"]
+    assert train(tmp_path, *overrides, "trainer.max_epochs=30")["status"] == "completed"
+    assert "stable" not in caplog.text
+
+
+def test_a_large_start_is_no_divergence(tmp_path):
+    overrides = ["model.weight=1e5", "model.bias=-1e5", "optimizer.lr=0.05", "trainer.max_epochs=3"]
+    assert train(tmp_path, *overrides)["status"] == "completed"
+
+
+def test_a_resumed_run_keeps_its_bound(tmp_path):
+    train(tmp_path, "trainer.max_epochs=2")
+    bound = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["StopOnDivergence"]
+    assert bound["bound"] == pytest.approx(StopOnDivergence.GROWTH * record(tmp_path)["initial"]["train/loss"])
+    assert resume(tmp_path, "trainer.max_epochs=3")["status"] == "completed"
+
+
+def test_a_run_that_diverged_is_not_gone_on_with(tmp_path):
+    diverges(tmp_path, "optimizer.lr=0.5")
+    before = record(tmp_path)
+    with pytest.raises(UserError, match=r"the run diverged at step 8 .*; start a new one"):
+        resume(tmp_path)
+    assert record(tmp_path) == before
+
+
+def test_what_is_not_plain_sgd_on_squares_has_no_stable_rate(tmp_path):
+    for k, overrides in enumerate(
+        (["optimizer=adam"], ["loss=mae"], ["trainer.gradient_clip_val=1"], ["optimum=false"])
+    ):
+        result = train(tmp_path / str(k), *overrides, "trainer.max_epochs=1")
+        assert result["stable_lr"] is None
+        assert (result["optimum"] is None) == (overrides[0] in ("loss=mae", "optimum=false"))
+        assert (result["excess_loss"] is None) == (result["optimum"] is None)
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.1198, 0.1), (0.1, 0.09), (1.0, 0.9), (2.6e-7, 2e-7), (3.0, 2.0)])
+def test_the_rate_to_try_is_below_the_largest_stable_one(rate, expected):
+    assert rounded_down(rate) == expected
+
+
+def test_compose_names_the_switch():
+    assert compose().optimum is True
