@@ -55,6 +55,22 @@ def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, mon
     assert "SGD lr=0.1" in text
 
 
+def test_a_table_is_never_cut(capsys):
+    console.show_table(Console(width=20), ["a long name", "and another one"], [("something", 1.23456789), ("b", None)])
+    assert capsys.readouterr().out.split() == [
+        "a",
+        "long",
+        "name",
+        "and",
+        "another",
+        "one",
+        "something",
+        "1.23457",
+        "b",
+        "-",
+    ]
+
+
 def test_numbers_are_written_as_one_writes_them():
     values = {2.0: "2", 0.5636951923370361: "0.563695", 1.2e-13: "1.2e-13", -0.5: "-0.5", float("nan"): "nan"}
     assert {value: console.number(value) for value in values} == values

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -209,13 +210,14 @@ def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: lis
 
 
 def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table of text and numbers."""
+    """Print a table of text and numbers: as wide as it has to be, since a terminal wraps what rich would cut."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else number(value) for value in row))
-    console.print(table)
+    table.width = Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
+    console.print(table, crop=False)
 
 
 def show_export(console: Console, target: Path, kind: str, meaning: dict[str, Any], difference: float) -> None:
