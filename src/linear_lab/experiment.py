@@ -21,6 +21,7 @@ from linear_lab.divergence import DivergenceError, StopOnDivergence, divergence,
 from linear_lab.evaluation import check_same_data, evaluate, measure, measured, readable_checkpoint
 from linear_lab.model import LinearModule
 from linear_lab.optimum import Reference, reference
+from linear_lab.progress import ProgressBar
 from linear_lab.run import LAST, Run, config_hash, git_revision
 from linear_lab.steps import FirstSteps
 
@@ -102,7 +103,7 @@ def fit(cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console, override
     check_same_data(cfg, data, checkpoint)
     known = find_reference(cfg, data, model)
     first_steps = FirstSteps(screen, cfg.console.steps, plain)
-    callbacks = [StopOnDivergence(), first_steps, console.ProgressBar(screen), stop]
+    callbacks = [StopOnDivergence(), first_steps, ProgressBar(screen), stop]
     step = checkpoint.get("global_step", 0)
     purge_step = step + (path is not None) if cfg.resume else None  # what comes after the checkpoint is logged again
     trainer = build_trainer(cfg, run.path, callbacks, purge_step)
