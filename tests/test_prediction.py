@@ -188,34 +188,37 @@ def test_a_diverged_run_says_so(tmp_path, caplog):
     assert "This run diverged at step 8" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
-def test_the_exported_file_predicts_without_the_package(kind, trees, kinds, tmp_path):
+def test_the_exported_files_predict_without_the_package(trees, kinds, tmp_path):
     runs = [str(trees[0]), str(kinds)]
-    paths = [export(run, output=str(tmp_path / f"{k}.{kind}"), kind=kind) for k, run in enumerate(runs)]
     inputs = [[[50.0, 7.0, 0.001]], [[0.9, -0.5], [1.0, 0.0]]]
+    paths = [
+        str(export(run, output=str(tmp_path / f"{k}.{kind}"), kind=kind))
+        for kind in ("pt2", "onnx")
+        for k, run in enumerate(runs)
+    ]
     script = f"""
 import sys, json
 sys.modules["linear_lab"] = None
+import numpy, onnx, onnxruntime, torch
 found = []
-for path, x in zip({[str(path) for path in paths]}, {inputs}):
-    if {kind == "pt2"}:
-        import torch
+for path, x in zip({paths}, {inputs * 2}):
+    if path.endswith("pt2"):
         extra = dict.fromkeys(["x", "y", "labels"], "")
         program = torch.export.load(path, extra_files=extra).module()
         y_hat = program(torch.tensor(x, dtype=torch.float64)).tolist()
     else:
-        import numpy, onnx, onnxruntime
         extra = {{prop.key: prop.value for prop in onnx.load(path).metadata_props}}
         y_hat = onnxruntime.InferenceSession(path).run(None, {{"x": numpy.array(x)}})[0].tolist()
     found.append([y_hat, json.loads(extra["labels"]), json.loads(extra["x"])])
 print(json.dumps(found))
 """
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
-    (numbers, no_labels, columns), (probabilities, labels, _) = json.loads(result.stdout.splitlines()[-1])
-    assert (no_labels, columns, labels) == (None, ["a", "same", "d"], ["A", "B", "C"])
-    for run, x, found in ((runs[0], inputs[0], numbers), (runs[1], inputs[1], probabilities)):
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert [labels for _, labels, _ in found] == [None, ["A", "B", "C"]] * 2
+    assert [columns for _, _, columns in found] == [["a", "same", "d"], ["x1", "x2"]] * 2
+    for run, x, (y_hat, _, _) in zip(runs * 2, inputs * 2, found, strict=True):
         expected = load(run)[2](torch.tensor(x, dtype=torch.float64)).detach()
-        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(y_hat, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_bad_exports_are_named(finished, tmp_path, monkeypatch):
