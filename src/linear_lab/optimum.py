@@ -65,9 +65,11 @@ def least_squares(
     """Minimise ``mean((y_hat - y)^2) + weight_decay / 2 |parameters|^2``: least squares, or ridge regression.
 
     Householder triangles of blocks of rows, then the singular values of the last triangle (Golub & Van Loan, *Matrix
-    Computations*, 4th ed., sec. 5.3 and 5.5). Where columns are nearly dependent, rounding them to z has cost digits:
-    two steps of iterative refinement on the values as given bring them back, with residuals in extended precision
-    (Björck, *Numerical Methods for Least Squares Problems*, 1996, sec. 6.6).
+    Computations*, 4th ed., sec. 5.3 and 5.5). Rounding the columns to z has cost digits, most where they are nearly
+    dependent. Two steps of iterative refinement on the values as given bring them back, with residuals in extended
+    precision (Björck, *Numerical Methods for Least Squares Problems*, 1996, sec. 6.6): not for weight decay, for
+    columns that depend on each other, and for more than `BLOCK` rows of well-conditioned ones, where it is not worth
+    its time.
 
     Args:
         x: inputs, ``(B, F)``.
