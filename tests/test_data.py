@@ -120,6 +120,13 @@ def test_batches_are_there_without_a_trainer():
     assert [len(x) for x, _ in data.train_dataloader()] == [3, 1]
 
 
+def test_one_number_is_the_parameter_of_all():
+    data = SyntheticData(samples=10, features=2, targets=2, noise=0, weight=2, bias=1, fractions=[1, 0, 0])
+    data.setup()
+    x, y = data.parts["train"]
+    torch.testing.assert_close(y, (2 * x.sum(1, keepdim=True) + 1).expand(-1, 2))
+
+
 def test_synthetic_parameters_are_drawn_where_none_are_given():
     data = SyntheticData(samples=50, features=2, noise=0)
     data.setup()

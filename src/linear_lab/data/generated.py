@@ -170,4 +170,4 @@ def filled(values: Any, shape: torch.Size, name: str) -> Tensor:
     tensor = as_columns([values] if isinstance(values, (int, float)) else values, name)
     if tensor.numel() not in (1, shape.numel()):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but features and targets want {tuple(shape)}")
-    return tensor.expand(shape) if tensor.numel() == 1 else tensor.reshape(shape)
+    return tensor.flatten().expand(shape) if tensor.numel() == 1 else tensor.reshape(shape)
