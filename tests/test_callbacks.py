@@ -76,15 +76,16 @@ def same(folder, reference):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("how", ["killed", "killed before its checkpoint", "interrupted"])
-def test_resumed_run_ends_with_the_same_bits(variant, how, tmp_path, monkeypatch):
-    reference = tmp_path / "reference"
-    steps = train(reference, *VARIANTS[variant])["steps"]
+def test_resumed_run_ends_with_the_same_bits(variant, how, once, tmp_path, monkeypatch):
+    reference = once(f"whole, {variant}", lambda folder: train(folder, *VARIANTS[variant]))
+    steps = record(reference)["steps"]
     for step in {steps, *random.Random(variant + how).sample(range(1, steps), 1)}:
         folder = tmp_path / str(step)
         hook = "on_validation_start" if how == "killed before its checkpoint" else "on_train_batch_end"
         action = (lambda _: os.kill(os.getpid(), signal.SIGINT)) if how == "interrupted" else kill
         try:
-            run_until(folder, hook, step, action, VARIANTS[variant], monkeypatch)
+            quick = () if how == "interrupted" else ("logger=none",)  # events of killed runs: test_faults
+            run_until(folder, hook, step, action, (*VARIANTS[variant], *quick), monkeypatch)
         except Killed as killed:
             (folder / "result.json").write_text(str(killed))  # as kill -9 leaves it
         except Interrupted:
@@ -116,19 +117,30 @@ def test_more_epochs_on_resume_equal_as_many_at_once(changed, validation, tmp_pa
         (["trainer.max_epochs=30", "trainer.max_steps=13"], [0, 10, 13]),
         (["trainer.max_epochs=20"], [0, 10, 20]),
         (["trainer.max_epochs=0"], [0]),
+        (
+            [
+                *MINI_BATCH[:-2],
+                "trainer.max_epochs=3",
+                "trainer.check_val_every_n_epoch=1",
+                "trainer.val_check_interval=2",
+            ],
+            [0, 2, 5, 8, 9],
+        ),
     ],
 )
 def test_curves_start_untouched_and_end_with_the_final_model(overrides, steps, tmp_path):
     result = train(tmp_path, *overrides)
     assert result["steps"] == steps[-1]
     curves = scalars(tmp_path)
-    assert set(curves) == {"train/loss", "val/loss", "test/loss"}
     for name in ("train/loss", "val/loss"):
         assert [step for step, _ in curves[name]] == steps
         assert curves[name][0][1] == pytest.approx(result["initial"][name])
         assert curves[name][-1][1] == pytest.approx(result["metrics"][name])
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == steps[-1]
+    if steps != [0]:
+        best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+        assert best["global_step"] == min((value, step) for step, value in curves["val/loss"] if step)[1]
     assert last["state_dict"]["linear.weight"].tolist() == result["parameters"]["weight"]
 
 

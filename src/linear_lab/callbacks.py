@@ -88,12 +88,16 @@ class MeasureLastStep(Callback):
         if self.every is not None:
             trainer.check_val_every_n_epoch, self.every = self.every, None
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Have Lightning validate if no batch will follow."""
         last_step = trainer.global_step == trainer.max_steps
         trainer.should_stop |= last_step  # Lightning validates in the middle of an epoch only when told to stop
         if is_last_of_all(trainer) or trainer.should_stop:
             trainer.check_val_every_n_epoch = 1
+            if is_last_of_all(trainer) and trainer.enable_validation:
+                trainer.val_check_batch = batch_idx + 1  # whatever val_check_interval says
             if not trainer.enable_validation and not trainer.is_last_batch:  # what fit leaves has its epoch as done
                 trainer.save_checkpoint(Path(trainer.default_root_dir, run.LAST))
 
