@@ -1,14 +1,19 @@
-"""One finished run that many tests read."""
+"""Runs that many tests read: each is trained once, whichever of pytest's processes asks first."""
 
 import logging
 import os
+import sys
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 os.environ.update(NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 
 from runs import train
+
+from linear_lab import sweep
+from linear_lab import train as train_entry
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 settings.register_profile("linear_lab", deadline=None)  # a slow machine is no failure
@@ -16,8 +21,46 @@ settings.load_profile("linear_lab")
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The folder of one finished run of the default config; read it only."""
-    folder = tmp_path_factory.mktemp("finished")
-    train(folder)
+def once(tmp_path_factory):
+    """Make a folder by a function of it, unless another of pytest's processes has; read it only."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def make(name, function):
+        folder = root / name
+        with FileLock(root / f"{name}.lock"):
+            if not (root / f"{name}.done").exists():
+                function(folder)
+                (root / f"{name}.done").touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(once):
+    """The folder of one finished run of the default config, with pictures."""
+    return once("finished", lambda folder: train(folder, "logger=tensorboard"))
+
+
+@pytest.fixture(scope="session")
+def swept(once):
+    """The folder of a sweep of six jobs, one of which diverged, with its page."""
+    (folder,) = (once("swept", train_sweep) / "sweeps").iterdir()
     return folder
+
+
+def train_sweep(root):
+    """Sweep in this process, as by the command."""
+    handlers = logging.getLogger().handlers[:]
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit, match="1"):
+        patched.setattr(sweep, "at_exit", lambda folder: None)  # what Hydra leaves out after a failed job
+        overrides = ("optimizer=sgd,adam", "optimizer.lr=0.01,0.1,0.5", "seed=3", "trainer.max_epochs=60")
+        patched.setattr(sys, "argv", ["train", "-m", f"output_root={root}", *overrides])
+        train_entry.main()
+    for handler in set(logging.getLogger().handlers) - set(handlers):
+        handler.close()
+    logging.getLogger().handlers[:] = handlers
+    logging.captureWarnings(False)
+    (folder,) = (root / "sweeps").iterdir()
+    sweep.write_page(folder)

@@ -1,26 +1,40 @@
 """Composing a config, training it in this process, and reading what it left."""
 
+import copy
+import functools
 import json
 from pathlib import Path
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from linear_lab import experiment, run
+from linear_lab import cli, experiment
 from linear_lab.cli import CONF
 
 
 def compose(*overrides, name="train"):
-    """The config that the command line would compose."""
-    OmegaConf.register_new_resolver("new_folder", run.new, replace=True)
+    """The config that the command line would compose. What options give is composed once: it takes time."""
+    chosen = tuple(o for o in overrides if o[0] in "+~" or (CONF / o.partition("=")[0]).is_dir())
+    cfg = copy.deepcopy(composed(name, chosen))
+    for override in OverridesParser.create().parse_overrides([o for o in overrides if o not in chosen]):
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    return cfg
+
+
+@functools.cache
+def composed(name, overrides):
+    cli.register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(name, list(overrides))
 
 
 def train(folder, *overrides):
-    """Train in a folder, in this process; the record."""
+    """Train in a folder, in this process; the record. Pictures, which take most of a short run's time, if asked for."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(override.startswith("logger") for override in overrides):
+        overrides += ("logger.pictures=false",)
     experiment.train(compose(*overrides), folder)
     return record(folder)
 
@@ -37,9 +51,15 @@ def record(folder):
     return json.loads((Path(folder) / "result.json").read_text())
 
 
-def scalars(folder):
-    """What TensorBoard shows of a run: tag -> [(step, value), ...]."""
+def events(folder):
+    """All that TensorBoard reads of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def scalars(folder):
+    """What TensorBoard shows of a run: tag -> [(step, value), ...]."""
+    found = events(folder)
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}

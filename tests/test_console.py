@@ -29,7 +29,7 @@ def test_three_parts_and_nothing_else(tmp_path, capsys):
     assert re.fullmatch(r"training  step 500  loss \S+", progress)
     assert lines.startswith("start ")
     assert {"train/loss", "val/loss", "test/loss"} <= set(losses.split())
-    assert [row.split()[0] for row in commands.splitlines()] == ["look", "evaluate", "predict", "go"]
+    assert [row.split()[0] for row in commands.splitlines()] == ["look", "address", "evaluate", "predict", "go"]
     assert f"python -m linear_lab.evaluate run={tmp_path}\n" in commands
 
 
@@ -47,8 +47,9 @@ def test_a_terminal_has_one_bar(tmp_path, monkeypatch):
 
 def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, monkeypatch):
     text = shown(tmp_path, monkeypatch, width=30)
-    commands = [row for row in text.splitlines() if "python -m" in row or "make dashboard" in row]
-    assert len(commands) == 4
+    kinds = ("python -m", "make dashboard", "http")
+    commands = [row for row in text.splitlines() if any(kind in row for kind in kinds)]
+    assert len(commands) == 5
     rest = [row for row in text.splitlines() if row not in commands]
     assert all(len(row) <= 30 for row in rest)
     assert "…" not in text

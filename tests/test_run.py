@@ -5,6 +5,7 @@ import os
 import re
 import resource
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,8 @@ def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
 
 
 def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
-    letters = iter("aab")
+    letters, now = iter("aab"), run.datetime.now(run.UTC)
+    monkeypatch.setattr(run, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
     monkeypatch.setattr(run.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
     names = [make(str(tmp_path))[-4:] for _ in range(2)]
     assert names == ["aaaa", "bbbb"]

@@ -1,12 +1,14 @@
 """What the terminal shows: what runs, and its outcome."""
 
 import math
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,6 +22,7 @@ from linear_lab.data import LinearData, Schema
 from linear_lab.optimum import Reference
 
 SHOWN = 8  # numbers of a row or column that the terminal shows
+ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
 NARROW = 60  # columns below which what stands side by side elsewhere stands one below the other
 
 
@@ -160,28 +163,17 @@ def python() -> str:
 
 def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dashboard: bool) -> None:
     """Third part: what was learned, against the start and the optimum, and the commands to go on with."""
-    optimum, best, columns = record["optimum"], record["best"], record["columns"]
-    if best and (best["metrics"] == record["metrics"] or best["step"] == record["steps"]):
-        best = None
-    start = record["initial"]
-    shown = {"start": start, f"step {record['steps']}": record["metrics"] | record["parameters"]}
-    shown[f"step {record['steps']}"]["excess_loss"] = record["excess_loss"]
-    if best:
-        shown[f"step {best['step']}, best"] = (
-            best["metrics"] | best["parameters"] | {"excess_loss": best["excess_loss"]}
-        )
-    if optimum:
-        shown["optimum"] = optimum
-    if "weight" in start:
+    optimum, columns, shown = record["optimum"], record["columns"], outcomes(record)
+    if "weight" in record["initial"]:
         console.print(pairs({name: line(values, columns) for name, values in shown.items()}))
         console.print()
-    show_numbers(console, shown, [*record["metrics"], *(["excess_loss"] if optimum else [])])
+    show_numbers(console, shown, measures(record))
     if record["loss_unit"]:
         console.print(f"unit of the losses: {record['loss_unit']}", style="dim")
     if optimum and record["weight_decay"]:
         console.print("optimum and excess loss are those of the loss and the penalty of weight decay", style="dim")
     console.print()
-    commands = {"look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}"} if dashboard else {}
+    commands = looking(folder) if dashboard else {}
     if record["best"]:
         run = shlex.quote(f"run={short(folder)}")
         commands["evaluate"] = f"{python()} -m linear_lab.evaluate {run}"
@@ -189,6 +181,37 @@ def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dash
         commands["predict"] = f"{python()} -m linear_lab.predict {run} {shlex.quote(example)}"
     commands["go on"] = f"{resuming(folder)} trainer.max_epochs=<more>"
     show_commands(console, commands)
+
+
+def show_sweep(console: Console, folder: Path) -> None:
+    """Say how to look at a sweep."""
+    show_commands(console, looking(folder) | {"address": ADDRESS})  # its jobs are runs of other names
+
+
+def looking(folder: Path) -> dict[str, str]:
+    """Write the command that shows a run, and its address, also on a dashboard of all, unless the port is taken."""
+    return {
+        "look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}",
+        "address": f"{ADDRESS}/?runFilter={quote(re.escape(folder.name), safe='-')}",
+    }
+
+
+def outcomes(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what there is to compare at the end, by name: the start, the final model, the best one, the optimum."""
+    final = {**record["metrics"], **record["parameters"], "excess_loss": record["excess_loss"]}
+    found = {"start": record["initial"]} if "initial" in record else {}  # it may have diverged before that
+    found[f"step {record['steps']}"] = final
+    best = record["best"]
+    if best and best["step"] != record["steps"] and best["metrics"] != record["metrics"]:
+        found[f"step {best['step']}, best"] = {
+            **best["metrics"], **best["parameters"], "excess_loss": best["excess_loss"]
+        }  # fmt: skip
+    return found | ({"optimum": record["optimum"]} if record["optimum"] else {})
+
+
+def measures(record: dict[str, Any]) -> list[str]:
+    """Name the numbers to compare."""
+    return [*record["metrics"], *(["excess_loss"] if record["optimum"] else [])]
 
 
 def resuming(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from linear_lab import UserError, console
 from linear_lab.assembly import as_dict, build, build_trainer, restored_process
 from linear_lab.callbacks import Interrupted, StopOnSignal
 from linear_lab.checks import check
+from linear_lab.dashboard import hparams
+from linear_lab.dashboard.callbacks import Dashboard
+from linear_lab.dashboard.logger import RunLogger
+from linear_lab.dashboard.texts import outcome_text
 from linear_lab.data import LinearData
 from linear_lab.divergence import DivergenceError, StopOnDivergence, divergence, rounded_down, too_fast
 from linear_lab.evaluation import check_same_data, evaluate, measure, measured, readable_checkpoint
@@ -38,6 +43,7 @@ class Fit:
     model: LinearModule
     trainer: Trainer
     reference: Reference
+    dashboard: Dashboard | None = None
     diverged: DivergenceError | None = None
 
 
@@ -66,32 +72,42 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
     if run.record.get("status") == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record['error']}; start a new one")
     screen = console.terminal()
-    with run.recording(), StopOnSignal() as stop:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(lambda: hparams.end(run.path, run.record.get("status")))
+        at_the_end.enter_context(run.recording())
+        stop = at_the_end.enter_context(StopOnSignal())
         check(cfg, overrides)
         try:
             with restored_process(folder):
-                fitted = fit(cfg, run, stop, screen, overrides)
+                fitted = fit(cfg, run, stop, screen, overrides, at_the_end)
             result = outcome(cfg, run, fitted)
         except Interrupted:
             console.show_interrupted(screen, stop.step, run.path)
             raise
-        steps, loggers = result["steps"], fitted.trainer.loggers
-        if run.record.get("steps") != steps:  # else it stands there already
-            new = result["metrics"] if fitted.diverged else {"test/loss", "test/accuracy"}
-            for logger in loggers:
-                logger.log_metrics({name: v for name, v in result["metrics"].items() if name in new}, steps)
-                logger.save()
         error = divergence(cfg, fitted.reference, fitted.diverged, result, run.record.get("initial", {}))
-        run.write(**result, status="diverged" if error else "completed", error=error)
+        result |= {"status": "diverged" if error else "completed", "error": error}
+        if run.record.get("steps") != result["steps"]:  # else it stands there already
+            log_outcome(fitted, run.record | result)
+        run.write(**result)
     if error:
         raise UserError(error)
-    console.show_outcome(screen, run.record, run.path, dashboard=bool(loggers))
+    console.show_outcome(screen, run.record, run.path, dashboard=fitted.dashboard is not None)
     metric: float = result["metrics"][cfg.metric]
     return metric
 
 
-def fit(cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console, overrides: Sequence[str] = ()) -> Fit:
-    """Build all from the config, and train; the initial model and the first step go into the run's record."""
+def fit(
+    cfg: DictConfig,
+    run: Run,
+    stop: StopOnSignal,
+    screen: Console,
+    overrides: Sequence[str] = (),
+    at_the_end: ExitStack | None = None,
+) -> Fit:
+    """Build all from the config, and train; the initial model and the first step go into the run's record.
+
+    Loggers stay open for what the caller has to say, until ``at_the_end``.
+    """
     data, model = build(cfg)
     plain = as_dict(cfg)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
@@ -103,11 +119,23 @@ def fit(cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console, override
     check_same_data(cfg, data, checkpoint)
     known = find_reference(cfg, data, model)
     first_steps = FirstSteps(screen, cfg.console.steps, plain)
-    callbacks = [StopOnDivergence(), first_steps, ProgressBar(screen), stop]
+    stop_on_divergence = StopOnDivergence()
+    callbacks = [stop_on_divergence, first_steps, ProgressBar(screen), stop]
     step = checkpoint.get("global_step", 0)
     purge_step = step + (path is not None) if cfg.resume else None  # what comes after the checkpoint is logged again
     trainer = build_trainer(cfg, run.path, callbacks, purge_step)
+    dashboard = None
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            config: Any = OmegaConf.to_container(cfg)
+            yaml = OmegaConf.to_yaml(cfg, resolve=True)
+            dashboard = Dashboard(logger, data, known, config, yaml, cfg.metric, cfg.get("mode", "min"))
+            # what has diverged is not logged, and what is logged is on disk before a checkpoint
+            trainer.callbacks.insert(trainer.callbacks.index(stop_on_divergence) + 1, dashboard)  # type: ignore[attr-defined]
+            if at_the_end:
+                at_the_end.callback(logger.close)
     kept = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"]})  # cosine: its T_max does not follow max_epochs later
+    hparams.take_back_end(run.path)
     run.begin(
         OmegaConf.to_yaml(kept),
         overrides if cfg.resume else (),
@@ -126,12 +154,16 @@ def fit(cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console, override
             "optimizer.lr=%g is above %.4g, the largest stable rate for this data: the loss will grow; "
             "try optimizer.lr=%g", cfg.optimizer.lr, known.stable_lr, rounded_down(known.stable_lr)
         )  # fmt: skip
-    fitted = Fit(data, model, trainer, known)
+    fitted = Fit(data, model, trainer, known, dashboard)
     try:
         if path is None:
+            if dashboard and trainer.is_global_zero:
+                dashboard.begin(model)
             initial = learned(data, model, known)
             trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model
             run.write(initial=initial.pop("parameters") | initial | measured(trainer))
+        elif dashboard and trainer.is_global_zero and (len(overrides) > 1 or not (run.path / hparams.START).exists()):
+            dashboard.describe(model, step)  # it goes on otherwise, or began with an older version
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
     except DivergenceError as diverged:
         fitted.diverged = diverged
@@ -162,6 +194,8 @@ def outcome(cfg: DictConfig, run: Run, fitted: Fit) -> dict[str, Any]:
     }
     final = {"metrics": measure(cfg, data, model), **learned(data, model, known)}
     result = {"steps": steps, "optimum": optimum, **final}
+    if fitted.dashboard and run.record.get("steps") != steps:  # else it stands there already
+        fitted.dashboard.finish(steps, model, final["metrics"])
     if run.checkpoint("best") is None:
         return result | {"best": None}
     _, best = readable_checkpoint(run, "best")
@@ -177,13 +211,21 @@ def outcome(cfg: DictConfig, run: Run, fitted: Fit) -> dict[str, Any]:
     }
 
 
+def log_outcome(fitted: Fit, record: dict[str, Any]) -> None:
+    """Log what is measured once, at the end."""
+    whole = fitted.diverged or (fitted.dashboard and fitted.dashboard.caught_up)  # nothing else has measured it
+    new = record["metrics"] if whole else {"test/loss", "test/accuracy"}
+    for logger in fitted.trainer.loggers:
+        logger.log_metrics({name: v for name, v in record["metrics"].items() if name in new}, record["steps"])
+        if isinstance(logger, RunLogger):
+            logger.log_text("outcome", outcome_text(record), record["steps"])
+        logger.save()
+
+
 def learned(data: LinearData, model: LinearModule, known: Reference) -> dict[str, Any]:
     """Return the parameters in the units of the file, and how far their loss is from the least one."""
-    excess = None
-    if known.optimum:
-        bias = model.linear.bias
-        excess = known.optimum.excess(model.linear.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
-    return {"parameters": data.schema.in_file_units(console.parameters(model)), "excess_loss": excess}
+    parameters = data.schema.in_file_units(console.parameters(model))
+    return {"parameters": parameters, "excess_loss": known.excess(model.linear)}
 
 
 def find_reference(cfg: DictConfig, data: LinearData, model: LinearModule) -> Reference:

@@ -26,6 +26,7 @@ class Optimum:
             this is the one of minimum norm (of weight and bias together, in training's units).
         parameters: P, columns of ``[z, 1]``.
         curvature: the largest eigenvalue of the loss's Hessian ``2 / (B T) [z, 1]^T [z, 1] + weight_decay I``.
+        solution: weight and bias in training's units, ``(P, T)``.
     """
 
     weight: Tensor
@@ -34,7 +35,7 @@ class Optimum:
     rank: int
     parameters: int
     curvature: float
-    _solution: Tensor  # (P, T), in training's units
+    solution: Tensor
     _factor: Tensor  # the triangle R of [z, 1] = Q R, divided by the root of B T / 2
     _weight_decay: float
 
@@ -49,7 +50,7 @@ class Optimum:
             bias: ``(T,)`` or None, likewise.
         """
         columns = [weight] if bias is None else [weight, bias[:, None]]
-        distance = torch.cat(columns, 1).double().T - self._solution
+        distance = torch.cat(columns, 1).double().T - self.solution
         return ((self._factor @ distance).square().sum() + self._weight_decay * distance.square().sum()).item() / 2
 
 
@@ -133,7 +134,7 @@ def least_squares(
         rank=int(keep.sum()),
         parameters=parameters,
         curvature=s[0].square().item() + weight_decay,
-        _solution=solution,
+        solution=solution,
         _factor=factor,
         _weight_decay=weight_decay,
     )
@@ -188,6 +189,13 @@ class Reference(NamedTuple):
     optimum: Optimum | None = None
     stable_lr: float | None = None
     weight_decay: float = 0.0  # whose penalty is part of what the optimum minimises
+
+    def excess(self, linear: nn.Linear) -> float | None:
+        """Loss of nn.Linear, in training's units, minus the least loss; None where that is not known."""
+        if self.optimum is None:
+            return None
+        bias = linear.bias
+        return self.optimum.excess(linear.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
 
 
 def reference(

@@ -1,11 +1,22 @@
-"""Scalars into the run folder's event file."""
+"""The run folder's event file."""
 
-import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from linear_lab import UserError
+
+LARGEST = float(np.finfo(np.float32).max)
+BINS = 32  # of a histogram: TensorBoard shows 30
 
 
 class RunLogger(TensorBoardLogger):
@@ -14,26 +25,100 @@ class RunLogger(TensorBoardLogger):
     Args:
         save_dir: the run folder.
         purge_step: TensorBoard forgets what was logged from this step on: a resumed run logs it again.
+        pictures: whether to log what costs most: pictures and histograms.
+
+    Raises:
+        ValueError: if pictures is neither true nor false.
     """
 
-    def __init__(self, save_dir: str, purge_step: int | None = None) -> None:
-        super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+    def __init__(self, save_dir: str, purge_step: int | None = None, pictures: bool = True) -> None:
+        if not isinstance(pictures, bool):
+            raise ValueError(f"pictures must be true or false, got {pictures}")
+        if purge_step is not None:
+            wait_for_a_new_second(Path(save_dir))
+        self.pictures = pictures
+        super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, max_queue=1000)
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Write nothing: the config lies in the run folder, and Lightning's record would say -1 or SUCCESS too soon."""
+        """Write nothing: Lightning's record would say -1, or SUCCESS too soon; `hparams` writes a true one."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write scalars, but for NaN and infinity: TensorBoard's HPARAMS view breaks on them."""
-        super().log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step)
+        """Write scalars, but for NaN and what is infinite in float32: TensorBoard's HPARAMS view breaks on them."""
+        super().log_metrics({name: value for name, value in metrics.items() if abs(value) <= LARGEST}, step)
+
+    @rank_zero_only
+    def log_picture(self, tag: str, png: bytes, step: int) -> None:
+        """Write a PNG as it is."""
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of its header
+        image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+        self.log_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    @rank_zero_only
+    def log_histogram(self, tag: str, values: np.ndarray[Any, Any], step: int) -> None:
+        """Write how values are spread, but for NaN and infinity."""
+        values = values[np.isfinite(values)]
+        if len(values):
+            self.experiment.add_histogram(tag, values, step, bins=BINS)
+
+    @rank_zero_only
+    def log_text(self, tag: str, markdown: str, step: int) -> None:
+        """Write what the Text page shows."""
+        self.experiment.add_text(tag, markdown, step)
+
+    @rank_zero_only
+    def log_layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Write which charts the Custom Scalars page shows: category -> title -> regular expressions of tags."""
+        layout = {
+            category: {title: ["Multiline", list(tags)] for title, tags in titles.items()}
+            for category, titles in charts.items()
+        }
+        self.experiment.add_custom_scalars(layout)
+
+    @rank_zero_only
+    def log_graph_of(self, graph: GraphDef) -> None:
+        """Write what the Graphs page shows."""
+        self.experiment._get_file_writer().add_event(Event(graph_def=graph.SerializeToString()))
+
+    @rank_zero_only
+    def log_summary(self, summary: Summary, step: int | None = None) -> None:
+        """Write a summary as it is."""
+        self.experiment._get_file_writer().add_summary(summary, step)
 
     @rank_zero_only
     def save(self) -> None:
-        """Put what was logged on disk."""
-        self.experiment.flush()
+        """Put what was logged on disk.
+
+        Raises:
+            UserError: if it is full.
+        """
+        try:
+            self.experiment.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write events into {self.root_dir}: {error.strerror or error}; make room"
+            ) from error
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Keep the event file open: Lightning finalizes after each of validate and fit, which would open another."""
         self.save()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Put what was logged on disk, and close the event file."""
+        with suppress(OSError):  # `save` has told
+            self.experiment.close()
+
+
+def event_files(folder: Path) -> list[Path]:
+    """Event files that a logger has written, in the order in which TensorBoard reads them."""
+    return sorted(path for path in folder.glob("events.out.tfevents.*") if path.suffix[1:].isdigit())
+
+
+def wait_for_a_new_second(folder: Path) -> None:
+    """Wait until a new event file sorts behind those that are there: their names begin with the second."""
+    newest = max((int(path.name.split(".")[3]) for path in event_files(folder)), default=0)
+    while int(time.time()) <= newest <= time.time() + 1:  # a clock that was set back is not waited for
+        time.sleep(0.05)

@@ -1,0 +1,233 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from linear_lab.dashboard import figures, surfaces
+from linear_lab.dashboard.classes import Confusion, Regions
+from linear_lab.dashboard.figures import Agreement, Coefficients, Fit, rates
+from linear_lab.dashboard.surfaces import Surface
+
+random = np.random.default_rng(0)
+OPTIMUM = (2.0, 0.5)
+
+
+class Bowl:
+    """A quadratic loss with its least at `OPTIMUM`, which counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, weight, bias):
+        self.calls += 1
+        w, b = weight - 2, bias - 0.5
+        return 5 * w * w + 3.2 * w * b + b * b + 0.16
+
+
+def descent(lr, steps):
+    points = [np.array([-0.3, 0.1])]
+    with np.errstate(all="ignore"):
+        for _ in range(steps):
+            points.append(points[-1] - lr * np.array([[10, 3.2], [3.2, 2]]) @ (points[-1] - OPTIMUM))
+    return np.array(points)
+
+
+def read(png, most=12_000):
+    image = Image.open(io.BytesIO(png))
+    assert image.format == "PNG"
+    assert image.size == (484, 363)
+    assert len(png) < most
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def holds(picture, points):
+    (left, right), (low, high) = picture.axes.get_xlim(), picture.axes.get_ylim()
+    w, b = np.reshape(points, (-1, 2)).T
+    return bool(((left < w) & (w < right) & (low < b) & (b < high)).all())
+
+
+def test_fit_draws_the_line_and_keeps_its_limits():
+    x = random.normal(size=2000)
+    picture = Fit({"train": (x, 2 * x + 1), "val": (x[:9], 2 * x[:9])}, "x", "y", (2.0, 1.0))
+    first = picture.draw(0, -0.3, 0.2)
+    limits = picture.axes.get_xlim(), picture.axes.get_ylim()
+    second = picture.draw(30, 1.98, -0.0512)
+    assert (read(first) != read(second)).any()
+    line_x, line_y = picture.line.get_data()
+    np.testing.assert_allclose(line_y, 1.98 * line_x - 0.0512)
+    assert line_x[0] < x.min() < x.max() < line_x[1]
+    assert picture.title.get_text() == "step 30: y = 1.98 x - 0.0512"
+    assert (picture.axes.get_xlim(), picture.axes.get_ylim()) == limits
+    assert [len(line.get_xdata()) for line in picture.axes.lines[:2]] == [1000, 9]
+    assert first == picture.draw(0, -0.3, 0.2)  # nothing of what was drawn in between is left
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(0.0, 1), (1e12, 3), (1e-12, 3)])
+def test_fit_of_odd_data(scale, rows):
+    x = np.full(rows, scale)
+    picture = Fit({"train": (x, x), "val": (x[:0], x[:0])}, "a_$x$ and $ more of a name_" * 3, "_$y", None)
+    for weight in (1e300, np.inf, np.nan):
+        read(picture.draw(10**6, weight, -weight))
+    assert holds(picture, [scale, scale])
+
+
+def test_colours_are_kept():
+    x = np.arange(4.0)
+    pixels = read(Fit({"train": (x, x)}, "x", "y", None).draw(0, 0.5, 0.0)).reshape(-1, 3)
+    assert (pixels[0] >= 253).all()
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # points and line
+        assert (abs(pixels - colour).max(axis=1) < 12).sum() > 50
+
+
+def test_surface_measures_the_loss_only_when_the_path_leaves():
+    loss, path = Bowl(), descent(0.05, 200)
+    picture = Surface(loss, OPTIMUM)
+    read(picture.draw(0, path[:1]))
+    assert holds(picture, [*path[:1], OPTIMUM])
+    calls, size = loss.calls, picture.figure.axes[0].get_xlim()
+    assert calls == 32 * 32 + 1
+    read(picture.draw(1, path[:2]))
+    assert (loss.calls, picture.axes.get_xlim()) == (calls, size)
+    read(picture.draw(20, path[:21]))  # bias beyond the optimum: wider, once
+    assert loss.calls == 2 * calls
+    limits = picture.axes.get_xlim(), picture.axes.get_ylim()
+    read(picture.draw(200, path))
+    assert loss.calls == 2 * calls
+    assert (picture.axes.get_xlim(), picture.axes.get_ylim()) == limits
+    assert holds(picture, [*path, OPTIMUM])
+    np.testing.assert_array_equal(np.transpose(picture.path.get_data()), path)
+    np.testing.assert_array_equal(np.transpose(picture.now.get_data()), path[-1:])
+
+
+@pytest.mark.parametrize("optimum", [OPTIMUM, None])
+def test_surface_of_a_path_that_diverges(optimum):
+    most = 14_000  # a zigzag over all of it
+    path = descent(0.25, 400)
+    path[5], path[-3:] = np.nan, [[np.inf, 1], [1e300, -1e300], [np.nan, np.nan]]
+    picture = Surface(Bowl(), optimum)
+    for steps in (4, 20):
+        read(picture.draw(steps, path[:steps]), most)
+    read(picture.draw(len(path), path), most)
+    if optimum:
+        assert np.ptp(picture.axes.get_xlim()) < 10 * (2.3**2 + 0.4**2) ** 0.5
+        assert holds(picture, [path[0], optimum])
+
+
+def test_surface_of_odd_losses():
+    for loss, path in ((lambda w, b: 3.0, np.zeros((0, 2))), (lambda w, b: 1e308 * w * w * 9, np.full((2, 2), np.nan))):
+        read(Surface(loss, None).draw(0, path))
+    far = Surface(Bowl(), (1e12, 1e-12))
+    read(far.draw(0, np.zeros((1, 2))))
+    assert holds(far, [[0, 0], [1e12, 1e-12]])
+
+
+def test_interpolation_is_exact_for_a_cubic():
+    fine = np.linspace(-1, 3, 128)
+    cubic = np.polynomial.Polynomial([1, -2, 3, 0.5])
+    np.testing.assert_allclose(surfaces.refinement() @ cubic(np.linspace(-1, 3, 32)), cubic(fine), atol=1e-12)
+
+
+def test_paths():
+    read(surfaces.paths(Bowl(), OPTIMUM, {"sgd": [descent(0.05, 50), descent(0.01, 50)], "_a$b$": [descent(0.02, 9)]}))
+    read(surfaces.paths(Bowl(), None, {"sgd": [], "adam": [np.full((3, 2), np.nan)]}))
+
+
+def test_agreement():
+    y = random.normal(size=(3000, 1))
+    picture = Agreement({"train": y, "val": y[:3]}, ["$y$ _"])
+    read(picture.draw(3, {"train": y * 0.9, "val": y[:3] + 1e30}))
+    true, predicted = picture.dots["train"].get_data()
+    assert len(true) == 1000
+    np.testing.assert_allclose(predicted, 0.9 * true)
+    np.testing.assert_array_equal(picture.dots["val"].get_ydata(), picture.limits[1])  # far off: at the edge
+    several = Agreement({"train": y * [1, 1e12, 0] + [0, 0, 5]}, ["a", "b", "c"])
+    read(several.draw(3, {"train": y * [1, 1e12, np.nan]}))
+    scaled = several.dots["train"].get_xdata().reshape(-1, 3)
+    assert abs(scaled[:, 0] - scaled[:, 1]).max() < 1e-12
+    constant = np.full((4, 1), 1e12)
+    read(Agreement({"train": constant}, ["y"]).draw(0, {"train": constant * np.nan}))
+
+
+def test_coefficients_shows_the_largest():
+    optimum = np.arange(30.0) * (-1) ** np.arange(30)
+    picture = Coefficients([f"a long name of a column, $x_{i}$" for i in range(30)], optimum)
+    read(picture.draw(0, np.zeros(30)))
+    limits = picture.axes.get_xlim()
+    read(picture.draw(9, np.where(np.arange(30) == 29, 1e9, optimum + 0.5)))
+    assert picture.axes.get_xlim() == limits
+    assert list(picture.rows) == list(range(14, 30))
+    np.testing.assert_allclose(picture.dots.get_xdata()[:-1], optimum[14:29] + 0.5)
+    assert picture.dots.get_xdata()[-1] == limits[1]
+
+
+def test_coefficients_without_optimum():
+    picture = Coefficients(["a", "b", "c"], None)
+    read(picture.draw(0, np.array([0.1, -0.2, 0.1])))
+    read(picture.draw(5, np.array([3.0, 1.0, -2.0])))  # they grow, and so do the limits
+    assert list(picture.dots.get_xdata()) == [3, 1, -2]
+    read(picture.draw(6, np.array([2.9, np.nan, 1e30])))  # but not with a single one that runs away
+    assert np.ptp(picture.axes.get_xlim()) < 100
+    read(Coefficients(["a"], np.zeros(1)).draw(0, np.array([1e12])))
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+def test_regions_are_those_of_argmax(classes):
+    random = np.random.default_rng(classes)  # whichever tests ran before
+    x, c = random.normal(size=(500, 2)), random.integers(0, classes, 500)
+    weight, bias = random.normal(size=(classes, 2)), random.normal(size=classes)
+    picture = Regions(x, c, [f"_class ${i}$" for i in range(classes)], ["a_b", "$c$"])
+    first = picture.draw(1, weight * 0, bias)
+    pixels = read(picture.draw(2, weight, bias), 14_000)
+    assert first != picture.draw(2, weight, bias)
+    shown = np.asarray(picture.image.get_array())
+    for row, column in random.integers(0, (240, 360), (50, 2)):
+        at = np.array([picture.across[column], picture.up[row]])
+        assert shown[row, column] == (weight @ at + bias).argmax() % 8
+    assert len(np.unique(shown)) > 1
+    large = [winner for winner in np.unique(shown) if (shown == winner).sum() > 500]
+    for winner in large:  # the palette has all their colours
+        light = 255 * np.array(picture.image.cmap(picture.image.norm(winner))[:3])
+        assert (abs(pixels - light).max(axis=2) < 10).sum() > (shown == winner).sum() / 10
+    picture.draw(3, weight * np.nan, bias)
+    assert not np.ma.count(picture.image.get_array())
+
+
+def test_regions_of_one_row():
+    read(Regions(np.full((1, 2), 1e12), np.array([0]), ["a", "b"], ["u", "v"]).draw(0, np.eye(2), np.zeros(2)))
+
+
+def test_confusion_counts():
+    picture = Confusion(["a", "_b", "$c$"])
+    read(picture.draw(1, np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 2, 2])))
+    assert [text.get_text() for text in picture.texts] == ["1", "1", "", "", "1", "", "", "", "2"]
+    np.testing.assert_allclose(picture.image.get_array(), [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]])
+    assert picture.title.get_text() == "step 1: 80 % correct"
+    read(picture.draw(2, np.zeros(0, int), np.zeros(0, int)))
+    twelve = Confusion([f"a class of long name {i}" for i in range(12)])
+    read(twelve.draw(0, np.arange(12), np.arange(12)))
+    assert not twelve.texts
+
+
+def test_rates():
+    pairs = [(0.1, 0.2), (0.01, 3.0), (0.1, 0.4), (0.1, 0.9), (1.0, None), (1.0, np.nan)]
+    read(rates({"sgd": pairs, "_adam $x$": [(0.1, 1e-9)], "none": []}, "val/loss [y^2]"))
+    for curves in ({}, {"sgd": [(0.1, None)], "adam": [(1e-9, 0.0), (0.2, -1e12)]}):
+        read(rates(curves, "$metric_"))
+
+
+def test_rates_goes_through_medians(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures.Picture, "render", lambda self, title: drawn.append(self) or b"")
+    rates({"sgd": [(0.1, 0.2), (0.01, 3.0), (0.1, 0.4), (0.1, 0.9), (1.0, None)]}, "loss")
+    median, points, lost, _ = drawn[0].axes.lines
+    np.testing.assert_allclose(np.transpose(median.get_data()), [[0.01, 3], [0.1, 0.4]])
+    assert len(points.get_xdata()) == 4
+    assert list(lost.get_xdata()) == [1.0]
+    assert [name for name, line in drawn[0].legend] == ["sgd", "diverged"]
+    assert drawn[0].axes.get_yscale() == "log"
+    rates({"sgd": [(0.1, 0.0), (1.0, 0.5)], "adam": [(0.1, 0.01)]}, "loss")
+    assert drawn[1].axes.get_yscale() == "log"
+    np.testing.assert_allclose(drawn[1].axes.lines[0].get_ydata(), [0.001, 0.5])  # 0 is told apart, at the edge
+    rates({"sgd": [(0.1, -1.0), (1.0, 0.5)]}, "loss")
+    assert drawn[2].axes.get_yscale() == "linear"
