@@ -9,11 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -26,6 +28,7 @@ TEXTS = (  # overrides whose value is one text, in which any character may stand
     "separator", "decimal", "encoding",
 )  # fmt: skip
 COLUMNS = ("data.x", "data.y", "data.split")  # and those that name a column, or a list of them
+UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # overrides that a job's folder is not named by
 Task = Callable[[DictConfig], Any]
 
 
@@ -52,6 +55,9 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
         def main() -> None:
             arguments = sys.argv
             sys.argv = [arguments[0], *map(quoted, arguments[1:])]
+            first = next((at for at in range(1, len(arguments)) if is_override(arguments[at])), None)
+            if first and {"-m", "--multirun"} & set(arguments):  # beside the others: argparse wants all in one row
+                sys.argv.insert(first, f"{UNNAMED}=[{','.join(map(in_quotes, same_in_all(sys.argv)))}]")
             try:
                 config_path, config_name = CONF, name
                 check_choices(arguments[1:])
@@ -60,7 +66,7 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
                     config_path = (run.Run.open(resume, "resume").path / run.CONFIG).parent.resolve()
                     config_name = "config"
                     sys.argv = [arguments[0], f"--config-dir={CONF}", *resuming(config_path.parent)]
-                OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
+                register_resolvers()
                 hydra.main(config_path=str(config_path), config_name=config_name, version_base="1.3")(started)()
             except UserError as error:
                 raise failure(error) from error
@@ -98,10 +104,16 @@ def failure(error: UserError) -> SystemExit:
     return SystemExit(1)
 
 
-def new_folder(parent: str) -> str:
+def register_resolvers() -> None:
+    """Have the config name folders."""
+    OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
+    OmegaConf.register_new_resolver("job_name", run.job_name, replace=True)
+
+
+def new_folder(parent: str, optimizer: str = "") -> str:
     """Make the folder of a run or a sweep; as a resolver in the config, before Hydra writes there."""
     try:
-        return run.new(parent)
+        return run.new(parent, optimizer)
     except UserError as error:  # OmegaConf would wrap it into an error of its own
         raise failure(error) from error
 
@@ -121,6 +133,27 @@ def check_choices(arguments: list[str]) -> None:
 def options(group: str) -> list[str]:
     """Names of a group's options."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def same_in_all(arguments: list[str]) -> list[str]:
+    """Return the keys of overrides that are the same in all jobs of a sweep.
+
+    >>> same_in_all(["-m", "optimizer=sgd,adam", "optimizer.lr=0.1", "seed=range(3)", "data.x=[a,b]"])
+    ['optimizer.lr', 'data.x']
+    """
+    same = []
+    for argument in arguments:
+        if is_override(argument):
+            with suppress(CompactHydraException):  # Hydra will say what it does not understand
+                override = OverridesParser.create().parse_override(argument)
+                if not override.is_sweep_override():
+                    same.append(override.key_or_group)
+    return same
+
+
+def is_override(argument: str) -> bool:
+    """Tell overrides from Hydra's own options."""
+    return "=" in argument and not argument.startswith("-")
 
 
 def resuming(folder: Path) -> list[str]:

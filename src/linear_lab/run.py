@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import string
 import subprocess
 import sys
@@ -25,6 +26,7 @@ CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 CHECKPOINTS = {"best": BEST, "last": LAST}
 PREDICTIONS = "predictions.csv"
+LONGEST_NAME = 120  # characters of a folder's name
 ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model leaves less
 
 
@@ -138,8 +140,8 @@ class Run:
 
 
 @functools.cache  # Hydra asks more than once; one process makes one folder
-def new(parent: str) -> str:
-    """Make ``<parent>/<UTC time>-<4 random characters>``: atomically, so that no other launch has the same.
+def new(parent: str, optimizer: str = "") -> str:
+    """Make ``<parent>/<UTC time>-<4 random characters>-<optimizer>``: atomically, so that no other launch has the same.
 
     Raises:
         UserError: if it cannot be made or has no room, before anything is trained.
@@ -150,7 +152,7 @@ def new(parent: str) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             name = "".join(random_characters.choices(string.ascii_lowercase + string.digits, k=4))
-            path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+            path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}{f'-{plain(optimizer)}' if optimizer else ''}"
             with suppress(FileExistsError):
                 path.mkdir()
                 break
@@ -166,6 +168,30 @@ def new(parent: str) -> str:
         raise
     (path / "room").unlink()
     return str(path)
+
+
+def job_name(number: int, optimizer: str, overrides: Sequence[str], unnamed: Sequence[str] = ()) -> str:
+    """Name the folder of a sweep's job: its number, its optimizer, and what was typed, in that order.
+
+    Args:
+        number: of the job.
+        optimizer: the option that was chosen.
+        overrides: what was typed, for this job.
+        unnamed: keys of overrides to leave out: those that are the same in all jobs.
+
+    >>> job_name(3, "adam", ["optimizer=adam", "optimizer.lr=0.1", "data.path=a/b c.csv", "seed=1"], ["seed"])
+    '3-adam-lr=0.1-path=a_b_c.csv'
+    """
+    typed = [item.lstrip("+~").partition("=") for item in overrides]
+    parts = [
+        f"{key.rpartition('.')[2]}{equals}{value}" for key, equals, value in typed if key not in {"optimizer", *unnamed}
+    ]
+    return plain("-".join([str(number), optimizer, *parts]))
+
+
+def plain(name: str) -> str:
+    """Make a name that any file system takes, and that TensorBoard does not nest."""
+    return re.sub(r"[^A-Za-z0-9._=+-]", "_", name)[:LONGEST_NAME].rstrip(".-")
 
 
 def replace(path: Path, content: bytes) -> None:
