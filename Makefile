@@ -12,10 +12,10 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train steps evaluate predict export dashboard test check style types format bench digits lock clean
+.PHONY: help train steps evaluate predict export dashboard screenshots test check style types format bench digits lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="optimizer=adam optimizer.lr=0.1" passes overrides on; PYTHON=python3.12 chooses the interpreter'
 
 train: $(INSTALLED)  ## train a run (ARGS="optimizer=adam ...")
@@ -34,7 +34,10 @@ export: $(INSTALLED)  ## write a run as a file that predicts by itself (ARGS="ru
 	@$(BIN)/python -m linear_lab.export $(ARGS)
 
 dashboard: $(INSTALLED)  ## open TensorBoard on all runs (LOGDIR=outputs/runs/<id> for one)
-	@$(BIN)/tensorboard --logdir $(LOGDIR) --host 127.0.0.1 $(ARGS)
+	@exec $(BIN)/python -m linear_lab.dashboard "$(LOGDIR)" $(ARGS)
+
+screenshots: $(INSTALLED)  ## take the pictures of the dashboard that README shows anew (wants Chromium)
+	@$(BIN)/python docs/screenshots.py
 
 test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
@@ -50,8 +53,8 @@ types: $(INSTALLED)
 format: $(INSTALLED)  ## format the code, and mend what the linter can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## steps a second against a plain PyTorch loop; a million rows against polars and NumPy
-	@$(BIN)/python benchmarks/step.py && $(BIN)/python benchmarks/table.py
+bench: $(INSTALLED)  ## steps a second, a million rows, the dashboard: against a plain loop, polars, NumPy, no logger
+	@$(BIN)/python benchmarks/step.py && $(BIN)/python benchmarks/table.py && $(BIN)/python benchmarks/dashboard.py
 
 digits: $(INSTALLED)  ## digits of certified coefficients that the optimum and training reach
 	@$(BIN)/python benchmarks/certified.py
