@@ -18,10 +18,9 @@ from typing import Any
 
 import polars as pl
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from linear_lab import experiment, run
-from linear_lab.cli import CONF
+from linear_lab.cli import CONF, register_resolvers
 
 DIGITS = 15.0  # that a certified value has
 
@@ -127,7 +126,7 @@ SYNTHETIC = ["data=synthetic", "data.features=3"]  # held against its own optimu
 def train(folder: Path, *overrides: str) -> dict[str, Any]:
     """Train in a folder, without a word; the record."""
     folder.mkdir(parents=True)
-    OmegaConf.register_new_resolver("new_folder", run.new, replace=True)
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=none"])
     with contextlib.redirect_stdout(io.StringIO()):

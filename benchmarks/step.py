@@ -16,13 +16,13 @@ from collections.abc import Callable
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from linear_lab import experiment, run
-from linear_lab.cli import CONF
+from linear_lab import experiment
+from linear_lab.cli import CONF, register_resolvers
 from linear_lab.data import Batches
 
 STEPS, ROUNDS = 500, 7
@@ -79,7 +79,7 @@ def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    OmegaConf.register_new_resolver("new_folder", run.new)
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         configs = {name: compose("train", overrides) for name, overrides in {
             "linear_lab, default": [f"trainer.max_epochs={STEPS}"],
