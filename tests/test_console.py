@@ -2,6 +2,8 @@
 
 import io
 import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import torch
 from rich.console import Console
@@ -54,6 +56,16 @@ def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, mon
     assert all(len(row) <= 30 for row in rest)
     assert "…" not in text
     assert "SGD lr=0.1" in text
+
+
+def test_the_address_filters_by_the_name_as_it_is():
+    """The filter is a regular expression."""
+    name = "3-adam-lr=0.1-max_time=1e+2"
+    address = console.looking(Path("/runs", name))["address"]
+    assert address.startswith("http://127.0.0.1:6006/?runFilter=3-adam-lr=0")
+    (pattern,) = parse_qs(urlsplit(address).query)["runFilter"]
+    assert re.fullmatch(pattern, name)
+    assert not re.fullmatch(pattern, name.replace(".", "x"))
 
 
 def test_a_table_is_never_cut(capsys):

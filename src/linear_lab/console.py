@@ -190,9 +190,10 @@ def show_sweep(console: Console, folder: Path) -> None:
 
 def looking(folder: Path) -> dict[str, str]:
     """Write the command that shows a run, and its address, also on a dashboard of all, unless the port is taken."""
+    pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression
     return {
         "look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}",
-        "address": f"{ADDRESS}/?runFilter={quote(re.escape(folder.name), safe='-')}",
+        "address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}",
     }
 
 
