@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder, options, others = parsed(sys.argv[1:] if arguments is None else arguments)
         if not events(folder, "**/"):
             print(f"{folder} holds no run yet; one appears here as soon as it is trained")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background process ignores it else
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # cleans up, as Ctrl-C does
         with tempfile.TemporaryDirectory() as parent:
             address = serve(named(folder, Path(parent)), options.port, others) + view()
