@@ -183,11 +183,6 @@ def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dash
     show_commands(console, commands)
 
 
-def show_sweep(console: Console, folder: Path) -> None:
-    """Say how to look at a sweep."""
-    show_commands(console, looking(folder) | {"address": ADDRESS})  # its jobs are runs of other names
-
-
 def looking(folder: Path) -> dict[str, str]:
     """Write the command that shows a run, and its address, also on a dashboard of all, unless the port is taken."""
     pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression

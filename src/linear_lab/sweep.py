@@ -130,7 +130,8 @@ def write_page(folder: Path, *, show: bool = False) -> None:
     finally:
         os.close(lock)
     if show:
-        console.show_sweep(console.terminal(), folder)
+        commands = console.looking(folder) | {"address": console.ADDRESS}  # its jobs are runs of other names
+        console.show_commands(console.terminal(), commands)
 
 
 def read_jobs(folder: Path) -> list[Job]:
