@@ -1,39 +1,29 @@
-"""What the terminal shows: what runs, and its outcome."""
+"""What the terminal shows of a run: what runs, and its outcome."""
 
 import math
-import re
 import shlex
-import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from linear_lab.data import LinearData, Schema
 from linear_lab.optimum import Reference
-
-SHOWN = 8  # numbers of a row or column that the terminal shows
-ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
-NARROW = 60  # columns below which what stands side by side elsewhere stands one below the other
-
-
-def terminal() -> Console:
-    """Make the console: plain in a pipe and under NO_COLOR."""
-    return Console(highlight=False, markup=False)  # a column may be called [red]
-
-
-def number(value: float | None) -> str:
-    """Six digits, as one writes them: ``2``, ``0.563695``, ``1.2e-13``."""
-    return "-" if value is None else f"{value:.6g}"
+from linear_lab.terminal import (
+    SHOWN,
+    looking,
+    names,
+    number,
+    pairs,
+    python,
+    resuming,
+    short,
+    show_commands,
+    show_numbers,
+)
 
 
 def numbers(values: Tensor) -> str:
@@ -95,16 +85,6 @@ def loss_unit(loss: dict[str, Any], schema: Schema) -> str | None:
     return shown[0] if len(units) == 1 else f"the mean of {', '.join(shown)}"
 
 
-def pairs(rows: dict[str, str]) -> Table:
-    """Lay out what is what; long values wrap beside their name."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
 def show_plan(
     console: Console,
     plain: dict[str, Any],
@@ -145,22 +125,6 @@ def show_plan(
     console.print()
 
 
-def names(columns: list[str]) -> str:
-    """List names, cut after `SHOWN`."""
-    return ", ".join(columns[:SHOWN]) + (f", ... ({len(columns)})" if len(columns) > SHOWN else "")
-
-
-def short(folder: Path) -> Path:
-    """Write a folder as one types it here: relative to where the command runs, if it lies there."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
-
-
-def python() -> str:
-    """Name the interpreter as one types it here: ``python`` only where that is the one with this package."""
-    return "python" if shutil.which("python") == sys.executable else str(short(Path(sys.executable)))
-
-
 def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dashboard: bool) -> None:
     """Third part: what was learned, against the start and the optimum, and the commands to go on with."""
     optimum, columns, shown = record["optimum"], record["columns"], outcomes(record)
@@ -183,15 +147,6 @@ def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dash
     show_commands(console, commands)
 
 
-def looking(folder: Path) -> dict[str, str]:
-    """Write the command that shows a run, and its address, also on a dashboard of all, unless the port is taken."""
-    pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression
-    return {
-        "look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}",
-        "address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}",
-    }
-
-
 def outcomes(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what there is to compare at the end, by name: the start, the final model, the best one, the optimum."""
     final = {**record["metrics"], **record["parameters"], "excess_loss": record["excess_loss"]}
@@ -208,32 +163,6 @@ def outcomes(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def measures(record: dict[str, Any]) -> list[str]:
     """Name the numbers to compare."""
     return [*record["metrics"], *(["excess_loss"] if record["optimum"] else [])]
-
-
-def resuming(folder: Path) -> str:
-    """Write the command that goes on with a run."""
-    return f"{python()} -m linear_lab.train {shlex.quote(f'resume={short(folder)}')}"
-
-
-def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: list[str]) -> None:
-    """Print a table with a column each and a row each name; on a narrow terminal a table for each column."""
-    if console.width < NARROW and len(columns) > 1:
-        for heading, column in columns.items():
-            show_numbers(console, {heading: column}, rows)
-        return
-    values = [[name.replace("_", " "), *(column.get(name) for column in columns.values())] for name in rows]
-    show_table(console, ["", *columns], values)
-
-
-def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table of text and numbers: as wide as it has to be, since a terminal wraps what rich would cut."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else number(value) for value in row))
-    table.width = Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
-    console.print(table, crop=False)
 
 
 def show_export(console: Console, target: Path, kind: str, meaning: dict[str, Any], difference: float) -> None:
@@ -253,25 +182,11 @@ def show_export(console: Console, target: Path, kind: str, meaning: dict[str, An
     show_commands(console, {"use": uses[kind]})
 
 
-def show_commands(console: Console, commands: dict[str, str]) -> None:
-    """Print commands to copy: never wrapped by us, so that they paste as they are."""
-    width = max(map(len, commands))
-    for name, command in commands.items():
-        console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {command}"), soft_wrap=True)
-
-
 def show_losses(console: Console, checkpoint: str, metrics: dict[str, float], recorded: dict[str, float]) -> None:
     """Print the table of evaluate: each part's metrics beside those that the run recorded."""
     show_numbers(console, {checkpoint: metrics, "recorded": recorded}, list(metrics))
     if recorded and any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
         console.print("These are not the recorded digits: another device, precision or version rounds otherwise.")
-
-
-def show_interrupted(console: Console, step: int | None, folder: Path) -> None:
-    """Say what a signal left, and how to go on."""
-    saved = "the run is saved as it was then" if step else "what was not saved yet is trained again"
-    console.print(f"interrupted{f' after step {step}' if step else ''}; {saved}")
-    show_commands(console, {"go on": resuming(folder)})
 
 
 def formula(model: LightningModule) -> str:

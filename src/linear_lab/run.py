@@ -1,33 +1,42 @@
 """The run folder: all that a run leaves. The only file that knows the names in it."""
 
 import fcntl
-import functools
 import hashlib
 import json
 import math
 import os
-import random
-import re
-import string
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 from linear_lab import UserError, __version__
+from linear_lab.files import replace, taken
 
 RESULT = "result.json"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 CHECKPOINTS = {"best": BEST, "last": LAST}
 PREDICTIONS = "predictions.csv"
-LONGEST_NAME = 120  # characters of a folder's name
-ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model leaves less
+LOCK = ".lock"
+FREE = (
+    "output_root",
+    "resume",
+    "console",
+    "logger",
+    "name",
+    "overwrite",
+    "fail_fast",
+)  # keys of a config that decide no number
+
+
+class HeldError(UserError):
+    """Another process holds the run folder."""
 
 
 class Run:
@@ -74,23 +83,37 @@ class Run:
         return run
 
     @contextmanager
+    def lock(self) -> Iterator[Self]:
+        """Hold the folder for this process alone, however it ends, and read the record as it is then.
+
+        Raises:
+            HeldError: if another process holds it.
+        """
+        file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
+        try:
+            if not taken(file):
+                raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")
+            self.held = True
+            with suppress(OSError, ValueError):
+                record = json.loads((self.path / RESULT).read_text())
+                self.record = record if isinstance(record, dict) else {}
+            yield self
+        finally:
+            self.held = False
+            os.close(file)
+
+    @contextmanager
     def recording(self) -> Iterator[Self]:
-        """Hold the folder for this process alone, and record how the block ends, whatever ends it.
+        """Hold the folder, and record how the block ends, whatever ends it.
 
         A new run is ``running`` from the first moment; one that is resumed keeps its record until `begin`, so that a
         mistake in the command costs nothing. A block that ends regularly has written its end state itself.
 
         Raises:
-            UserError: if another process trains in this folder.
+            HeldError: if another process trains in this folder.
         """
-        started, before = time.perf_counter(), self.record.get("seconds", 0.0)
-        folder = os.open(self.path, os.O_RDONLY)  # the kernel frees the lock when the process ends, however it ends
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path}: another process trains in this folder; wait until it ends") from None
-            self.held = True
+        with nullcontext() if self.held else self.lock():
+            started, before = time.perf_counter(), self.record.get("seconds", 0.0)
             if not self.record:
                 self.write(status="running", error=None, versions=versions())
             try:
@@ -106,9 +129,16 @@ class Run:
                     self.write()
                 raise
             self.write(seconds=before + time.perf_counter() - started)
-        finally:
-            self.held = False
-            os.close(folder)
+
+    def clear(self) -> None:
+        """Make room for a run from the start: take away what an earlier one left but its log.
+
+        The record goes last, so that what a process killed meanwhile leaves is no run that looks whole.
+        """
+        shutil.rmtree((self.path / LAST).parent, ignore_errors=True)
+        for path in [*self.path.glob("events.out.tfevents.*"), self.path / PREDICTIONS, self.path / RESULT]:
+            path.unlink(missing_ok=True)
+        self.record = {}
 
     def begin(self, config: str, overrides: Sequence[str], **fields: Any) -> None:
         """Say that training begins now, and keep the config, as YAML, and what has changed it since the run began."""
@@ -139,94 +169,24 @@ class Run:
         return (self.path / CONFIG).read_text()
 
 
-@functools.cache  # Hydra asks more than once; one process makes one folder
-def new(parent: str, optimizer: str = "") -> str:
-    """Make ``<parent>/<UTC time>-<4 random characters>-<optimizer>``: atomically, so that no other launch has the same.
-
-    Raises:
-        UserError: if it cannot be made or has no room, before anything is trained.
-    """
-    folder = Path(parent).expanduser()
-    random_characters = random.SystemRandom()
+def is_held(folder: Path) -> bool:
+    """Tell whether some process trains in a run folder now."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            name = "".join(random_characters.choices(string.ascii_lowercase + string.digits, k=4))
-            path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}{f'-{plain(optimizer)}' if optimizer else ''}"
-            with suppress(FileExistsError):
-                path.mkdir()
-                break
-    except OSError as error:
-        raise UserError(
-            f"no run can be kept in {parent} ({error.strerror}: {error.filename or folder}); "
-            "choose another folder with output_root=<folder>"
-        ) from error
+        file = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return False
     try:
-        replace(path / "room", bytes(ROOM))
-    except UserError:
-        path.rmdir()
-        raise
-    (path / "room").unlink()
-    return str(path)
-
-
-def job_name(number: int, optimizer: str, overrides: Sequence[str], unnamed: Sequence[str] = ()) -> str:
-    """Name the folder of a sweep's job: its number, its optimizer, and what was typed, in that order.
-
-    Args:
-        number: of the job.
-        optimizer: the option that was chosen.
-        overrides: what was typed, for this job.
-        unnamed: keys of overrides to leave out: those that are the same in all jobs.
-
-    >>> job_name(3, "adam", ["optimizer=adam", "optimizer.lr=0.1", "data.path=a/b c.csv", "seed=1"], ["seed"])
-    '3-adam-lr=0.1-path=a_b_c.csv'
-    """
-    typed = [item.lstrip("+~").partition("=") for item in overrides]
-    parts = [
-        f"{key.rpartition('.')[2]}{equals}{value}" for key, equals, value in typed if key not in {"optimizer", *unnamed}
-    ]
-    return plain("-".join([str(number), optimizer, *parts]))
-
-
-def plain(name: str) -> str:
-    """Make a name that any file system takes, and that TensorBoard does not nest."""
-    return re.sub(r"[^A-Za-z0-9._=+-]", "_", name)[:LONGEST_NAME].rstrip(".-")
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a process killed meanwhile, finds it whole: the old one or the new one.
-
-    Raises:
-        UserError: if the disk is full, or does not let itself be written.
-    """
-    with writing(path, "make room, or choose another folder with output_root=<folder>") as part:
-        part.write_bytes(content)
-
-
-@contextmanager
-def writing(path: Path, remedy: str = "make room, or choose another file with output=<file>") -> Iterator[Path]:
-    """Give a file beside ``path`` to write to, which takes its place, on disk, once the block has ended well.
-
-    Raises:
-        UserError: as `replace`.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     finally:
-        part.unlink(missing_ok=True)
+        os.close(file)
+    return False
 
 
 def config_hash(config: dict[str, Any]) -> str:
     """Fingerprint of what decides a run's numbers: not of where it lies and what it shows."""
-    free = {"output_root", "resume", "console", "logger"}
-    deciding = {key: value for key, value in config.items() if key not in free}
+    deciding = {key: value for key, value in config.items() if key not in FREE}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
