@@ -12,7 +12,8 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train steps evaluate predict export dashboard screenshots test check style types format bench digits lock clean
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types format bench digits \
+  lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +21,12 @@ help:  ## show this list
 
 train: $(INSTALLED)  ## train a run (ARGS="optimizer=adam ...")
 	@$(BIN)/python -m linear_lab.train $(ARGS)
+
+sweep: $(INSTALLED)  ## train many runs (ARGS="name=study1 optimizer=sgd,adam ...")
+	@$(BIN)/python -m linear_lab.train -m $(ARGS)
+
+leaderboard: $(INSTALLED)  ## rank the runs of a sweep again (ARGS="sweep=outputs/sweeps/<name>")
+	@$(BIN)/python -m linear_lab.leaderboard $(ARGS)
 
 steps: $(INSTALLED)  ## show the seven steps of backpropagation on the tutorial's example
 	@$(BIN)/python -m linear_lab.train experiment=notebook $(ARGS)
@@ -41,6 +48,10 @@ screenshots: $(INSTALLED)  ## take the pictures of the dashboard that README sho
 
 test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
+
+cluster: $(INSTALLED)  ## run the tests that want Ray and Slurm's local executor
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
+	@LINEAR_LAB_CLUSTER=required $(BIN)/python -m pytest -n0 tests/test_launch.py $(ARGS)
 
 check: style types test  ## everything that CI checks
 
@@ -66,6 +77,8 @@ lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	print(*d["project"]["dependencies"], *d["dependency-groups"]["dev"], *d["build-system"]["requires"], "editables", sep="\n")' \
 	| $(BIN)/pip install --quiet --requirement /dev/stdin
 	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' > requirements.lock
+	@$(BIN)/pip install --quiet --constraint requirements.lock hydra-ray-launcher
+	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-cluster.lock
 
 clean:  ## remove .venv and caches; outputs stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

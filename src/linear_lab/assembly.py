@@ -19,9 +19,9 @@ from torch import nn
 from linear_lab import UserError
 from linear_lab.callbacks import MeasureLastStep, StopOnSignal
 from linear_lab.checks import user_errors
-from linear_lab.console import names
 from linear_lab.data import LinearData
 from linear_lab.model import LinearModule
+from linear_lab.terminal import names
 
 logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
 
@@ -144,18 +144,25 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def restored_process(folder: str | Path) -> Iterator[None]:
+def restored_process(folder: str | Path, threads: int | None = None) -> Iterator[None]:
     """Leave the process as it was, so that the next job of a sweep equals the same job alone.
 
     Within, ``sys.argv`` is the command that joins this run: DDP starts its other processes with it.
+
+    Args:
+        folder: the run's.
+        threads: of the CPU, on whose number sums and factorizations depend in the last bits; None leaves them.
     """
     arguments, environment = sys.argv, dict(os.environ)
-    rng_state = torch.get_rng_state()
+    rng_state, threads_before = torch.get_rng_state(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     sys.argv = [sys.argv[0], f"resume={Path(folder).resolve()}"]
     try:
+        if threads:
+            torch.set_num_threads(threads)
         yield
     finally:
+        torch.set_num_threads(threads_before)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         sys.argv = arguments

@@ -3,6 +3,7 @@
 import io
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from linear_lab import run
+from linear_lab import files, run
 
 
 class Checkpoint(ModelCheckpoint):
@@ -65,7 +66,7 @@ class WholeFileIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(exist_ok=True)
-        run.replace(Path(path), content.getvalue())
+        files.replace(Path(path), content.getvalue())
 
 
 class MeasureLastStep(Callback):
@@ -105,6 +106,37 @@ class MeasureLastStep(Callback):
 def is_last_of_all(trainer: Trainer) -> bool:
     """Tell whether the epoch's last batch ends the last epoch."""
     return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+
+
+class StopIfHopeless(Callback):
+    """Stops a run that is worse than others were at the same epoch.
+
+    Args:
+        check: takes the epochs trained and the module's metric after each validation; returns whether to stop.
+    """
+
+    def __init__(self, check: Callable[[int, float], bool]) -> None:
+        self.check = check
+        self.hopeless = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report, and stop."""
+        fitting = trainer.state.fn == "fit"
+        value = trainer.callback_metrics.get(str(pl_module.hparams["metric"]))
+        if value is not None and self.check(trainer.current_epoch + 1 if fitting else 0, value.item()) and fitting:
+            self.hopeless = trainer.should_stop = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop again, if the run was killed after that was decided."""
+        trainer.should_stop |= self.hopeless
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the decision in the checkpoint."""
+        return {"hopeless": self.hopeless}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.hopeless = state_dict["hopeless"]
 
 
 class Interrupted(SystemExit):

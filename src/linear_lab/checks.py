@@ -19,6 +19,7 @@ GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbac
 WHOLE_NUMBERS = (  # key, lowest, highest, example
     ("seed", 0, 2**32 - 1, 0),
     ("console.steps", 0, 2**31, 2),
+    ("threads", 1, 2**15, 1),
     ("trainer.max_epochs", -1, 2**31, 500),
     ("trainer.max_steps", -1, 2**31, 1000),
     ("trainer.check_val_every_n_epoch", 1, 2**31, 10),

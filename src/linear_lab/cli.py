@@ -4,6 +4,7 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 """
 
 import difflib
+import importlib.util
 import logging
 import os
 import re
@@ -15,12 +16,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from linear_lab import UserError, run
+from linear_lab import UserError, files, run
+from linear_lab.terminal import failure, python
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = (  # overrides whose value is one text, in which any character may stand
@@ -28,7 +29,12 @@ TEXTS = (  # overrides whose value is one text, in which any character may stand
     "separator", "decimal", "encoding",
 )  # fmt: skip
 COLUMNS = ("data.x", "data.y", "data.split")  # and those that name a column, or a list of them
-UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # overrides that a job's folder is not named by
+WANTED = {  # packages that some choices want
+    "launch=joblib": "hydra_plugins.hydra_joblib_launcher",
+    "launch=slurm": "hydra_plugins.hydra_submitit_launcher",
+    "launch=ray": "hydra_plugins.hydra_ray_launcher",
+    "sweep=search": "optuna",
+}
 Task = Callable[[DictConfig], Any]
 
 
@@ -45,19 +51,15 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
                 return task(cfg)
             except Exception as error:
                 logging.getLogger(name).info("failed", exc_info=True)  # for the file
+                if hydra_cfg.mode == RunMode.MULTIRUN:  # from whichever process, of whichever class
+                    raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
                 if not isinstance(error, UserError):
                     raise  # Hydra shows the traceback
-                if hydra_cfg.mode != RunMode.MULTIRUN:
-                    raise failure(error) from error
-                print(f"error: {error}", file=sys.stderr)
-                raise CompactHydraException(str(error)) from error  # Hydra notes that the job failed, and goes on
+                raise failure(error) from error
 
         def main() -> None:
             arguments = sys.argv
             sys.argv = [arguments[0], *map(quoted, arguments[1:])]
-            first = next((at for at in range(1, len(arguments)) if is_override(arguments[at])), None)
-            if first and {"-m", "--multirun"} & set(arguments):  # beside the others: argparse wants all in one row
-                sys.argv.insert(first, f"{UNNAMED}=[{','.join(map(in_quotes, same_in_all(sys.argv)))}]")
             try:
                 config_path, config_name = CONF, name
                 check_choices(arguments[1:])
@@ -96,26 +98,54 @@ def required(cfg: DictConfig, key: str) -> None:
         raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>")
 
 
-def failure(error: UserError) -> SystemExit:
-    """Show a mistake in one line, with its traceback only under HYDRA_FULL_ERROR=1, and end with exit code 1."""
-    if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    return SystemExit(1)
-
-
 def register_resolvers() -> None:
     """Have the config name folders."""
     OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
-    OmegaConf.register_new_resolver("job_name", run.job_name, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+    OmegaConf.register_new_resolver("workers", workers, replace=True)
+    OmegaConf.register_new_resolver("gpus", gpus, replace=True)
 
 
 def new_folder(parent: str, optimizer: str = "") -> str:
     """Make the folder of a run or a sweep; as a resolver in the config, before Hydra writes there."""
     try:
-        return run.new(parent, optimizer)
+        return files.new(parent, optimizer)
     except UserError as error:  # OmegaConf would wrap it into an error of its own
         raise failure(error) from error
+
+
+def sweep_folder(parent: str, name: str | None) -> str:
+    """Make the folder of a sweep, or find the one of that name."""
+    if name is None:
+        return new_folder(parent)
+    try:
+        if files.plain(str(name)) != str(name) or str(name)[0] in "._-":
+            raise UserError(
+                f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {files.LONGEST_NAME}, "
+                "and begins with a letter or digit; try name=study1"
+            )
+        folder = Path(parent).expanduser() / str(name)
+        with suppress(FileExistsError):
+            files.make(folder)
+            return str(folder)
+        files.check_room(folder)
+    except UserError as error:
+        raise failure(error) from error
+    return str(folder)
+
+
+def workers(accelerator: str) -> int:
+    """How many jobs run at once on this machine: one a core, or one a GPU where they train on one."""
+    if gpus(accelerator, 1):
+        import torch
+
+        return max(torch.cuda.device_count(), 1)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(accelerator: str, devices: Any) -> Any:
+    """How many GPUs a job wants; None where it trains on the CPU."""
+    return devices if accelerator in ("gpu", "cuda") else None
 
 
 def check_choices(arguments: list[str]) -> None:
@@ -128,32 +158,14 @@ def check_choices(arguments: list[str]) -> None:
         group, _, option = argument.partition("=")
         if option == "null" and group != "experiment" and (CONF / group).is_dir():
             raise UserError(f"{argument}: choose one of {', '.join(options(group))}")
+        if argument in WANTED and importlib.util.find_spec(WANTED[argument]) is None:
+            extra = {"sweep=search": "search"}.get(argument, option)
+            raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
 
 
 def options(group: str) -> list[str]:
     """Names of a group's options."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-
-
-def same_in_all(arguments: list[str]) -> list[str]:
-    """Return the keys of overrides that are the same in all jobs of a sweep.
-
-    >>> same_in_all(["-m", "optimizer=sgd,adam", "optimizer.lr=0.1", "seed=range(3)", "data.x=[a,b]"])
-    ['optimizer.lr', 'data.x']
-    """
-    same = []
-    for argument in arguments:
-        if is_override(argument):
-            with suppress(CompactHydraException):  # Hydra will say what it does not understand
-                override = OverridesParser.create().parse_override(argument)
-                if not override.is_sweep_override():
-                    same.append(override.key_or_group)
-    return same
-
-
-def is_override(argument: str) -> bool:
-    """Tell overrides from Hydra's own options."""
-    return "=" in argument and not argument.startswith("-")
 
 
 def resuming(folder: Path) -> list[str]:

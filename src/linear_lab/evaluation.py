@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from linear_lab import UserError, console
+from linear_lab import UserError, console, terminal
 from linear_lab.assembly import build, restored_process
 from linear_lab.checks import check_accelerator, user_errors
 from linear_lab.data import LinearData
@@ -37,7 +37,7 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     cfg.trainer.accelerator = accelerator or cfg.trainer.accelerator
     check_accelerator(cfg)
     state, step = checkpoint["state_dict"], checkpoint["global_step"]
-    with restored_process(folder):
+    with restored_process(folder, cfg.get("threads")):
         data, model = build(cfg)
         check_same_data(cfg, data, checkpoint)
         model.to(next(iter(state.values())).dtype).load_state_dict(state)  # float64 would be cut to float32
@@ -46,7 +46,7 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     if best := run.record.get("best"):
         recorded.setdefault(best["step"], best["metrics"])
     # a run that goes on has a newer checkpoint than its record: then there is nothing to compare with
-    console.show_losses(console.terminal(), f"{path.stem}, step {step}", metrics, recorded.get(step) or {})
+    console.show_losses(terminal.screen(), f"{path.stem}, step {step}", metrics, recorded.get(step) or {})
     return metrics
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from linear_lab import UserError, console
+from linear_lab import UserError, console, terminal
 from linear_lab.assembly import as_dict, build, build_trainer, restored_process
-from linear_lab.callbacks import Interrupted, StopOnSignal
+from linear_lab.callbacks import Interrupted, StopIfHopeless, StopOnSignal
 from linear_lab.checks import check
 from linear_lab.dashboard import hparams
 from linear_lab.dashboard.callbacks import Dashboard
@@ -65,29 +65,39 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
     if cfg.data.get("path"):  # so that the saved config finds the file from any folder
         cfg.data.path = str(Path(str(cfg.data.path)).expanduser().absolute())
     if getattr(rank_zero_only, "rank", 0):  # a process that DDP added: it computes; the first one records and shows
-        with restored_process(folder), StopOnSignal() as stop:
+        with restored_process(folder, cfg.get("threads")), StopOnSignal() as stop:
             fit(cfg, Run(Path(folder)), stop, Console(quiet=True))
         return 0.0
     run = Run.open(folder, "resume") if cfg.resume else Run(Path(folder))
     if run.record.get("status") == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record['error']}; start a new one")
-    screen = console.terminal()
+    if job := run.record.get("job"):  # of a sweep: the command that trains it again is another one from now on
+        run.record["job"] = job | {"overrides": job["overrides"] + [o for o in overrides if o[:7] != "resume="]}
+    return train_in(run, cfg, overrides, terminal.screen())
+
+
+def train_in(
+    run: Run, cfg: DictConfig, overrides: Sequence[str], screen: Console, callbacks: Sequence[Callback] = ()
+) -> float:
+    """Train as `train` does, in an open run folder, with callbacks that no config names."""
     with ExitStack() as at_the_end:
         at_the_end.callback(lambda: hparams.end(run.path, run.record.get("status")))
         at_the_end.enter_context(run.recording())
         stop = at_the_end.enter_context(StopOnSignal())
         check(cfg, overrides)
         try:
-            with restored_process(folder):
-                fitted = fit(cfg, run, stop, screen, overrides, at_the_end)
-            result = outcome(cfg, run, fitted)
+            with restored_process(run.path, cfg.get("threads")):
+                fitted = fit(cfg, run, stop, screen, overrides, at_the_end, callbacks)
+                result = outcome(cfg, run, fitted)
         except Interrupted:
-            console.show_interrupted(screen, stop.step, run.path)
+            terminal.show_interrupted(screen, stop.step, run.path)
             raise
         error = divergence(cfg, fitted.reference, fitted.diverged, result, run.record.get("initial", {}))
-        result |= {"status": "diverged" if error else "completed", "error": error}
+        pruned = any(isinstance(callback, StopIfHopeless) and callback.hopeless for callback in callbacks)
+        result |= {"status": "diverged" if error else "pruned" if pruned else "completed", "error": error}
         if run.record.get("steps") != result["steps"]:  # else it stands there already
             log_outcome(fitted, run.record | result)
+        hparams.end(run.path, result["status"])  # before the record says that all is done
         run.write(**result)
     if error:
         raise UserError(error)
@@ -103,11 +113,13 @@ def fit(
     screen: Console,
     overrides: Sequence[str] = (),
     at_the_end: ExitStack | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Fit:
     """Build all from the config, and train; the initial model and the first step go into the run's record.
 
     Loggers stay open for what the caller has to say, until ``at_the_end``.
     """
+    deciding = config_hash(as_dict(cfg))  # as composed: building may change the metric
     data, model = build(cfg)
     plain = as_dict(cfg)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
@@ -120,10 +132,10 @@ def fit(
     known = find_reference(cfg, data, model)
     first_steps = FirstSteps(screen, cfg.console.steps, plain)
     stop_on_divergence = StopOnDivergence()
-    callbacks = [stop_on_divergence, first_steps, ProgressBar(screen), stop]
+    ours = [stop_on_divergence, first_steps, *callbacks, ProgressBar(screen), stop]
     step = checkpoint.get("global_step", 0)
     purge_step = step + (path is not None) if cfg.resume else None  # what comes after the checkpoint is logged again
-    trainer = build_trainer(cfg, run.path, callbacks, purge_step)
+    trainer = build_trainer(cfg, run.path, ours, purge_step)
     dashboard = None
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger):
@@ -134,12 +146,13 @@ def fit(
             trainer.callbacks.insert(trainer.callbacks.index(stop_on_divergence) + 1, dashboard)  # type: ignore[attr-defined]
             if at_the_end:
                 at_the_end.callback(logger.close)
-    kept = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"]})  # cosine: its T_max does not follow max_epochs later
+    # cosine: its T_max does not follow max_epochs later
+    kept = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"], "resume": None})
     hparams.take_back_end(run.path)
     run.begin(
         OmegaConf.to_yaml(kept),
         overrides if cfg.resume else (),
-        config_hash=config_hash(plain),
+        config_hash=deciding,
         seed=cfg.seed,
         git=git_revision(),
         columns={"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels},

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linear_lab import UserError, console
+from linear_lab import UserError, console, terminal
 from linear_lab.checks import user_errors
+from linear_lab.files import writing
 from linear_lab.prediction import Predictor, load, target_file
-from linear_lab.run import writing
 
 TOLERANCE = 1e-6  # of what the file may differ from predict, relative to the largest prediction
 CHECKED_ROWS = 100
@@ -49,7 +49,7 @@ def export(folder: str, which: str = "best", output: str | None = None, kind: st
         difference = (found - expected).abs().max().item() / max(expected.abs().max().item(), 1e-300)
         if not difference <= TOLERANCE:
             raise UserError(f"format={kind}: the file predicts otherwise, by {difference:.1g} of the largest value")
-    console.show_export(console.terminal(), target, kind, meaning, difference)
+    console.show_export(terminal.screen(), target, kind, meaning, difference)
     return target
 
 

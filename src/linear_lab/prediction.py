@@ -10,13 +10,14 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from linear_lab import UserError, console
+from linear_lab import UserError, terminal
 from linear_lab.assembly import import_targets
 from linear_lab.checks import user_errors
 from linear_lab.data.reading import Table
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.evaluation import open_checkpoint
-from linear_lab.run import PREDICTIONS, Run, writing
+from linear_lab.files import writing
+from linear_lab.run import PREDICTIONS, Run
 
 ROWS = 65_536  # of a file that are in memory at once
 
@@ -110,7 +111,7 @@ def predict(
         rows = as_rows(x, predictor.schema.x)
         predicted = predictor.columns(rows)
         values = [(*row, *found) for row, found in zip(rows.tolist(), predicted.rows(), strict=True)]
-        console.show_table(console.terminal(), [*predictor.schema.x, *predicted.columns], values)
+        terminal.show_table(terminal.screen(), [*predictor.schema.x, *predicted.columns], values)
         return None
     reading = {key: cfg.data.get(key) if value is None else value for key, value in reading.items()}
     with user_errors("predict"):
@@ -118,7 +119,7 @@ def predict(
         sources = [table.path, *([Path(cfg.data.path)] if cfg.data.get("path") else [])]
         target = target_file(run, output, PREDICTIONS, sources)
         count = predict_file(predictor, table, target, missing)
-    console.terminal().print(f"{count} row{'s' * (count != 1)} predicted: {console.short(target)}", soft_wrap=True)
+    terminal.screen().print(f"{count} row{'s' * (count != 1)} predicted: {terminal.short(target)}", soft_wrap=True)
     return target
 
 
@@ -188,8 +189,8 @@ def as_rows(x: Any, names: list[str]) -> Tensor:
     [[5.0], [6.0]]
     """
     values = OmegaConf.to_container(x) if OmegaConf.is_config(x) else x
-    example = ",".join(["0"] * min(len(names), console.SHOWN))
-    wanted = f"x wants {len(names)} numbers a row ({console.names(names)}), as in x=[{example}]"
+    example = ",".join(["0"] * min(len(names), terminal.SHOWN))
+    wanted = f"x wants {len(names)} numbers a row ({terminal.names(names)}), as in x=[{example}]"
     try:
         rows = torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from linear_lab.console import NARROW, number
+from linear_lab.terminal import NARROW, number
 
 PIPE_INTERVAL = 30.0  # seconds between two lines of progress where no bar can move
 

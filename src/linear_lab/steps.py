@@ -8,7 +8,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from linear_lab.console import SHOWN, describe, formula, number, numbers
+from linear_lab.console import describe, formula, numbers
+from linear_lab.terminal import SHOWN, number
 
 SYMBOLS = {"weight": "W", "bias": "b"}
 LOSS_FORMULAS = {

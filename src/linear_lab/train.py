@@ -4,22 +4,26 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from linear_lab import UserError
 from linear_lab.cli import entry
 
 
 @entry("train")
-def main(cfg: DictConfig) -> float:
-    """Train one composed config; returns the metric that a sweep compares."""
-    from linear_lab.experiment import train
-    from linear_lab.sweep import page, refresh
+def main(cfg: DictConfig) -> float | None:
+    """Train one composed config, or a job of a sweep; returns the metric that a sweep compares."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        from linear_lab.sweep.job import train_job
 
-    hydra_cfg = HydraConfig.get()
-    folder, overrides = hydra_cfg.runtime.output_dir, hydra_cfg.overrides.task
-    if hydra_cfg.mode != RunMode.MULTIRUN:
-        with refresh(folder):
-            return train(cfg, folder, overrides)
-    with page(hydra_cfg.sweep.dir):
-        return train(cfg, folder, overrides)
+        return train_job(cfg)
+    from linear_lab.experiment import train
+    from linear_lab.sweep.page import refresh
+
+    typed = [item for item in hydra.overrides.task if item.partition("=")[0] in ("name", "overwrite", "fail_fast")]
+    if typed and not cfg.resume:
+        raise UserError(f"{', '.join(typed)}: is for sweeps; add -m, or leave it out")
+    with refresh(hydra.runtime.output_dir):
+        return train(cfg, hydra.runtime.output_dir, hydra.overrides.task)
 
 
 if __name__ == "__main__":

@@ -149,14 +149,14 @@ def view() -> str:
     """Return the query of the address that presets the view.
 
     Runs of one colour are those in whose name, the folder's below LOGDIR, the group of a regular expression matches the
-    same: the name of the optimizer, between dashes or at the end. All other runs, where the bare ``$`` matches, share a
-    colour; without a match they would be a pale grey.
+    same: the name of the optimizer, at the beginning, between dashes or at the end. All other runs, where the bare
+    ``$`` matches, share a colour; without a match they would be a pale grey.
     """
     cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     query = {"smoothing": "0", "pinnedCards": json.dumps(cards, separators=(",", ":"))}
     names = sorted((file.stem for file in OPTIMIZERS.glob("*.yaml")), key=len, reverse=True)
     if names:  # an installed package has no conf/
-        query["runColorGroup"] = f"regex:-({'|'.join(map(re.escape, names))})(?:-|$)|$"
+        query["runColorGroup"] = f"regex:(?:^|[-/])({'|'.join(map(re.escape, names))})(?:-|$)|$"
     return "?" + "&".join(f"{key}={quote(value, safe='/:,-')}" for key, value in query.items())
 
 

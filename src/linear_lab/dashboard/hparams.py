@@ -22,13 +22,13 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.optim import Optimizer
 
-from linear_lab import UserError, run
+from linear_lab import UserError, files
 from linear_lab.dashboard.logger import event_files
 
 # Event files of their own: TensorBoard keeps to the first start and the first end that it reads, by the order of names
 START = "events.out.tfevents.0000000000.start"
 END = ".end"  # behind the name of the run's last event file
-STATUSES = {"completed": STATUS_SUCCESS, "diverged": STATUS_FAILURE, "failed": STATUS_FAILURE}
+STATUSES = {"completed": STATUS_SUCCESS, "pruned": STATUS_SUCCESS, "diverged": STATUS_FAILURE, "failed": STATUS_FAILURE}
 OF_THE_TRAINER = (  # the others change no number, or only where a run is cut into parts
     "accelerator", "devices", "strategy", "precision", "max_epochs", "max_steps", "max_time", "limit_train_batches",
     "overfit_batches", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
@@ -121,4 +121,4 @@ def write(path: Path, tag: str, content: HParamsPluginData) -> None:
     for event in (Event(file_version="brain.Event:2"), Event(summary=summary)):
         event.wall_time = time.time()
         writer.write(event.SerializeToString())
-    run.replace(path, file.getvalue())
+    files.replace(path, file.getvalue())

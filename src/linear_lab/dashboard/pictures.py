@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linear_lab import console
+from linear_lab import console, terminal
 from linear_lab.dashboard import classes, figures, surfaces
 from linear_lab.dashboard.figures import Array
 from linear_lab.data import LinearData
@@ -102,7 +102,7 @@ class Pictures:
         names = self.data.schema.y
         if len(names) == 1:
             return {"residuals": rest[:, 0]}
-        return {f"residuals/{name}": rest[:, column] for column, name in enumerate(names[: console.SHOWN])}
+        return {f"residuals/{name}": rest[:, column] for column, name in enumerate(names[: terminal.SHOWN])}
 
     @torch.no_grad()
     def _y_hat(self, part: str) -> Tensor:

@@ -1,9 +1,9 @@
 """What the Text page shows of a run's end."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from linear_lab.console import line, measures, number, outcomes
+from linear_lab.console import line, measures, outcomes
+from linear_lab.terminal import markdown_table, number
 
 
 def outcome_text(record: dict[str, Any]) -> str:
@@ -20,10 +20,3 @@ def outcome_text(record: dict[str, Any]) -> str:
     if record["loss_unit"]:
         parts.append(f"unit of the losses: `{record['loss_unit']}`")
     return "\n\n".join(parts)
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table; a line break or a bar in a cell would end it."""
-    cells = [[cell.replace("\n", "`, `").replace("|", "\\|") for cell in row] for row in [headings, *rows]]
-    cells.insert(1, ["---"] * len(headings))
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

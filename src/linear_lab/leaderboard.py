@@ -1,0 +1,46 @@
+"""Write a sweep's leaderboard again, and show it: ``python -m linear_lab.leaderboard sweep=outputs/sweeps/<name>``."""
+
+import re
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from linear_lab import UserError
+from linear_lab.cli import entry, quoted
+
+
+def main() -> None:
+    """Rank a sweep's jobs; to Hydra ``sweep=`` would be a choice of conf/sweep, so the config has ``folder``."""
+    arguments = sys.argv
+    sys.argv = [quoted(re.sub("^sweep=", "folder=", argument), ("folder",)) for argument in arguments]
+    try:
+        leaderboard()
+    finally:
+        sys.argv = arguments
+
+
+@entry("leaderboard")
+def leaderboard(cfg: DictConfig) -> None:
+    """Rank the jobs by what they have left, whether they run, have ended, or were killed."""
+    from linear_lab import terminal
+    from linear_lab.sweep import board, page
+
+    example = "name a sweep's folder, as in sweep=outputs/sweeps/<name>"
+    if OmegaConf.is_missing(cfg, "folder"):
+        raise UserError(f"sweep=<folder> is missing; {example}")
+    folder = Path(str(cfg.folder)).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"sweep={cfg.folder}: there is no such folder; {example}")
+    if not board.is_sweep(folder):
+        raise UserError(f"sweep={cfg.folder}: no {board.PLAN} in it, so it is no sweep; {example}")
+    if type(cfg.top) is not int or cfg.top < 1:
+        raise UserError(f"top={cfg.top}: must be a whole number from 1, the rows of a table")
+    board.read(folder, cfg.metric, cfg.mode)  # refuses before anything is written
+    found = board.write(folder, cfg.metric, cfg.mode)
+    page.write_page(folder)
+    board.show(terminal.screen(), found, cfg.top)
+
+
+if __name__ == "__main__":
+    main()

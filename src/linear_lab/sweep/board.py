@@ -1,0 +1,245 @@
+"""A sweep's leaderboard: its jobs best first, and what they found over seeds.
+
+Any process may write it at any time: it is made of the plan and the jobs' records alone.
+"""
+
+import csv
+import fcntl
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+
+from linear_lab import UserError
+from linear_lab.sweep.ranking import Board
+from linear_lab.sweep.records import PLAN, Job, finite, read_jobs
+from linear_lab.terminal import markdown_table, number, short, show_commands, show_table
+
+__all__ = ["PLAN", "Board", "Job", "is_sweep", "markdown", "read", "show", "table", "write"]
+
+TABLE, SEEDS, TEXT = "leaderboard.csv", "leaderboard_seeds.csv", "leaderboard.md"
+LOCK = ".leaderboard.lock"
+TOP = 20  # rows on the terminal
+LONGEST = 32  # characters of a value there
+SAME_DATA = ("data.batch_size", "data.order_seed")  # of the data's keys those that change no part of them
+
+log = logging.getLogger(__name__)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is one of a sweep, be it of an older version or with its plan lost."""
+    if (folder / PLAN).exists() or (folder / "multirun.yaml").exists():
+        return True
+    return any(job.record.get("job") for job in read_jobs(folder)[1])
+
+
+def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
+    """Read what a sweep has found so far; a folder without jobs gives an empty board.
+
+    Args:
+        folder: the sweep's.
+        metric: to rank by, as the records name it; None takes the sweep's own.
+        mode: min | max; None takes the sweep's own, and for another metric what makes sense: max for an accuracy.
+
+    Raises:
+        UserError: for a metric that no job has measured, and for another mode.
+    """
+    folder = Path(folder)
+    plan, jobs, notes = read_jobs(folder)
+    told = [plan, *(job.record.get("job", {}) for job in jobs)]
+    own = next((item["metric"] for item in told if isinstance(item.get("metric"), str)), "val/loss")
+    own_mode = next((item["mode"] for item in told if item.get("mode") in ("min", "max")), "min")
+    measured = list(dict.fromkeys(name for job in jobs for name in job.record.get("metrics", {})))
+    if metric is not None and metric not in measured:
+        remedy = f"choose one of {', '.join(measured)}" if measured else "none has measured anything yet"
+        raise UserError(f"metric={metric}: no job of {short(folder)} has measured it; {remedy}")
+    if mode not in (None, "min", "max"):
+        raise UserError(f"mode={mode}: choose min or max")
+    if own not in measured and own.replace("val/", "train/") in measured:
+        own = own.replace("val/", "train/")  # there is no val part: it is what decided which weights are best
+    if metric not in (None, own):
+        own_mode = "max" if str(metric).endswith("accuracy") else "min"
+    board = Board(folder, metric or own, mode or own_mode, jobs, notes)
+    for job in jobs:
+        job.value = finite(job.record.get("metrics", {}).get(board.metric)) if job.status == "completed" else None
+    other = [key for key in board.differing if key.startswith("data") and key not in SAME_DATA]
+    other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
+    if other:
+        notes.append(f"jobs differ in {', '.join(other)}: losses of other data, or other losses, do not compare")
+    return board
+
+
+def write(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
+    """Write leaderboard.csv, leaderboard.md and, where there are seeds, leaderboard_seeds.csv; arguments as `read`.
+
+    Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that does not
+    let itself be written costs a warning: the records are what counts.
+    """
+    folder, board = Path(folder), None
+    try:
+        with (folder / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            board = read(folder, metric, mode)
+            replace(folder / TABLE, table(board))
+            replace(folder / TEXT, markdown(board))
+            if board.groups:
+                replace(folder / SEEDS, seeds_table(board))
+            else:
+                (folder / SEEDS).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the leaderboard of %s could not be written: %s", folder, error.strerror or error)
+    return board or read(folder, metric, mode)
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file atomically, within the lock; not on disk at once, since the records can make it again."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8", errors="surrogateescape")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Write rows with all their digits."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def table(board: Board) -> str:
+    """Write all jobs as CSV; what is not there is empty."""
+    headings = ["rank", "job", *board.differing, board.metric, "excess_loss", "steps", "status", "seconds", "error"]
+    rows: list[list[Any]] = [headings]
+    for place, job in board.ranked:
+        values = [job.overrides.get(key) for key in board.differing]
+        steps, seconds, error = job.record.get("steps"), finite(job.record.get("seconds")), job.record.get("error")
+        rows.append([place, job.name, *values, job.value, excess(job), steps, job.status, seconds, error])
+    return as_csv(rows)
+
+
+def seeds_table(board: Board) -> str:
+    """Write the groups over seeds as CSV."""
+    keys = [key for key in board.differing if key != "seed"]
+    headings = ["rank", *keys, "n", "diverged_or_failed", "mean", "standard_deviation", "best", "worst"]
+    rows: list[list[Any]] = [headings]
+    for place, group in board.groups:
+        values = [group.jobs[0].overrides.get(key) for key in keys]
+        rows.append([place, *values, len(group.values), group.lost, *group.summary(board.mode)])
+    return as_csv(rows)
+
+
+def excess(job: Job) -> float | None:
+    """The final model's excess loss, if the job was completed."""
+    return finite(job.record.get("excess_loss")) if job.status == "completed" else None
+
+
+def headings(keys: Sequence[str]) -> list[str]:
+    """Leave ``optimizer.`` out where no two columns get one name.
+
+    >>> headings(["optimizer", "optimizer.lr", "optimizer.gamma", "gamma"])
+    ['optimizer', 'lr', 'optimizer.gamma', 'gamma']
+    """
+    brief = [key.removeprefix("optimizer.") for key in keys]
+    return [name if brief.count(name) == 1 else key for key, name in zip(keys, brief, strict=True)]
+
+
+def job_rows(board: Board, limit: int | None = None) -> list[list[str]]:
+    """Make the rows of people's table of jobs, headings first."""
+    rows = [["rank", *headings(board.differing), board.metric, "excess loss", "steps", "status", "seconds", "job"]]
+    for place, job in board.ranked[:limit]:
+        steps, seconds = job.record.get("steps"), finite(job.record.get("seconds"))
+        rows.append([
+            str(place or "-"), *(printable(job.overrides.get(key, "-")) for key in board.differing),
+            number(job.value), number(excess(job)), "-" if steps is None else str(steps),
+            job.status, "-" if seconds is None else f"{seconds:.1f}", job.name,
+        ])  # fmt: skip
+    return rows
+
+
+def seed_rows(board: Board, limit: int | None = None) -> list[list[str]]:
+    """Make the rows of people's table over seeds, headings first."""
+    keys = [key for key in board.differing if key != "seed"]
+    lost = any(group.lost for _, group in board.groups)
+    rows = [["rank", *headings(keys), "n", *["lost"] * lost, "mean", "standard deviation", "best", "worst"]]
+    for place, group in board.groups[:limit]:
+        values = [printable(group.jobs[0].overrides.get(key, "-")) for key in keys]
+        counts = [str(len(group.values)), *[str(group.lost)] * lost]
+        rows.append([str(place or "-"), *values, *counts, *map(number, group.summary(board.mode))])
+    return rows
+
+
+def printable(text: str) -> str:
+    """Replace what would steer a terminal or break a line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def caption(board: Board) -> str:
+    """Say how far the sweep is: ``6 jobs: 4 completed, 1 diverged, 1 waiting``."""
+    counts = ", ".join(f"{count} {status}" for status, count in board.counts.items())
+    return f"{len(board.jobs)} job{'s' if len(board.jobs) != 1 else ''}: {counts}" if board.jobs else "no jobs"
+
+
+def verdict(board: Board) -> dict[str, str]:
+    """Give the command that trains the winner again, or say why there is none."""
+    if board.best is None:
+        return {"train again": "no job was completed, so none has won"}
+    return {"train again": board.best.command or f"as {board.best.folder / '.hydra'} says"}
+
+
+def markdown(board: Board, rows: int | None = None) -> str:
+    """Write both tables, of so many rows each, and the command that trains the winner again, as Markdown."""
+    better = "higher" if board.mode == "max" else "lower"
+    parts = [f"{caption(board)}; a {better} {board.metric} is better", as_markdown(job_rows(board, rows))]
+    if rows is not None and len(board.jobs) > rows:
+        parts.append(f"{len(board.jobs) - rows} more jobs are not shown.")
+    if board.groups:
+        parts += [f"{board.metric} over seeds", as_markdown(seed_rows(board, rows))]
+    parts += board.notes
+    if board.best and board.best.command:
+        parts.append(f"Train the best again:\n\n```sh\n{board.best.command}\n```")
+    else:
+        parts += verdict(board).values()
+    return "\n\n".join(parts) + "\n"
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    """Write a table whose first row are its headings."""
+    return markdown_table(rows[0], rows[1:])
+
+
+def show(screen: Console, board: Board, top: int = TOP) -> None:
+    """Print both tables, of ``top`` rows at most, and the command that trains the winner again."""
+    rows = job_rows(board, top)
+    hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names that say the same again
+    show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
+    show_left(screen, len(board.jobs) - top, board.folder / TABLE)
+    if board.groups:
+        screen.print(f"\n{board.metric} over seeds", style="dim")
+        show_rows(screen, seed_rows(board, top))
+        show_left(screen, len(board.groups) - top, board.folder / SEEDS)
+    screen.print("\n" + "\n".join([caption(board), *board.notes]), soft_wrap=True)
+    commands = verdict(board) | {"leaderboard": str(short(board.folder / TEXT))}
+    show_commands(screen, {name: text.encode(errors="replace").decode() for name, text in commands.items()})
+
+
+def show_rows(screen: Console, rows: list[list[str]]) -> None:
+    """Print a table; on a terminal that is too narrow for it a paragraph a row."""
+    cut = [[cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}..." for cell in row] for row in rows]
+    width = sum(max(map(cell_len, column)) + 2 for column in zip(*cut, strict=True)) - 2
+    if screen.width >= width or not screen.is_terminal:
+        show_table(screen, cut[0], cut[1:])
+        return
+    for row in cut[1:]:
+        screen.print(", ".join(f"{name} {cell}" for name, cell in zip(cut[0], row, strict=True) if cell != "-"))
+
+
+def show_left(screen: Console, left: int, file: Path) -> None:
+    """Say where the rows are that were not shown."""
+    if left > 0:
+        screen.print(f"... {left} more in {short(file)}", soft_wrap=True)

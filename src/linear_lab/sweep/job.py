@@ -1,0 +1,156 @@
+"""One job of a sweep, in whichever process: skipped, gone on with, or trained."""
+
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from linear_lab import UserError, files
+from linear_lab.callbacks import Interrupted, StopIfHopeless
+from linear_lab.experiment import train_in
+from linear_lab.run import HeldError, Run, config_hash, versions
+from linear_lab.sweep import board
+from linear_lab.sweep.plan import absolute_paths, group_hash
+from linear_lab.sweep.records import is_steering
+from linear_lab.sweep.sweeper import ENDED, STOP
+
+log = logging.getLogger(__name__)
+
+
+def train_job(cfg: DictConfig) -> float | None:
+    """Train a job in its folder unless it has ended already; what another process trains is left to that.
+
+    Returns:
+        The final model's ``cfg.metric``; None for a job that was left out, diverged, or was pruned.
+
+    Raises:
+        Exception: what made it fail; the record says so too.
+        Interrupted: at a signal, after last.ckpt was saved.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    if cfg.fail_fast and (folder.parent / STOP).exists():
+        return None
+    absolute_paths(cfg, hydra.runtime.cwd)
+    in_worker = multiprocessing.current_process().name.startswith("LokyProcess")
+    if in_worker:
+        end_with_parent()
+        if cfg.trainer.accelerator in ("gpu", "cuda"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = leased_gpu()
+    run = Run(folder)
+    try:
+        with in_log_alone() as screen, run.lock():
+            return train_held(cfg, run, list(hydra.overrides.task), screen)
+    except HeldError:
+        return None
+    except Interrupted:
+        if in_worker:  # an exit would take the pool with it
+            raise UserError("interrupted") from None
+        raise
+    except BaseException:
+        if cfg.fail_fast:
+            (folder.parent / STOP).touch()
+        raise
+    finally:
+        board.write(folder.parent)
+
+
+def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> float | None:
+    """Train a job whose folder this process holds."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    record, fingerprint = run.record, config_hash(config)
+    if record and record.get("config_hash") != fingerprint:
+        if not cfg.overwrite:  # the sweeper has refused that already, but for what began meanwhile
+            raise UserError(f"{run.path.name}: was trained with another config; overwrite=true trains it afresh")
+        record = {}
+    if record.get("status") in ENDED:
+        return record["metrics"].get(cfg.metric) if record["status"] == "completed" else None
+    overrides = [item for item in typed if not is_steering(item)]
+    if "initial" in record and run.checkpoint("last"):
+        cfg.resume = str(run.path)
+    else:
+        run.clear()
+        run.write(
+            status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint,
+            job={"overrides": overrides, "metric": cfg.metric, "mode": cfg.mode, "group": group_hash(cfg)},
+        )  # fmt: skip
+    board.write(run.path.parent)
+    try:
+        return train_in(run, cfg, (), screen, [*stop_if_hopeless(run.path)])
+    except Interrupted:
+        raise
+    except Exception as error:
+        if run.record["status"] == "diverged":
+            return None  # a result
+        if run.record["status"] != "failed":  # it went on, and was refused
+            run.write(status="failed", error=str(error) if isinstance(error, UserError) else repr(error))
+        raise
+
+
+def stop_if_hopeless(folder: Path) -> Iterator[StopIfHopeless]:
+    """Yield the callback that prunes, where a search wants that."""
+    if HydraConfig.get().sweeper.get("prune"):
+        from linear_lab.sweep.search import prune_check
+
+        yield StopIfHopeless(prune_check(folder.parent, folder.name))
+
+
+@contextmanager
+def in_log_alone() -> Iterator[Console]:
+    """Keep a job off the terminal: what a run shows there, and its warnings, go into its log."""
+    root = logging.getLogger()
+    of_terminal = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
+    logs = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
+    for handler in of_terminal:
+        root.removeHandler(handler)
+    try:
+        if not logs:
+            yield Console(quiet=True)
+            return
+        with open(logs[0].baseFilename, "a", encoding="utf-8") as file:  # noqa: PTH123
+            yield Console(file=file, width=120, highlight=False, markup=False)
+    finally:
+        for handler in of_terminal:
+            root.addHandler(handler)
+
+
+@functools.cache  # once a process
+def end_with_parent() -> None:
+    """End this process of a pool when the one that started it is gone: nobody would wait for its jobs."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)  # saves
+        time.sleep(10)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache  # for the life of the process: CUDA looks once
+def leased_gpu() -> str:
+    """Take a GPU that no other process of a pool has; the kernel gives it back when this one ends."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names, or numbers of all GPUs
+    for name in visible.split(",")[:count]:
+        lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{files.plain(name)}.lock")
+        file = os.open(lock, os.O_RDWR | os.O_CREAT)
+        if files.taken(file):
+            return name
+        os.close(file)
+    raise UserError(f"launch=joblib: all {count} GPUs are taken; try hydra.launcher.n_jobs={max(count, 1)}")

@@ -1,0 +1,67 @@
+"""A sweep's own page in TensorBoard, the run ``_sweep``: when it is written anew."""
+
+import fcntl
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from linear_lab.sweep import board
+
+PAGE = "_sweep"  # a folder beside the jobs; no job's name begins so
+SHOWN = "shown"  # in it, the fingerprint of what the page shows
+LOCK = ".page.lock"
+SHARE = 0.05  # of a sweep's time that may go into its page while jobs run
+
+log = logging.getLogger(__name__)
+_written: dict[Path, tuple[float, float]] = {}  # when the page was written last, and how long that took
+
+
+@contextmanager
+def refresh(folder: str | Path) -> Iterator[None]:
+    """Bring leaderboard and page up to date after the block, if the run that it trains is a job of a sweep."""
+    try:
+        yield
+    finally:
+        sweep = Path(folder).parent
+        if (sweep / board.PLAN).exists() or (sweep / PAGE).is_dir():
+            board.write(sweep)
+            write_page(sweep)
+
+
+def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
+    """Write the page of a sweep's folder anew, if what it shows has changed and jobs have event files.
+
+    Pictures: the learning rate against the final metric, and the optimizers' paths on one loss surface. Text: the
+    leaderboard. Beside it the least-squares solution as a run of its own, for a line in each chart. A process that
+    finds another one writing leaves it to that; a page that cannot be written costs a warning.
+
+    Args:
+        folder: the sweep's.
+        sparingly: only as often as `SHARE` of the time allows: for between the jobs.
+    """
+    folder, started = Path(folder), time.monotonic()
+    last_ended, last_took = _written.get(folder, (0.0, 0.0))
+    if sparingly and started - last_ended < last_took / SHARE:
+        return
+    found = board.read(folder)
+    if not any(any(job.folder.glob("events.out.tfevents.*")) for job in found.jobs):
+        return
+    shown = folder / PAGE / SHOWN
+    fingerprint = hashlib.sha256(board.table(found).encode(errors="surrogateescape")).hexdigest()
+    try:
+        if shown.exists() and shown.read_text() == fingerprint:
+            return
+        with (folder / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            from linear_lab.sweep.pictures import log_page  # torch, which takes its time
+
+            log_page(found, folder / PAGE)
+            shown.write_text(fingerprint)
+    except BlockingIOError:
+        return
+    except Exception:
+        log.warning("the page of %s could not be written", folder, exc_info=True)
+    _written[folder] = time.monotonic(), time.monotonic() - started
