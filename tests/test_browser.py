@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from runs import record
 
 SIZE = 1500, 2400  # of the window: what is out of sight is not drawn
-KILLED = "6-adam-killed"
+KILLED = "killed-adam"
 EVERY_ROW = {
     "startIndex": 0,
     "sliceSize": 1000,

@@ -20,7 +20,8 @@ SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
 def test_the_groups_are_there():
     assert set(GROUPS) == {
-        "callbacks", "data", "experiment", "logger", "loss", "model", "optimizer", "scheduler", "trainer"
+        "callbacks", "data", "experiment", "launch", "logger", "loss", "model", "optimizer", "scheduler", "sweep",
+        "trainer",
     }  # fmt: skip
     assert len(OPTIONS) > 25
 

@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 from runs import train
 
-from linear_lab import console
+from linear_lab import console, terminal
 
 
 def shown(tmp_path, monkeypatch, *overrides, **options):
     """The text that a run prints on a console of the given kind."""
     file = io.StringIO()
-    monkeypatch.setattr(console, "terminal", lambda: Console(file=file, highlight=False, markup=False, **options))
+    monkeypatch.setattr(terminal, "screen", lambda: Console(file=file, highlight=False, markup=False, **options))
     train(tmp_path, *overrides)
     return file.getvalue()
 
@@ -61,7 +61,7 @@ def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, mon
 def test_the_address_filters_by_the_name_as_it_is():
     """The filter is a regular expression."""
     name = "3-adam-lr=0.1-max_time=1e+2"
-    address = console.looking(Path("/runs", name))["address"]
+    address = terminal.looking(Path("/runs", name))["address"]
     assert address.startswith("http://127.0.0.1:6006/?runFilter=3-adam-lr=0")
     (pattern,) = parse_qs(urlsplit(address).query)["runFilter"]
     assert re.fullmatch(pattern, name)
@@ -69,7 +69,7 @@ def test_the_address_filters_by_the_name_as_it_is():
 
 
 def test_a_table_is_never_cut(capsys):
-    console.show_table(Console(width=20), ["a long name", "and another one"], [("something", 1.23456789), ("b", None)])
+    terminal.show_table(Console(width=20), ["a long name", "and another one"], [("something", 1.23456789), ("b", None)])
     assert capsys.readouterr().out.split() == [
         "a",
         "long",
@@ -86,8 +86,8 @@ def test_a_table_is_never_cut(capsys):
 
 def test_numbers_are_written_as_one_writes_them():
     values = {2.0: "2", 0.5636951923370361: "0.563695", 1.2e-13: "1.2e-13", -0.5: "-0.5", float("nan"): "nan"}
-    assert {value: console.number(value) for value in values} == values
-    assert console.number(None) == "-"
+    assert {value: terminal.number(value) for value in values} == values
+    assert terminal.number(None) == "-"
     assert console.numbers(torch.tensor([[1.0, 2.0], [3.0, 4.0]])) == "[[1, 2], [3, 4]]"
     assert console.numbers(torch.arange(20.0)).endswith("7, ...]")
 

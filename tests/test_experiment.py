@@ -231,16 +231,16 @@ def test_a_resumed_run_keeps_what_made_it(tmp_path):
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_its_name(tmp_path, monkeypatch):
-    from linear_lab import run
+    from linear_lab import files
 
-    original = run.replace
+    original = files.replace
 
     def full(path, content):
         if path.name == "last.ckpt":
             raise UserError(f"cannot write {path}: No space left on device")
         original(path, content)
 
-    monkeypatch.setattr(run, "replace", full)
+    monkeypatch.setattr(files, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
         train(tmp_path, *SHORT)
     assert record(tmp_path)["status"] == "failed"

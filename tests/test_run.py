@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linear_lab import UserError, run
+from linear_lab import UserError, files, run
 
 
 def make(root):
-    run.new.cache_clear()
-    return run.new(root)
+    files.new.cache_clear()
+    return files.new(root)
 
 
 def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
@@ -28,9 +28,9 @@ def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
 
 
 def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
-    letters, now = iter("aab"), run.datetime.now(run.UTC)
-    monkeypatch.setattr(run, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
-    monkeypatch.setattr(run.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
+    letters, now = iter("aab"), files.datetime.now(files.UTC)
+    monkeypatch.setattr(files, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
+    monkeypatch.setattr(files.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
     names = [make(str(tmp_path))[-4:] for _ in range(2)]
     assert names == ["aaaa", "bbbb"]
 
@@ -89,7 +89,7 @@ def test_the_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
             with pytest.raises(UserError, match=r"cannot write .*result\.json: No space left"):
                 one.write(steps=2)
         assert json.loads((tmp_path / "result.json").read_text())["steps"] == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "result.json"}
 
 
 def test_numbers_without_a_word_in_json_are_null(tmp_path):

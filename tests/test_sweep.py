@@ -1,167 +1,274 @@
-"""A sweep's own page in TensorBoard."""
+"""What a sweep plans and trains, by the command in this process."""
 
-import shutil
+import io
+import json
+import logging
+import os
+import re
+import resource
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
-from runs import events, record, resume, scalars, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from runs import record
 
-from linear_lab import run, sweep
-from linear_lab.sweep import Job, leaderboard, read_jobs, write_page
+from linear_lab import train as entry
+from linear_lab.sweep import board, job, page, plan
+from linear_lab.sweep.records import read_jobs
 
-NAMES = [f"{k}-{name}-lr={lr}" for k, (name, lr) in enumerate(
-    (name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5"))]  # fmt: skip
-
-
-def test_jobs_and_the_two_runs_beside_them(swept):
-    folders = sorted(path.name for path in swept.iterdir() if path.is_dir())
-    assert folders == [*NAMES, "_least_squares", "_sweep"]
-    statuses = [record(swept / name)["status"] for name in NAMES]
-    assert statuses == ["completed", "completed", "diverged", "completed", "completed", "completed"]
-    for name in ("_least_squares", "_sweep"):
-        assert len(list((swept / name).glob("events*"))) == 1
-        assert not [tag for tag in events(swept / name).Tags()["tensors"] if "hparams" in tag]  # no row
+FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
 
 
-def test_the_page_shows_rates_paths_and_the_leaderboard(swept):
-    found = events(swept / "_sweep")
-    assert {tag: [image.step for image in found.Images(tag)] for tag in found.Tags()["images"]} == {
-        "sweep/lr": [6], "sweep/paths": [6]
-    }  # fmt: skip
-    (text,) = found.Tensors("leaderboard/text_summary")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in text.tensor_proto.string_val[0].decode().splitlines()]  # fmt: skip
-    assert rows[0] == ["rank", "optimizer", "lr", "val/loss", "excess loss", "steps", "status", "job"]
-    losses = {name: record(swept / name)["metrics"]["val/loss"] for name in NAMES if "sgd-lr=0.5" not in name}
-    ranked = sorted(losses, key=losses.get)
-    assert [[row[0], row[-1]] for row in rows[2:]] == [
-        *([str(k), name] for k, name in enumerate(ranked, 1)), ["-", NAMES[2]]
-    ]  # fmt: skip
-    assert [float(row[3]) for row in rows[2:-1]] == pytest.approx([losses[name] for name in ranked], rel=1e-3)
-    assert rows[-1][1:-1] == ["sgd", "0.5", "-", "-", str(record(swept / NAMES[2])["steps"]), "diverged"]
+def sweep(root, *overrides):
+    """Sweep in this process, as by the command; its exit code, and what it said."""
+    handlers, arguments, said, code = logging.getLogger().handlers[:], sys.argv, io.StringIO(), 0
+    sys.argv = ["train", "-m", f"output_root={root}", *overrides]
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            entry.main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = arguments
+        for handler in set(logging.getLogger().handlers) - set(handlers):
+            handler.close()
+        logging.getLogger().handlers[:] = handlers
+        logging.captureWarnings(False)
+    return code, said.getvalue()
 
 
-def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(sweep.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric))
-    monkeypatch.setattr(sweep.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments))
-    jobs = read_jobs(swept)
-    data, model = sweep.build(sweep.OmegaConf.create(jobs[0].config))
-    sweep.pictures(jobs, data, model, sweep.least_squares_reference(data, model))
-    assert drawn["metric"] == "val/loss"
-    values = [record(swept / name)["metrics"]["val/loss"] for name in NAMES]
-    assert drawn["rates"] == {
-        "SGD": [(0.01, values[0]), (0.1, values[1]), (0.5, None)],
-        "Adam": [(0.01, values[3]), (0.1, values[4]), (0.5, values[5])],
-    }
-    loss, optimum, paths = drawn["paths"]
-    assert optimum == pytest.approx((2, 0))
-    assert loss(1.0, 0.0) == pytest.approx((1 + 4 + 9 + 16) / 4)  # y = 2 x, y_hat = x
-    assert [len(of_one) for of_one in paths.values()] == [3, 3]
-    for name, path in zip(NAMES, [*paths["SGD"], *paths["Adam"]], strict=True):
-        start = record(swept / name)["initial"]
-        assert path[0].tolist() == [start["weight"][0][0], start["bias"][0]]
-    end = record(swept / NAMES[4])["parameters"]
-    assert paths["Adam"][1][-1].tolist() == [end["weight"][0][0], end["bias"][0]]
-    assert len(paths["Adam"][1]) == 61
+def fork(function, *arguments):
+    """Call in a child of this warm process: importing all again would take seconds; its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        code = function(*arguments)
+    finally:
+        os._exit(code)
 
 
-def test_least_squares_is_a_line_in_each_chart(swept):
-    curves = scalars(swept / "_least_squares")
-    wanted = {"train/loss": 0, "val/loss": 0, "test/loss": 0, "param/weight": 2, "param/bias": 0, "train/excess": 0}
-    assert curves == {
-        tag: [(0, pytest.approx(value, abs=1e-12)), (60, pytest.approx(value, abs=1e-12))]
-        for tag, value in wanted.items()
-    }
+def end(pid):
+    """Wait for a child; its exit code, or less the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_jobs_with_other_data_have_no_common_line(tmp_path):
-    for seed in (0, 1):
-        folder = tmp_path / f"{seed}-sgd"
-        train(folder, "data=synthetic", f"data.seed={seed}", "trainer.max_epochs=1")
-        (folder / run.OVERRIDES).write_text(f"- data.seed={seed}\n")
-        write_page(tmp_path)
-        assert (tmp_path / "_least_squares").exists() == (seed == 0)  # only as long as all fit the same data
-    board = [
-        line.strip("| ").split(" | ") for line in leaderboard(read_jobs(tmp_path), read_jobs(tmp_path)[:1]).splitlines()
-    ]
-    assert board[0][:2] == ["rank", "data.seed"]
-    assert [(row[0], row[1], row[-1]) for row in board[2:]] == [("1", "0", "0-sgd"), ("-", "1", "1-sgd")]
-    write_page(tmp_path)
-    assert len(list((tmp_path / "_sweep").glob("events*"))) == 1  # the newer in place of the older
+def check(root, *overrides, jobs, code=0):
+    """Sweep under the name ``study``; the jobs there are then, by name, and what was said."""
+    ended, said = sweep(root, *FAST, "name=study", *overrides)
+    assert ended == code, said
+    found = board.read(root / "sweeps/study").jobs
+    assert {job.name: job.status for job in found} == jobs
+    return said
 
 
-def test_least_squares_is_measured_as_runs_are(tmp_path):
-    """On noisy, standardized data of two features its loss is the optimum's, and no job's is below it."""
-    table = tmp_path / "t.csv"
-    table.write_text("a,b,c\n" + "".join(f"{k},{k * k % 7},{3 * k - (k * k % 7) + k % 5}\n" for k in range(40)))
-    overrides = ("data=table", f"data.path={table}", "data.y=[c]", "trainer.max_epochs=1", "optimizer.weight_decay=0.5")
-    result = train(tmp_path / "sweep" / "0-sgd", *overrides)
-    (tmp_path / "sweep" / "0-sgd" / run.OVERRIDES).write_text("[]")
-    write_page(tmp_path / "sweep")
-    curves = scalars(tmp_path / "sweep" / "_least_squares")
-    plain = train(tmp_path / "plain", *overrides[:-1])["optimum"]
-    assert curves["train/loss"][0][1] == pytest.approx(plain["train/loss"], rel=1e-5)
-    assert curves["param/weight/a"][0][1] == pytest.approx(plain["weight"][0][0])
-    assert curves["train/loss"][0][1] < result["metrics"]["train/loss"]
+def stamps(root):
+    """When each job's record was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("sweeps/study/*/result.json")}
 
 
-def test_without_event_files_there_is_no_page(tmp_path):
-    train(tmp_path / "0-sgd", "logger=none", "trainer.max_epochs=1")
-    write_page(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["0-sgd"]
+@pytest.fixture
+def trained(monkeypatch):
+    """The folders in which training began; without the pictures of the page, which take longest."""
+    monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
+    train_in, folders = job.train_in, []
+
+    def counted(run, *arguments):
+        folders.append(run.path.name)
+        return train_in(run, *arguments)
+
+    monkeypatch.setattr(job, "train_in", counted)
+    return folders
 
 
-def test_a_page_that_cannot_be_written_costs_no_job(swept, tmp_path, caplog):
-    shutil.copytree(swept / NAMES[0], tmp_path / "0-sgd")
-    (tmp_path / "_sweep").write_text("in the way")
-    write_page(tmp_path)
-    assert f"the page of {tmp_path} could not be written" in caplog.text
+def test_a_grid_that_grows_and_jobs_that_change(trained, tmp_path):
+    one, two, grown, other = "sgd-lr=0.1", "sgd-lr=0.01", "sgd-lr=0.1-seed=1", "sgd-lr=0.01-seed=1"
+    done = dict.fromkeys([one, two], "completed")
+    check(tmp_path, "optimizer.lr=0.1,0.10,0.01,1e-2", jobs=done)  # two configs, each typed twice
+    assert trained == [one, two]
+    before = stamps(tmp_path)
+    said = check(tmp_path, "optimizer.lr=0.01,0.1", jobs=done)
+    assert "failed" not in said
+    done |= dict.fromkeys([grown, other], "completed")
+    check(tmp_path, "optimizer.lr=0.1,0.01", "seed=0,1", jobs=done)  # a new key finds the old jobs
+    assert trained == [one, two, grown, other]
+    assert {name: stamps(tmp_path)[name] for name in before} == before
+    # one of them goes on alone, and is not the sweep's any more
+    alone, argv = ["train", f"resume={tmp_path / 'sweeps/study' / two}", "trainer.max_epochs=4"], sys.argv
+    sys.argv = alone
+    try:
+        with redirect_stdout(io.StringIO()):
+            entry.main()
+    finally:
+        sys.argv = argv
+    before = stamps(tmp_path)
+    said = check(tmp_path, "optimizer.lr=0.1,0.01", jobs=done, code=1)
+    assert (
+        f"error: name=study: 1 of 2 jobs were trained with another config; {two}: trainer.max_epochs was 4, is 3; "
+        in said
+    )
+    assert stamps(tmp_path) == before
+    check(tmp_path, "optimizer.lr=0.1,0.01", "overwrite=true", jobs=done)
+    assert trained == [one, two, grown, other, two]  # only what had changed
+    assert {name for name, when in stamps(tmp_path).items() if when != before[name]} == {two}
+    assert record(tmp_path / "sweeps/study" / two)["steps"] == 3
 
 
-def test_a_config_cut_in_half_costs_no_job(swept, tmp_path):
-    for name in NAMES[:2]:
-        shutil.copytree(swept / name, tmp_path / name)
-    (tmp_path / NAMES[0] / ".hydra" / "config.yaml").write_text("data: {x: [1,")
-    assert [job.folder.name for job in read_jobs(tmp_path)] == [NAMES[1]]
+def test_failures_are_told_tried_again_and_stop_the_rest_if_asked(trained, monkeypatch, tmp_path):
+    counted, broken = job.train_in, {"sgd-lr=0.02"}
 
+    def breaking(run, *arguments):
+        if run.path.name in broken:
+            with run.recording():
+                raise RuntimeError("it broke")
+        return counted(run, *arguments)
 
-def test_a_job_that_goes_on_brings_the_page_up_to_date(swept, tmp_path):
-    for name in NAMES[:2]:
-        shutil.copytree(swept / name, tmp_path / name)
-    write_page(tmp_path)
-    with sweep.refresh(tmp_path / NAMES[0]):
-        resume(tmp_path / NAMES[0], "trainer.max_epochs=70")
-    assert scalars(tmp_path / "_least_squares")["train/loss"][-1][0] == 70
-    with sweep.refresh(swept / "runs" / "no-job"):
-        pass
-    assert not (swept / "runs").exists()
-
-
-def test_a_record_cut_in_half_is_left_out(swept, tmp_path):
-    for name in NAMES[:2]:
-        shutil.copytree(swept / name, tmp_path / name)
-    (tmp_path / NAMES[0] / "result.json").write_text('{"status": ')
-    assert [job.folder.name for job in read_jobs(tmp_path)] == [NAMES[1]]
-
-
-def test_higher_is_better_where_the_mode_says_so(tmp_path):
-    def job(name, value, status="completed"):
-        found = {"metrics": {"val/accuracy": value}, "status": status, "steps": 1, "excess_loss": None}
-        return Job(tmp_path / name, found, {"metric": "val/accuracy", "mode": "max"}, {"seed": name})
-
-    jobs = [job("a", 0.5), job("b", 0.9), job("c", 1.0, "failed")]
-    board = leaderboard(jobs, jobs)
-    assert [line.split(" | ")[1] for line in board.splitlines()[2:]] == ["b", "a", "c"]  # the seeds
+    monkeypatch.setattr(job, "train_in", breaking)
+    one, bad, last, wild = "sgd-lr=0.01", "sgd-lr=0.02", "sgd-lr=0.03", "sgd-lr=9"
+    grid = "optimizer.lr=0.01,0.02,0.03,9"
+    jobs = {one: "completed", bad: "failed", last: "waiting", wild: "waiting"}
+    said = check(tmp_path, grid, "fail_fast=true", jobs=jobs, code=1)
+    assert f"waiting  {last}\n" in said
+    jobs |= {last: "completed", wild: "diverged"}
+    said = check(tmp_path, grid, "trainer.max_epochs=60", "overwrite=true", jobs=jobs, code=1)
+    assert said.startswith(f"failed  {bad}: RuntimeError('it broke')\n")  # at once
+    assert f"\nfailed  {bad}: RuntimeError('it broke')\n" in said  # and in the end
+    assert "diverged  " not in said.partition("jobs:")[2]  # a result
+    assert "RuntimeError: it broke" in (tmp_path / "sweeps/study" / bad / "train.log").read_text()
+    assert "Traceback" not in said
+    broken.clear()
+    trained.clear()
+    check(tmp_path, grid, "trainer.max_epochs=60", jobs=jobs | {bad: "completed"})
+    assert trained == [bad]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "name"),
+    ("overrides", "message"),
     [
-        (["optimizer=adam", "optimizer.lr=0.1", "seed=2"], "7-adam-lr=0.1-seed=2"),
-        (["data.path=../x y.csv", "+trainer.max_time=00:00:01"], "7-adam-path=.._x_y.csv-max_time=00_00_01"),
-        (["same=/tmp", "data.x=[a,b]"], "7-adam-x=_a_b_"),
-        (["data.y=[" + "c" * 300 + "]"], ("7-adam-y=_" + "c" * 300)[: run.LONGEST_NAME]),
+        (
+            ("optimizer=sgd,adam", "optimizer.momentum=0,0.9"),
+            r"optimizer\.momentum=0: optimizer=adam has no momentum, which sgd has; make it two commands .*"
+            r"optimizer=sgd and optimizer\.momentum=\.\.\., one with optimizer=adam without it",
+        ),
+        (("optimizer.lrr=1,2",), r"optimizer\.lrr=1: .*did you mean optimizer\.lr\?"),
+        (("lr=1,2",), r"lr=1: .*lr"),
+        (("optimizer=sgdd,adam",), "sgdd"),
+        (("name=a,b",), "name=a,b: cannot differ between the jobs of a sweep; give one value"),
+        (("overwrite=true,false",), "overwrite=true,false: cannot differ"),
+        (("fail_fast=true,false",), "fail_fast=true,false: cannot differ"),
+        (("name=../x", "seed=0,1"), "name=../x: it is a folder's name"),
     ],
 )  # fmt: skip
-def test_a_jobs_folder_says_what_was_typed(overrides, name):
-    assert run.job_name(7, "adam", overrides, ["same"]) == name
+def test_what_a_sweep_refuses_before_anything_is_trained(overrides, message, trained, tmp_path):
+    code, said = sweep(tmp_path, *FAST, *overrides)
+    assert code == 1
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert not trained
+    assert not [*tmp_path.rglob("result.json")]
+
+
+def test_hostile_values(trained, tmp_path):
+    values = ("../../x", "a b", "a=b", "größe", "x" * 300, "x" * 300 + "y")
+    typed = ",".join(f"'{value}'" for value in values)
+    root = tmp_path / "root"
+    code, said = sweep(root, *FAST, "name=study", f"+note={typed}")
+    assert code == 0, said
+    assert len(trained) == len(set(trained)) == len(values)
+    folder = root / "sweeps/study"
+    assert [*tmp_path.iterdir()] == [root]
+    assert {path.parent.name for path in folder.glob("*/result.json")} == set(trained)
+    notes = [OmegaConf.load(folder / name / ".hydra/config.yaml").note for name in trained]
+    assert notes == list(values)
+    assert [item.overrides["note"].strip("'") for item in board.read(folder).jobs] == list(values)
+    trained.clear()
+    assert sweep(root, *FAST, "name=study", f"+note={typed}")[0] == 0
+    assert not trained
+
+
+def test_names_have_what_differs_in_the_order_typed():
+    rows = [
+        ["seed=1", "optimizer=adam", "optimizer.lr=0.1", "data=toy"],
+        ["seed=2", "optimizer=sgd", "optimizer.lr=0.1", "data=toy"],
+    ]
+    assert plan.names(rows, ["adam", "sgd"]) == ["seed=1-adam", "seed=2-sgd"]
+    assert plan.names([["seed=1"]], ["adam"]) == ["adam"]
+    two = [[f"optimizer.weight_decay={a}", f"model.weight_decay={b}"] for a in "12" for b in "12"]
+    assert plan.names(two, ["sgd"] * 4)[0] == "sgd-optimizer.weight_decay=1-model.weight_decay=1"  # both in full
+    alike = plan.names([["+a=1-b=2", "+c=0"], ["+a=1", "+b=2", "+c=1"], ["+a=1", "+b=2", "+c=0"]], ["sgd"] * 3)
+    assert len(set(alike)) == 3
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.lists(st.text(max_size=130).filter(lambda text: "\0" not in text), min_size=2, max_size=2),
+        min_size=1, max_size=6, unique_by=tuple,
+    )
+)  # fmt: skip
+def test_names_are_unique_and_safe(values):
+    rows = [[f"optimizer.lr={one}", f"+data.path={two}"] for one, two in values]
+    found = plan.names(rows, ["sgd"] * len(rows))
+    assert len(set(found)) == len(found)
+    for name in [*found, *(plan.safe(f"{one}-{two}") for one, two in values)]:
+        assert re.fullmatch(r"[A-Za-z0-9+=][A-Za-z0-9._=+-]*", name)
+        assert len(name) <= 120
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True))
+def test_safe_names_differ_where_the_given_ones_do(texts):
+    assert plan.safe(texts[0]) != plan.safe(texts[1])
+
+
+def test_differences_of_configs():
+    before = {"a": {"b": 1, "c": [1]}, "seed": 1, "name": "x", "resume": None, "gone": 2, "kind": {"d": 1}}
+    now = {"a": {"b": 2, "c": [1]}, "seed": 1, "name": "y", "resume": "z", "new": 3, "kind": "e"}
+    assert list(plan.differences(before, now)) == [
+        "a.b was 1, is 2", "gone was 2, is -", "kind was {'d': 1}, is e", "new was -, is 3",
+    ]  # fmt: skip
+
+
+def test_an_interrupted_overwrite_gives_no_two_jobs_one_name(tmp_path):
+    typed = plan.Job(["seed=1"], {"seed": 1})
+    typed.name = "sgd"
+    plan.write_plan(tmp_path, [typed], "val/loss", "min")
+    (tmp_path / "sgd").mkdir()
+    (tmp_path / "sgd/result.json").write_text(json.dumps({"status": "completed", "config_hash": "old"}))
+    _, found, _ = read_jobs(tmp_path)
+    assert plan.known_names(tmp_path, found) == {"old": "sgd"}
+
+
+def test_what_two_commands_plan_is_added(tmp_path):
+    def add(letter):
+        for number in range(20):
+            planned = plan.Job([f"note={letter}{number}"], {"note": f"{letter}{number}"})
+            planned.name = f"{letter}{number}"
+            plan.write_plan(tmp_path, [planned], "val/loss", "min")
+        return 0
+
+    assert [end(pid) for pid in [fork(add, letter) for letter in "ab"]] == [0, 0]
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["jobs"]) == 40
+
+
+def test_memory_does_not_grow_with_the_jobs(trained, tmp_path):
+    def run():
+        train_in, used = job.train_in, []
+
+        def measured(*arguments):
+            used.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20)
+            return train_in(*arguments)
+
+        job.train_in = measured
+        code, _ = sweep(tmp_path, "seed=range(10)", "trainer.max_epochs=2", "logger.pictures=false", "name=study")
+        (tmp_path / "used").write_text(json.dumps(used))
+        return code
+
+    assert end(fork(run)) == 0
+    used = json.loads((tmp_path / "used").read_text())
+    assert len(used) == 10
+    assert (used[9] - used[3]) / 6 < 0.2  # MB a job

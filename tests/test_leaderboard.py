@@ -1,0 +1,480 @@
+"""A sweep's leaderboard, from plans and records written by hand."""
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from runs import train
+
+from linear_lab import UserError, terminal
+from linear_lab import leaderboard as entry
+from linear_lab.sweep import board, page, records
+from linear_lab.sweep.ranking import Group
+
+OWN = {"metric": "val/loss", "mode": "min"}
+
+
+def put(folder, name, value=1.0, status="completed", *, overrides=(), group=None, own=OWN, **fields):
+    """Write a job's record."""
+    (folder / name).mkdir(exist_ok=True)
+    job = {"overrides": list(overrides), "group": group, **own}
+    record = {"status": status, "error": None, "steps": 7, "seconds": 0.25, "excess_loss": value, "job": job}
+    record |= {"metrics": {own["metric"]: value, "test/loss": 3 * value, "val/accuracy": 1 - value / 10}} | fields
+    (folder / name / "result.json").write_text(json.dumps(record))
+
+
+def plan(folder, jobs, own=OWN):
+    (folder / "sweep.json").write_text(json.dumps({**own, "command": ["python"], "jobs": jobs}))
+
+
+def rows(folder, name="leaderboard.csv"):
+    with (folder / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def printed(found, top=20, width=100, *, is_terminal=False):
+    file = io.StringIO()
+    board.show(Console(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False), found, top)
+    return re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Type the command in this process: exit code, standard output, standard error."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["leaderboard", *map(str, arguments)])
+        try:
+            code = entry.main() or 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    yield call
+    root.handlers[:] = handlers
+    logging.captureWarnings(False)
+
+
+def test_best_first_and_the_others_as_planned(tmp_path):
+    typed = {f"lr={lr}": ["optimizer=sgd", f"optimizer.lr={lr}", "name=study"] for lr in (1, 2, 3, 4, 5, 6, 7, 8)}
+    plan(tmp_path, typed)
+    for name, value, status in [
+        ("lr=2", 0.5, "completed"), ("lr=3", 0.1 + 0.2, "completed"), ("lr=5", 0.5, "completed"),
+        ("lr=4", 0.01, "diverged"), ("lr=6", math.nan, "completed"), ("lr=7", 0.02, "failed"), ("lr=8", 9, "completed"),
+    ]:  # fmt: skip
+        put(tmp_path, name, value, status, overrides=typed[name], error=status if status == "failed" else None)
+    found = board.write(tmp_path)
+    table = rows(tmp_path)
+    assert list(table[0]) == [
+        "rank", "job", "optimizer.lr", "val/loss", "excess_loss", "steps", "status", "seconds", "error"
+    ]  # fmt: skip
+    assert [list(row.values()) for row in table] == [
+        ["1", "lr=3", "3", "0.30000000000000004", "0.30000000000000004", "7", "completed", "0.25", ""],
+        ["2", "lr=2", "2", "0.5", "0.5", "7", "completed", "0.25", ""],
+        ["2", "lr=5", "5", "0.5", "0.5", "7", "completed", "0.25", ""],  # they share a rank
+        ["4", "lr=8", "8", "9.0", "9.0", "7", "completed", "0.25", ""],
+        ["", "lr=1", "1", "", "", "", "waiting", "", ""],
+        ["", "lr=4", "4", "", "", "7", "diverged", "0.25", ""],
+        ["", "lr=6", "6", "", "", "7", "completed", "0.25", ""],
+        ["", "lr=7", "7", "", "", "7", "failed", "0.25", "failed"],
+    ]
+    assert (found.best.name, found.best.value, found.best.folder) == ("lr=3", 0.1 + 0.2, tmp_path / "lr=3")
+    assert found.counts == {"waiting": 1, "completed": 5, "diverged": 1, "failed": 1}
+    assert [line.split() for line in printed(found).splitlines()][:3] == [
+        ["rank", "lr", "val/loss", "excess", "loss", "status", "seconds"],
+        ["1", "3", "0.3", "0.3", "completed", "0.2"],
+        ["2", "2", "0.5", "0.5", "completed", "0.2"],
+    ]
+    text = (tmp_path / "leaderboard.md").read_text().splitlines()
+    assert text[0] == "8 jobs: 1 waiting, 5 completed, 1 diverged, 1 failed; a lower val/loss is better"
+    assert text[4] == "| 1 | 3 | 0.3 | 0.3 | 7 | completed | 0.2 | lr=3 |"
+    assert text[8] == "| - | 1 | - | - | - | waiting | - | lr=1 |"
+
+
+def test_higher_is_better_where_the_mode_says_so(tmp_path):
+    own = {"metric": "val/accuracy", "mode": "max"}
+    for name, value in [("a", 0.5), ("b", 0.9), ("c", 0.7)]:
+        put(tmp_path, name, value, metrics={"val/accuracy": value}, overrides=[f"seed={name}"], group="g", own=own)
+    found = board.write(tmp_path)
+    assert [row["job"] for row in rows(tmp_path)] == ["b", "c", "a"]
+    assert (found.metric, found.mode) == ("val/accuracy", "max")
+    (seeds,) = rows(tmp_path, "leaderboard_seeds.csv")
+    assert (seeds["best"], seeds["worst"]) == ("0.9", "0.5")
+    assert "a higher val/accuracy is better" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_a_job_runs_only_as_long_as_its_folder_is_locked(tmp_path):
+    plan(tmp_path, {"a": [], "b": [], "c": []})
+    put(tmp_path, "a", status="running")
+    put(tmp_path, "b", status="running")
+    with (tmp_path / "a" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        statuses = [job.status for job in board.read(tmp_path).jobs]
+    assert statuses == ["running", "interrupted", "waiting"]
+    assert board.read(tmp_path).counts == {"interrupted": 2, "waiting": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"status": "comp', b"", b"\xff\xfe", b"[1]", b"{}", b'{"status": 3}', b"[" * 100_000,
+        b'{"status": "completed", "metrics": [1]}', b'{"status": "completed", "job": {"overrides": "seed=1"}}',
+    ],
+)  # fmt: skip
+def test_a_record_that_cannot_be_read_is_a_line_of_the_table(content, tmp_path):
+    plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"]})
+    put(tmp_path, "b", overrides=["seed=2"])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").write_bytes(content)
+    found = board.write(tmp_path)
+    assert [(job.name, job.status) for job in found.jobs] == [("a", "unreadable"), ("b", "completed")]
+    assert rows(tmp_path)[1]["error"].startswith("result.json cannot be read: ")
+    assert found.best.name == "b"
+
+
+@pytest.mark.parametrize("value", ["0.1", None, True, [1], math.inf, pytest.param(10**400, id="huge")])
+def test_what_is_no_finite_number_is_not_ranked(value, tmp_path):
+    put(tmp_path, "a", metrics={"val/loss": value}, excess_loss=value, seconds=value, steps=None)
+    found = board.write(tmp_path)
+    assert (found.best, rows(tmp_path)[0]["val/loss"], rows(tmp_path)[0]["excess_loss"]) == (None, "", "")
+    assert "no job was completed, so none has won" in (tmp_path / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"jobs": [1]}', '{"jobs": {"a": "seed=1"}}', '{"metric": "x"}'])
+def test_a_sweep_without_a_readable_plan(content, tmp_path):
+    if content:
+        (tmp_path / "sweep.json").write_text(content)
+    for name, value in [("10-sgd", 3.0), ("2-sgd", 2.0)]:
+        put(tmp_path, name, value, overrides=[f"optimizer.lr={value}"])
+    for other in ("_sweep", ".hidden", "empty"):
+        (tmp_path / other).mkdir()
+    put(tmp_path, "_least_squares", 0.0)
+    (tmp_path / "file").touch()
+    found = board.read(tmp_path)
+    assert [(job.name, job.overrides) for job in found.jobs] == [
+        ("2-sgd", {"optimizer.lr": "2.0"}), ("10-sgd", {"optimizer.lr": "3.0"})
+    ]  # fmt: skip
+    assert found.best.name == "2-sgd"
+    assert bool(found.notes) == bool(content)
+    if content:
+        assert "sweep.json cannot be read" in printed(found)
+        assert "sweep.json cannot be read" in board.markdown(found)
+
+
+def test_an_older_sweep_does_not_tell_what_was_typed(tmp_path):
+    (tmp_path / "multirun.yaml").touch()
+    put(tmp_path, "0-sgd", job={})
+    found = board.read(tmp_path)
+    assert (board.is_sweep(tmp_path), found.best.command, found.differing) == (True, None, [])
+    assert f"train again  as {tmp_path}/0-sgd/.hydra says" in printed(found)
+    put(tmp_path, "new", overrides=["seed=1"])
+    assert board.read(tmp_path).differing == []  # what is not known does not differ
+    assert "0-sgd" in printed(found).splitlines()[1]  # no other column tells the jobs apart
+
+
+def test_what_differs_in_the_order_typed(tmp_path):
+    jobs = {
+        "a": ["seed=1", "optimizer=sgd", "optimizer.momentum=0.9", "++momentum=1", "model.bias=true", "launch=local"],
+        "b": [
+            "seed=1",
+            "optimizer=adam",
+            "++momentum=2",
+            "model.bias=true",
+            "launch=joblib",
+            "hydra.launcher.n_jobs=2",
+        ],
+        "c": ["seed=1", "optimizer=adam", "++momentum=2", "model.bias=true", "name=x", "sweep=lr", "overwrite=true"],
+    }
+    plan(tmp_path, jobs)
+    found = board.write(tmp_path)
+    assert found.differing == ["optimizer", "optimizer.momentum", "momentum"]
+    assert list(rows(tmp_path)[0])[2:5] == found.differing
+    assert [list(row.values())[2:5] for row in rows(tmp_path)] == [
+        ["sgd", "0.9", "1"],
+        ["adam", "", "2"],
+        ["adam", "", "2"],
+    ]
+    text = (tmp_path / "leaderboard.md").read_text().splitlines()
+    assert text[2].startswith("| rank | optimizer | optimizer.momentum | momentum | val/loss |")
+    assert text[5].startswith("| - | adam | - | 2 | - |")
+
+
+def test_the_means_over_seeds(tmp_path):
+    values = {("a", 1): 3.0, ("a", 2): 1.0, ("a", 3): 8.0, ("b", 1): 0.5, ("b", 2): 0.25, ("c", 1): 2.0, ("d", 1): 0.0}
+    jobs = {f"{lr}-{seed}": [f"optimizer.lr={lr}", f"seed={seed}"] for lr, seed in values}
+    plan(tmp_path, jobs | {"b-3": ["optimizer.lr=b", "seed=3"], "e-1": ["optimizer.lr=e", "seed=1"]})
+    for (lr, seed), value in values.items():
+        name, status = f"{lr}-{seed}", "failed" if lr == "d" else "completed"
+        put(tmp_path, name, value, status, overrides=jobs[name], group=f"group {lr}", seed=seed)
+    put(tmp_path, "b-3", 0, "diverged", overrides=["optimizer.lr=b", "seed=3"], group="group b", seed=3)
+    put(tmp_path, "b-1 again", 0.5, overrides=["optimizer.lr=0b", "seed=1"], group="group b", seed=1)  # the same job
+    found = board.write(tmp_path)
+    table = rows(tmp_path, "leaderboard_seeds.csv")
+    assert list(table[0]) == [
+        "rank", "optimizer.lr", "n", "diverged_or_failed", "mean", "standard_deviation", "best", "worst"
+    ]  # fmt: skip
+    assert [list(row.values())[:5] + list(row.values())[6:] for row in table] == [
+        ["1", "c", "1", "0", "2.0", "2.0", "2.0"],
+        ["2", "a", "3", "0", "4.0", "1.0", "8.0"],  # (3 + 1 + 8) / 3
+        ["3", "b", "2", "1", "0.375", "0.25", "0.5"],  # behind those that lost none
+        ["", "d", "0", "1", "", "", ""],
+    ]
+    deviations = [row["standard_deviation"] for row in table]
+    assert (deviations[0], deviations[3]) == ("", "")
+    assert float(deviations[1]) == pytest.approx(math.sqrt(13))  # ((3 - 4)^2 + (1 - 4)^2 + (8 - 4)^2) / 2
+    assert float(deviations[2]) == pytest.approx(math.sqrt(0.03125))
+    shown = printed(found)
+    assert "rank  lr  n  lost  mean   standard deviation  best  worst" in shown
+    assert [line.split() for line in shown.splitlines() if line.startswith("2     a")] == [
+        ["2", "a", "3", "0", "4", "3.60555", "1", "8"]
+    ]
+    assert "| 2 | a | 3 | 0 | 4 | 3.60555 | 1 | 8 |" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_the_summary_of_a_group_is_numpys(tmp_path):
+    values = np.random.default_rng(0).normal(5, 2, 40).tolist()
+    group = Group([records.Job(tmp_path, {}, [], "completed", value) for value in [*values[:20], None, *values[20:]]])
+    mean, deviation, best, worst = group.summary("min")
+    assert (mean, deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)), rel=1e-14)
+    assert (mean, deviation) == (statistics.mean(values), statistics.stdev(sorted(values)))
+    assert (best, worst) == (min(values), max(values))
+    assert group.summary("max") == [mean, deviation, worst, best]
+
+
+def test_a_table_over_seeds_only_where_there_are_some(tmp_path):
+    for name in ("a", "b"):
+        put(tmp_path, name, group=name, seed=1)
+    (tmp_path / "leaderboard_seeds.csv").write_text("of an earlier sweep")
+    found = board.write(tmp_path)
+    assert found.groups == []
+    assert not (tmp_path / "leaderboard_seeds.csv").exists()
+    assert "over seeds" not in printed(found) + board.markdown(found)
+    put(tmp_path, "c", group="b", seed=0)
+    assert [len(group.jobs) for _, group in board.write(tmp_path).groups] == [1, 2]
+    assert "val/loss over seeds" in printed(board.read(tmp_path))
+
+
+def test_only_what_has_changed_is_read_again(tmp_path, monkeypatch):
+    for name in "abc":
+        put(tmp_path, name, 1.0)
+    board.read(tmp_path)
+    parsed = []
+    monkeypatch.setattr(records.json, "loads", lambda text, loads=json.loads: parsed.append(text) or loads(text))
+    assert board.read(tmp_path).best.name == "a"
+    assert parsed == []
+    before = (tmp_path / "c" / "result.json").stat()
+    text = (tmp_path / "c" / "result.json").read_text().replace("1.0", "0.0")
+    (tmp_path / "new").write_text(text)  # as long, and written in the same tick of the clock
+    os.utime(tmp_path / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / "new").replace(tmp_path / "c" / "result.json")
+    assert board.read(tmp_path).best.name == "c"
+    assert parsed == [text.encode()]
+    (tmp_path / "c" / "result.json").unlink()
+    assert [job.name for job in board.read(tmp_path).jobs] == ["a", "b"]
+
+
+def test_lists_of_parameters_are_not_kept(tmp_path):
+    put(tmp_path, "a", parameters={"weight": [[0.0] * 1000]})
+    assert "parameters" not in board.read(tmp_path).jobs[0].record
+
+
+def test_another_metric(tmp_path):
+    for name, value, accuracy in [("a", 1.0, 0.3), ("b", 2.0, 0.6)]:
+        put(tmp_path, name, value, metrics={"val/loss": value, "test/loss": -value, "val/accuracy": accuracy})
+    assert [board.read(tmp_path, *chosen).best.name for chosen in [
+        (), ("test/loss",), ("test/loss", "max"), ("val/accuracy",), ("val/accuracy", "min"), (None, "max"),
+    ]] == ["a", "b", "a", "b", "a", "b"]  # fmt: skip
+    with pytest.raises(UserError, match=r"metric=x: .* has measured it; choose one of val/loss, test/loss, val/acc"):
+        board.read(tmp_path, "x")
+    with pytest.raises(UserError, match="mode=up: choose min or max"):
+        board.read(tmp_path, mode="up")
+    plan(tmp_path, {"c": []}, {"metric": "test/loss", "mode": "max"})
+    assert board.read(tmp_path).best.name == "a"  # the plan comes before the jobs
+
+
+def test_train_stands_in_where_there_is_no_val_part(tmp_path):
+    plan(tmp_path, {"a": [], "b": []})
+    assert board.read(tmp_path).metric == "val/loss"
+    put(tmp_path, "a", metrics={"train/loss": 2.0}, overrides=[])
+    put(tmp_path, "b", metrics={"train/loss": 1.0}, overrides=[])
+    found = board.read(tmp_path)
+    assert (found.metric, found.best.name) == ("train/loss", "b")
+
+
+@pytest.mark.parametrize(
+    ("key", "metric", "said"),
+    [
+        ("data.seed", "val/loss", True), ("loss", "val/loss", True), ("loss", "val/accuracy", False),
+        ("data.batch_size", "val/loss", False), ("optimizer", "val/loss", False),
+    ],
+)  # fmt: skip
+def test_losses_that_do_not_compare_are_told(key, metric, said, tmp_path):
+    for value in "ab":
+        put(tmp_path, value, overrides=[f"{key}={value}"], own={"metric": metric, "mode": "min"})
+    found = board.read(tmp_path)
+    assert (f"jobs differ in {key}: losses of other data" in printed(found)) == said
+
+
+HOSTILE = ["data.path='../../x y=é|`.csv'", "data.x=['a b','c']", '+note=$(rm -rf "$HOME")\n\x1b[31m', "seed=1"]
+
+
+def test_the_command_is_what_was_typed_less_what_steers(tmp_path):
+    put(tmp_path, "a", overrides=["name=study", *HOSTILE[:2], "launch=joblib", *HOSTILE[2:], "fail_fast=true"])
+    put(tmp_path, "b", 2.0, overrides=["seed=2"])
+    found = board.write(tmp_path)
+    python, *rest = shlex.split(found.best.command)
+    assert (python, rest) == (terminal.python(), ["-m", "linear_lab.train", *HOSTILE])
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert text.endswith(f"\n```sh\n{found.best.command}\n```\n")
+    assert text.count("\n| ") == 4  # a line break, or a bar, in a value ends no row
+    assert f"train again  {terminal.python()} -m linear_lab.train" in printed(found, width=40, is_terminal=True)
+    table = printed(found).split("train again")[0]
+    assert "?[31m" in table
+    assert "?[31m" in text.split("```")[0]
+    assert rows(tmp_path)[0]["note"] == '$(rm -rf "$HOME")\n\x1b[31m'
+
+
+def test_the_winners_command_trains_to_its_digits(tmp_path):
+    typed = ["optimizer=adam", "optimizer.lr=0.05", "seed=3", "trainer.max_epochs=5"]
+    metrics = train(tmp_path / "first", *typed)["metrics"]
+    put(tmp_path, "job", metrics=metrics, overrides=["name=study", *typed])
+    again = shlex.split(board.read(tmp_path).best.command)[3:]
+    assert train(tmp_path / "second", *again)["metrics"] == metrics
+
+
+def test_the_terminal_shows_the_top(tmp_path):
+    for k in range(23):
+        put(tmp_path, f"{k:02}-a", k, overrides=[f"optimizer.lr={k}", "seed=0"], group=str(k), seed=0)
+        put(tmp_path, f"{k:02}-b", k, overrides=[f"optimizer.lr={k}", "seed=1"], group=str(k), seed=1)
+    found = board.write(tmp_path)
+    shown = printed(found)
+    assert f"... 26 more in {tmp_path}/leaderboard.csv" in shown
+    assert f"... 3 more in {tmp_path}/leaderboard_seeds.csv" in shown
+    assert len(shown.splitlines()) == 2 * (1 + 20 + 1) + 2 + 2 + 2
+    assert "more in" not in printed(found, top=46)
+    assert "2 more in" in printed(found, top=44)
+    assert "41 more jobs are not shown." in board.markdown(found, 5)
+    assert board.markdown(found, 5).count("\n| ") == 2 * (2 + 5)
+    assert "not shown" not in board.markdown(found)
+    assert shown.endswith(f"leaderboard  {tmp_path}/leaderboard.md\n")
+
+
+def test_a_narrow_terminal_wraps_between_words(tmp_path):
+    for lr in (0.25, 0.125):
+        put(tmp_path, str(lr), lr, overrides=["optimizer=sgd", f"optimizer.lr={lr}", f"data.path={'x' * 300}{lr}"])
+    found = board.read(tmp_path)
+    table = printed(found, width=44, is_terminal=True).split("\n2 jobs")[0].splitlines()
+    assert max(map(len, table)) <= 44
+    assert table[0] == "rank 1, lr 0.125, data.path "
+    assert "excess loss 0.125, status completed," in " ".join(map(str.strip, table))
+    wide = printed(found, width=44).splitlines()  # in a pipe
+    assert wide[1].split() == ["1", "0.125", "x" * 32 + "...", "0.125", "0.125", "completed", "0.2"]
+
+
+def test_who_writes_last_has_read_last(tmp_path):
+    put(tmp_path, "a")
+    board.write(tmp_path)
+    with (tmp_path / board.LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        writer = threading.Thread(target=board.write, args=(tmp_path,))
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()  # it waits
+        put(tmp_path, "b")
+    writer.join()
+    assert [row["job"] for row in rows(tmp_path)] == ["a", "b"]
+
+
+def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch, caplog):
+    put(tmp_path, "a")
+    board.write(tmp_path)
+    put(tmp_path, "b", 0.5)
+    write_bytes = Path.write_text
+
+    def half(path, text, **options):
+        write_bytes(path, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    assert board.write(tmp_path).best.name == "b"
+    assert f"the leaderboard of {tmp_path} could not be written: No space left on device" in caplog.text
+    assert [row["job"] for row in rows(tmp_path)] == ["a"]  # whole, if older
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".leaderboard.lock", "a", "b", "leaderboard.csv", "leaderboard.md"
+    ]  # fmt: skip
+    (tmp_path / board.LOCK).unlink()
+    (tmp_path / board.LOCK).mkdir()
+    assert board.write(tmp_path).best.name == "b"
+
+
+def test_the_command_writes_and_shows(typed, tmp_path, monkeypatch):
+    tmp_path /= "a sweep, with = and é"
+    tmp_path.mkdir()
+    for name, value in [("a", 1.0), ("b", 2.0)]:
+        put(tmp_path, name, value, overrides=[f"optimizer.lr={name}"], metrics={"val/loss": value, "test/loss": -value})
+    pages = []
+    monkeypatch.setattr(page, "write_page", pages.append)
+    code, out, err = typed(f"sweep={tmp_path}")
+    assert (code, err, pages) == (0, "", [tmp_path])
+    assert out.splitlines()[1].split()[:2] == ["1", "a"]
+    assert [row["job"] for row in rows(tmp_path)] == ["a", "b"]
+    code, out, err = typed(f"sweep={tmp_path}", "metric=test/loss", "top=1")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].split()[:3] == ["1", "b", "-2"]
+    assert out.splitlines()[2].startswith("... 1 more in ")
+    assert [row["test/loss"] for row in rows(tmp_path)] == ["-2.0", "-1.0"]
+    code, out, err = typed(f"sweep={tmp_path}", "mode=max")
+    assert [row["job"] for row in rows(tmp_path)] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "sweep=<folder> is missing; name a sweep's folder, as in sweep=outputs/sweeps/<name>"),
+        (["sweep=nowhere"], "sweep=nowhere: there is no such folder"),
+        (["sweep=plain"], "sweep=plain: no sweep.json in it, so it is no sweep"),
+        (["sweep=study", "metric=x"], "metric=x: no job of study has measured it; choose one of val/loss"),
+        (["sweep=study", "mode=up"], "mode=up: choose min or max"),
+        (["sweep=study", "top=0"], "top=0: must be a whole number from 1"),
+        (["sweep=study", "top=many"], "top=many: must be a whole number from 1"),
+    ],
+)
+def test_a_mistake_ends_with_one_message_and_writes_nothing(arguments, said, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("plain", "study"):
+        (tmp_path / folder).mkdir()
+    put(tmp_path / "plain", "run", job={})  # a run that is no job
+    put(tmp_path / "study", "job")
+    code, out, err = typed(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {said}")
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["job"]
+    assert [path.name for path in (tmp_path / "plain").iterdir()] == ["run"]
+
+
+def test_it_answers_without_torch(tmp_path):
+    put(tmp_path, "a")
+    script = (
+        "import sys; from linear_lab.sweep import board, page\n"
+        "board.write(sys.argv[1]); page.write_page(sys.argv[1])\n"
+        "print({'torch', 'numpy', 'hydra', 'omegaconf', 'yaml', 'lightning'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -1,0 +1,223 @@
+"""A sweep's own page in TensorBoard."""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import events, record, resume, scalars, train
+
+from linear_lab.sweep import board, page, pictures
+from linear_lab.sweep.page import refresh, write_page
+
+TRAINED = [(name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5")]  # the fixture's jobs as typed
+
+
+def names(folder):
+    """The jobs' folders in the order planned."""
+    return [job.name for job in board.read(folder).jobs]
+
+
+def leaderboard(folder):
+    """The rows of the table that the page shows, headings first."""
+    (text,) = events(folder / "_sweep").Tensors("leaderboard/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [rows[0], *rows[2:]]
+
+
+def as_job(folder, *overrides):
+    """Have a run's record say that it is a job of a sweep."""
+    job = {"overrides": list(overrides), "metric": "val/loss", "mode": "min", "group": "-".join(overrides)}
+    (folder / "result.json").write_text(json.dumps(record(folder) | {"job": job}))
+
+
+def copied(swept, folder, count=2):
+    """Some jobs of a sweep, without its plan."""
+    for name in names(swept)[:count]:
+        shutil.copytree(swept / name, folder / name)
+    return [folder / name for name in names(swept)[:count]]
+
+
+def test_jobs_and_the_two_runs_beside_them(swept):
+    jobs = names(swept)
+    assert {path.name for path in swept.iterdir() if path.is_dir()} == {*jobs, "_least_squares", "_sweep"}
+    statuses = [record(swept / name)["status"] for name in jobs]
+    assert statuses == ["completed", "completed", "diverged", "completed", "completed", "completed"]
+    for name in ("_least_squares", "_sweep"):
+        assert len(list((swept / name).glob("events*"))) == 1
+        assert not [tag for tag in events(swept / name).Tags()["tensors"] if "hparams" in tag]  # no row
+
+
+def test_the_page_shows_rates_paths_and_the_leaderboard(swept):
+    found = events(swept / "_sweep")
+    assert {tag: [image.step for image in found.Images(tag)] for tag in found.Tags()["images"]} == {
+        "sweep/lr": [6], "sweep/paths": [6]
+    }  # fmt: skip
+    rows = leaderboard(swept)
+    assert rows[0] == ["rank", "optimizer", "lr", "val/loss", "excess loss", "steps", "status", "seconds", "job"]
+    lost = names(swept)[2]
+    losses = {name: record(swept / name)["metrics"]["val/loss"] for name in names(swept) if name != lost}
+    ranked = sorted(losses, key=losses.get)
+    assert [[row[0], row[-1]] for row in rows[1:]] == [
+        *([str(k), name] for k, name in enumerate(ranked, 1)),
+        ["-", lost],
+    ]
+    assert [float(row[3]) for row in rows[1:-1]] == pytest.approx([losses[name] for name in ranked], rel=1e-5)
+    assert rows[-1][1:-2] == ["sgd", "0.5", "-", "-", str(record(swept / lost)["steps"]), "diverged"]
+
+
+def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(pictures.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric))
+    monkeypatch.setattr(pictures.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments))
+    jobs = [(job, pictures.read_way(job.folder, 0.0)) for job in board.read(swept).jobs]
+    data, model = pictures.build(pictures.OmegaConf.create(jobs[0][1].config))
+    pictures.pictures(jobs, "val/loss", data, model, pictures.least_squares_reference(data, model))
+    assert drawn["metric"] == "val/loss"
+    values = [record(swept / name)["metrics"]["val/loss"] for name in names(swept)]
+    assert drawn["rates"] == {
+        "SGD": [(0.01, values[0]), (0.1, values[1]), (0.5, None)],
+        "Adam": [(0.01, values[3]), (0.1, values[4]), (0.5, values[5])],
+    }
+    loss, optimum, paths = drawn["paths"]
+    assert optimum == pytest.approx((2, 0))
+    assert loss(1.0, 0.0) == pytest.approx((1 + 4 + 9 + 16) / 4)  # y = 2 x, y_hat = x
+    assert [len(of_one) for of_one in paths.values()] == [3, 3]
+    for name, path in zip(names(swept), [*paths["SGD"], *paths["Adam"]], strict=True):
+        start = record(swept / name)["initial"]
+        assert path[0].tolist() == [start["weight"][0][0], start["bias"][0]]
+    end = record(swept / names(swept)[4])["parameters"]
+    assert paths["Adam"][1][-1].tolist() == [end["weight"][0][0], end["bias"][0]]
+    assert len(paths["Adam"][1]) == 61
+
+
+def test_least_squares_is_a_line_in_each_chart(swept):
+    curves = scalars(swept / "_least_squares")
+    wanted = {"train/loss": 0, "val/loss": 0, "test/loss": 0, "param/weight": 2, "param/bias": 0, "train/excess": 0}
+    assert curves == {
+        tag: [(0, pytest.approx(value, abs=1e-12)), (60, pytest.approx(value, abs=1e-12))]
+        for tag, value in wanted.items()
+    }
+
+
+def test_jobs_with_other_data_have_no_common_line(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"{seed}-sgd"
+        train(folder, "data=synthetic", f"data.seed={seed}", "trainer.max_epochs=1")
+        as_job(folder, f"data.seed={seed}")
+        write_page(tmp_path)
+        assert (tmp_path / "_least_squares").exists() == (seed == 0)  # only as long as all fit the same data
+    rows = leaderboard(tmp_path)
+    assert rows[0][:2] == ["rank", "data.seed"]
+    assert {(row[1], row[-1]) for row in rows[1:]} == {("0", "0-sgd"), ("1", "1-sgd")}
+    (text,) = events(tmp_path / "_sweep").Tensors("leaderboard/text_summary")
+    assert b"jobs differ in data.seed: losses of other data" in text.tensor_proto.string_val[0]
+    assert len(list((tmp_path / "_sweep").glob("events*"))) == 1  # the newer in place of the older
+
+
+def test_least_squares_is_measured_as_runs_are(tmp_path):
+    """On noisy, standardized data of two features its loss is the optimum's, and no job's is below it."""
+    table = tmp_path / "t.csv"
+    table.write_text("a,b,c\n" + "".join(f"{k},{k * k % 7},{3 * k - (k * k % 7) + k % 5}\n" for k in range(40)))
+    overrides = ("data=table", f"data.path={table}", "data.y=[c]", "trainer.max_epochs=1", "optimizer.weight_decay=0.5")
+    result = train(tmp_path / "sweep" / "0-sgd", *overrides)
+    write_page(tmp_path / "sweep")
+    curves = scalars(tmp_path / "sweep" / "_least_squares")
+    plain = train(tmp_path / "plain", *overrides[:-1])["optimum"]
+    assert curves["train/loss"][0][1] == pytest.approx(plain["train/loss"], rel=1e-5)
+    assert curves["param/weight/a"][0][1] == pytest.approx(plain["weight"][0][0])
+    assert curves["train/loss"][0][1] < result["metrics"]["train/loss"]
+
+
+def test_without_event_files_there_is_no_page(tmp_path):
+    train(tmp_path / "0-sgd", "logger=none", "trainer.max_epochs=1")
+    write_page(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["0-sgd"]
+
+
+def test_a_page_that_shows_all_there_is_stays(swept, tmp_path):
+    _, second = copied(swept, tmp_path)
+    second.rename(tmp_path / "_later")
+    write_page(tmp_path)
+    before = list((tmp_path / "_sweep").glob("events*"))
+    assert len(leaderboard(tmp_path)) == 2
+    script = (
+        "import sys; from linear_lab.sweep.page import write_page\n"
+        "write_page(sys.argv[1]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert list((tmp_path / "_sweep").glob("events*")) == before
+    (tmp_path / "_later").rename(second)
+    write_page(tmp_path)
+    assert len(leaderboard(tmp_path)) == 3
+
+
+def test_between_jobs_it_is_written_sparingly(swept, tmp_path, monkeypatch):
+    copied(swept, tmp_path, 1)
+    monkeypatch.setitem(page._written, tmp_path, (time.monotonic() - 90, 5.0))
+    write_page(tmp_path, sparingly=True)  # 5 s are 5 % of 100 s
+    assert not (tmp_path / "_sweep").exists()
+    monkeypatch.setitem(page._written, tmp_path, (time.monotonic() - 110, 5.0))
+    write_page(tmp_path, sparingly=True)
+    assert (tmp_path / "_sweep").exists()
+    ended, took = page._written[tmp_path]
+    assert 0 <= time.monotonic() - ended < took + 60
+    assert took > 0
+
+
+def test_one_process_at_a_time_writes_it(swept, tmp_path):
+    copied(swept, tmp_path, 1)
+    with (tmp_path / page.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_page(tmp_path)
+    assert not (tmp_path / "_sweep").exists()
+
+
+def test_a_page_that_cannot_be_written_costs_no_job(swept, tmp_path, caplog):
+    copied(swept, tmp_path, 1)
+    (tmp_path / "_sweep").write_text("in the way")
+    write_page(tmp_path)
+    assert f"the page of {tmp_path} could not be written" in caplog.text
+
+
+def test_a_config_cut_in_half_costs_one_line_of_the_pictures(swept, tmp_path, monkeypatch):
+    first, second = copied(swept, tmp_path)
+    (first / ".hydra" / "config.yaml").write_text("data: {x: [1,")
+    drawn = []
+    monkeypatch.setattr(pictures, "pictures", lambda jobs, *_: drawn.extend(job.name for job, _ in jobs) or {})
+    write_page(tmp_path)
+    assert drawn == [second.name]
+    assert len(leaderboard(tmp_path)) == 3
+
+
+def test_a_record_cut_in_half_is_told(swept, tmp_path):
+    first, second = copied(swept, tmp_path)
+    (first / "result.json").write_text('{"status": ')
+    write_page(tmp_path)
+    assert [(row[0], row[-3], row[-1]) for row in leaderboard(tmp_path)[1:]] == [
+        ("1", "completed", second.name), ("-", "unreadable", first.name)
+    ]  # fmt: skip
+
+
+def test_a_job_that_goes_on_brings_page_and_leaderboard_up_to_date(swept, tmp_path):
+    first, _ = copied(swept, tmp_path)
+    write_page(tmp_path)
+    with refresh(first):
+        resume(first, "trainer.max_epochs=70")
+    assert scalars(tmp_path / "_least_squares")["train/loss"][-1][0] == 70
+    assert ",70,completed," in (tmp_path / "leaderboard.csv").read_text()
+    (first / "result.json").write_text(json.dumps(record(first) | {"status": "interrupted"}))
+    with pytest.raises(KeyboardInterrupt), refresh(first):
+        raise KeyboardInterrupt
+    assert ",70,interrupted," in (tmp_path / "leaderboard.csv").read_text()
+
+
+def test_a_run_that_is_no_job_brings_nothing_about(tmp_path):
+    with refresh(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]

@@ -1,0 +1,380 @@
+"""A search: what ranges mean, that it learns, that it draws the same when killed, and what it stops."""
+
+import logging
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages import RDBStorage
+
+from linear_lab import UserError
+from linear_lab.sweep import search
+from linear_lab.sweep.search import Search, draw, prune_check
+from linear_lab.sweep.space import space
+
+LR = "optimizer.lr=tag(log,interval(1e-4,1))"
+
+
+def parsed(*overrides):
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+SPACE = space(parsed("data=toy", "optimizer=sgd,adam", LR))[1]
+
+
+def loss(params):
+    """Quadratic in the logarithm of lr, least at 0.01."""
+    return (math.log10(float(params["optimizer.lr"])) + 2) ** 2 + 0.3 * (params["optimizer"] == "adam")
+
+
+def opened(folder, trials=10, mode="min", **other):
+    given = {"fixed": ["data=toy"], "searched": SPACE, "metric": "val/loss", "seed": 3} | other
+    return Search(folder, mode=mode, trials=trials, **given)
+
+
+def completed(overrides):
+    value = loss(dict(override.split("=") for override in overrides))
+    return {"status": "completed", "metrics": {"val/loss": value}}
+
+
+def finish(study, n=1):
+    """Run what is left, and return what was run."""
+    ran = {}
+    while batch := study.ask(n):
+        for number, overrides in batch:
+            assert number not in ran
+            ran[number] = overrides
+            study.tell(number, completed(overrides))
+    study.close()
+    return ran
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """All trials of a search that was not killed, for one worker and for three."""
+    return {n: finish(opened(tmp_path_factory.mktemp("search")), n) for n in (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("a=interval(1e-4,1)", "FloatDistribution(high=1.0, log=False, low=0.0001, step=None)"),
+        ("a=tag(log, interval(1e-4, 1))", "FloatDistribution(high=1.0, log=True, low=0.0001, step=None)"),
+        ("a=interval(2,2)", "FloatDistribution(high=2.0, log=False, low=2.0, step=None)"),
+        ("a=int(interval(1,9))", "IntDistribution(high=9, log=False, low=1, step=1)"),
+        ("a=tag(log,int(interval(1,9)))", "IntDistribution(high=9, log=True, low=1, step=1)"),
+        ("a=range(1,9)", "IntDistribution(high=8, log=False, low=1, step=1)"),
+        ("a=range(1,9,3)", "IntDistribution(high=7, log=False, low=1, step=3)"),
+        ("a=range(9,1,-4)", "IntDistribution(high=9, log=False, low=5, step=4)"),
+        ("a=range(0.1,0.5,0.1)", "FloatDistribution(high=0.4, log=False, low=0.1, step=0.1)"),
+        ("a=choice(sgd,adam,sgd)", "CategoricalDistribution(choices=('sgd', 'adam'))"),
+        (
+            "+a@b='x y',1,null,[1,2],{c:d}",
+            "CategoricalDistribution(choices=(\"'x y'\", '1', 'null', '[1,2]', '{c:d}'))",
+        ),
+    ],
+)
+def test_what_is_typed_is_what_is_searched(override, meant):
+    fixed, searched = space(parsed("data=toy", override, "~x"))
+    assert fixed == ["data=toy", "~x"]
+    assert {key: repr(value) for key, value in searched.items()} == {override.partition("=")[0]: meant}
+
+
+def test_of_two_overrides_with_one_key_the_last_counts():
+    fixed, searched = space(parsed("optimizer=choice(sgd,adam)", LR, "optimizer.lr=0.1"))
+    assert fixed == ["optimizer.lr=0.1"]
+    assert list(searched) == ["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("a=1", "nothing to search; try a range"),
+        ("a=glob(*)", r"a=glob\(\*\): a pattern.*choice\(sgd,adam\)"),
+        ("a=tag(log,interval(0,1))", "above 0 have a logarithm; try a lower bound"),
+        ("a=interval(2,1)", "no value lies in it; the lower bound comes first"),
+        ("a=range(4,4)", "no value lies in it"),
+        ("a=range(1,4,0)", "a step of 0"),
+        ("a=interval(nan,1)", "not finite"),
+        ("a=interval(0,inf)", "not finite"),
+        ("a=tag(ln,interval(1,2))", "no tag is called ln; try"),
+        ("a=tag(log,choice(1,2))", "categories have no logarithm"),
+        ("a=tag(log,range(1,9))", r"no steps; try tag\(log,int\(interval"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_with_a_remedy(override, message):
+    with pytest.raises(UserError, match=message):
+        space(parsed(override))
+
+
+def test_the_ready_made_search_has_a_space():
+    sweeper = yaml.safe_load(Path("conf/sweep/search.yaml").read_text())["hydra"]["sweeper"]
+    _, searched = space(parsed(*(f"{key}={value}" for key, value in sweeper["params"].items())))
+    assert searched == SPACE
+
+
+@given(value=st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+def test_a_number_is_read_back_as_the_same_number(value):
+    (override,) = parsed(f"a={search.written(value)}")
+    assert override.value() == value
+    assert type(override.value()) is type(value)
+
+
+def test_it_finds_more_than_as_many_uniform_draws(monkeypatch):
+    def best(seed):
+        told = []
+        for number in range(20):
+            params = draw(SPACE, "max", f"{seed}/{number}", told)
+            told.append(optuna.trial.create_trial(value=-loss(params), params=params, distributions=SPACE))
+        return -max(trial.value for trial in told)
+
+    learned = statistics.median(map(best, range(5)))
+    monkeypatch.setattr(search, "STARTUP", 100)
+    assert learned < 0.5 * statistics.median(map(best, range(5)))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_killed_search_draws_the_trials_of_one_that_was_not(tmp_path, uninterrupted, monkeypatch, n):
+    """Killed before the eighth, ninth or tenth write to the database, whichever that is."""
+    left = []
+
+    def killable(name):
+        write = getattr(RDBStorage, name)
+
+        def killed_or_not(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return write(*args, **kwargs)
+
+        return killed_or_not
+
+    for name in ("_create_new_trial", "set_trial_user_attr", "set_study_user_attr", "set_trial_state_values"):
+        monkeypatch.setattr(RDBStorage, name, killable(name))
+    ran, kills = {}, 0
+    while kills < 100:
+        left[:] = [7 + kills % 3]
+        study = None
+        try:
+            study = opened(tmp_path)
+            while batch := study.ask(n):
+                for number, overrides in batch:
+                    assert ran.setdefault(number, overrides) == overrides
+                    study.name(number, f"job{number}")
+                for number, overrides in reversed(batch):
+                    study.tell(number, completed(overrides))
+            break
+        except KeyboardInterrupt:
+            kills += 1
+        finally:
+            if study:
+                study.close()
+    assert 5 <= kills < 100
+    assert ran == uninterrupted[n]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_search_that_grows_draws_the_trials_of_one_that_was_as_large_at_once(tmp_path, uninterrupted, n):
+    assert finish(opened(tmp_path, trials=7), n) | finish(opened(tmp_path), n) == uninterrupted[n]
+
+
+def test_trials_differ(uninterrupted):
+    for ran in uninterrupted.values():
+        assert list(ran) == list(range(10))
+        assert len({overrides[1] for overrides in ran.values()}) == 10
+
+
+def test_a_failed_trial_is_left_by_this_process_and_tried_again_by_the_next(tmp_path, uninterrupted):
+    study = opened(tmp_path, trials=3)
+    for status in ("failed", "interrupted"):
+        ((number, _),) = study.ask()
+        study.tell(number, {"status": status})
+    assert [number for number, _ in study.ask()] == [2]
+    study.tell(2, completed(uninterrupted[1][2]))
+    assert study.ask() == []
+    study.close()
+    study = opened(tmp_path, trials=3)
+    assert study.ask(3) == [(number, uninterrupted[1][number]) for number in (0, 1)]
+    study.close()
+
+
+@pytest.mark.parametrize(("mode", "worst"), [("min", math.inf), ("max", -math.inf)])
+def test_a_diverged_trial_counts_as_the_worst_and_the_search_learns_from_it(tmp_path, mode, worst):
+    study = opened(tmp_path, mode=mode, trials=9)
+    for number in range(9):
+        ((number, overrides),) = study.ask()
+        diverges = float(overrides[1].partition("=")[2]) > 1e-2
+        nothing = [("diverged", None), ("completed", math.nan), ("completed", None)][number % 3]
+        record = {"status": nothing[0], "metrics": {"val/loss": nothing[1]}} if diverges else completed(overrides)
+        study.tell(number, record)
+        study.tell(number, {"status": "completed", "metrics": {"val/loss": 0.0}})  # told already
+        assert (study.study.trials[number].value == worst) == diverges
+    assert worst in {trial.value for trial in study.study.trials}
+    assert math.isfinite(study.study.best_value)
+    study.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seed": 4}, "hydra.sweeper.seed=3, and this command hydra.sweeper.seed=4"),
+        ({"fixed": ["data=table"]}, "data=toy, and this command data=table; .*choose another name="),
+        ({"searched": {"optimizer.lr": SPACE["optimizer.lr"]}}, "optimizer=Cat.*, and this command optimizer=-"),
+        ({"mode": "max"}, "mode=min, and this command mode=max"),
+    ],
+)
+def test_another_search_under_the_same_name_is_refused_with_the_difference(study1, other, message):
+    with pytest.raises(UserError, match=f"name=study1: its search has {message}"):
+        opened(study1, **other)
+    opened(study1).close()
+
+
+@pytest.fixture(scope="module")
+def study1(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweeps") / "study1"
+    folder.mkdir()
+    opened(folder).close()
+    return folder
+
+
+def test_two_processes_do_not_search_under_one_name(study1, monkeypatch):
+    monkeypatch.setattr("linear_lab.files.PATIENCE", 0)
+    first = opened(study1)
+    with pytest.raises(UserError, match="another process searches here; wait"):
+        opened(study1)
+    first.close()
+    opened(study1).close()
+
+
+def test_a_broken_database_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "search.db").write_text("no database " * 100)
+    with pytest.raises(UserError, match=r"search.db: it cannot be used \(.*not a database\).*delete it"):
+        opened(tmp_path)
+    (tmp_path / "search.db").unlink()
+    opened(tmp_path).close()
+
+
+def test_a_folder_may_be_called_anything_and_nothing_is_said(tmp_path, capfd):
+    logging.getLogger("alembic").setLevel(logging.INFO)
+    folder = tmp_path / "a {b} ?c=1&%20#ü"
+    folder.mkdir()
+    study = opened(folder)
+    study.ask()
+    study.close()
+    assert [path.name for path in sorted(folder.iterdir())] == ["search.db", "search.lock"]
+    assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger("alembic.runtime.migration").isEnabledFor(logging.INFO)
+
+
+def test_without_optuna_its_install_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"needs Optuna.*python -m pip install -e '.\[search\]'"):
+        space(parsed(LR))
+
+
+CURVE = range(10, 110, 10)  # steps of validation
+
+
+def run(study, height, curve=CURVE):
+    """Run a trial that starts at 1 and comes down to ``height``; returns the step at which it is stopped."""
+    ((number, _),) = study.ask()
+    job = study.folder / f"job{number}"
+    job.mkdir()
+    study.name(number, job.name)
+    hopeless = prune_check(study.folder, job.name)
+    stopped = next((step for step in curve if hopeless(step, height + (1 - height) * 0.9 ** (step / 10))), None)
+    status = "pruned" if stopped else "completed"
+    study.tell(number, {"status": status, "metrics": {"val/loss": height}})
+    return stopped
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """A search in which five trials have completed, and a sixth is to run, in the folder job5."""
+    study = opened(tmp_path_factory.mktemp("search"))
+    assert [run(study, height) for height in (0.9, 0.3, 0.2, 0.9)] == [None] * 4
+    assert run(study, 0.1, range(10, 310, 10)) is None
+    study.ask()
+    (study.folder / "job5").mkdir()
+    study.name(5, "job5")
+    study.close()
+    return study.folder
+
+
+def reporting(folder, *curve):
+    """Answers of the check to a run that goes on in job5."""
+    hopeless = prune_check(folder, "job5")
+    return [hopeless(step, value) for step, value in curve]
+
+
+@pytest.fixture
+def job5(five):
+    yield five
+    (five / "job5" / "reports.jsonl").unlink(missing_ok=True)
+
+
+def test_a_hopeless_run_is_stopped_once_it_was_measured_often_enough(job5):
+    assert reporting(job5, *((step, 0.99) for step in CURVE)) == [False] * 5 + [True] * 5
+
+
+def test_a_run_that_is_no_worse_than_the_median_goes_on(job5):
+    median = [(step, 0.3 + 0.7 * 0.9 ** (step / 10)) for step in CURVE]
+    assert not any(reporting(job5, *median))
+    assert reporting(job5, *((step, value + 1e-9) for step, value in median)) == [False] * 5 + [True] * 5
+
+
+def test_a_run_is_not_judged_where_fewer_were_measured(job5):
+    assert not any(reporting(job5, *((step, 0.99) for step in range(110, 310, 10))))
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_judged_as_one_that_was_not_killed(job5):
+    curve = [(step, 0.25 if step == 80 else 0.99) for step in CURVE]
+    whole = reporting(job5, *curve)
+    assert whole == [False] * 5 + [True, True, False, False, False]  # a good step 80 saves it
+    (job5 / "job5" / "reports.jsonl").unlink()
+    reporting(job5, *curve[:8])
+    with (job5 / "job5" / "reports.jsonl").open("a") as file:
+        file.write("[90, 0.")  # killed in the middle of a line
+    assert reporting(job5, *curve[4:]) == whole[4:]
+
+
+def test_what_is_not_finite_is_not_reported(job5):
+    assert reporting(job5, (10, math.nan), (20, math.inf)) == [False, False]
+    assert not (job5 / "job5" / "reports.jsonl").exists()
+
+
+def test_trials_of_the_same_batch_do_not_judge_each_other(tmp_path):
+    study = opened(tmp_path)
+    batch = study.ask(7)
+    for number, overrides in batch:
+        (tmp_path / f"job{number}").mkdir()
+        study.name(number, f"job{number}")
+        hopeless = prune_check(tmp_path, f"job{number}")
+        assert not any(hopeless(step, 0.1 + number) for step in CURVE)
+        study.tell(number, completed(overrides))
+    study.close()
+
+
+def test_a_pruned_trial_is_learned_from_by_what_it_measured(five, monkeypatch):
+    hopeless = prune_check(five, "job5")
+    for step in (10, 20):
+        hopeless(step, 0.5)
+    study = opened(five)
+    study.tell(5, {"status": "pruned", "metrics": {"val/loss": 0.4}})
+    trial = search.with_reports(study.study.trials[5])
+    study.close()
+    assert trial.state == optuna.trial.TrialState.PRUNED
+    assert trial.intermediate_values == {10: 0.5, 20: 0.5}
+
+
+def test_a_run_whose_study_is_gone_is_not_stopped(tmp_path):
+    (tmp_path / "job5").mkdir()
+    assert not any(reporting(tmp_path, *((step, 0.99) for step in CURVE)))
+    assert not (tmp_path / "search.db").exists()

@@ -1,0 +1,266 @@
+"""Faults that really happen to a sweep: kill -9, signals, a full disk, damaged files, two at once."""
+
+import json
+import os
+import random
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from runs import record, scalars, train
+from test_sweep import end, fork, sweep
+
+from linear_lab.dashboard.logger import event_files
+from linear_lab.sweep import board, job, page
+
+GRID = (
+    "data=synthetic", "data.samples=60", "data.batch_size=8", "optimizer=sgd,adam", "optimizer.lr=0.1,0.01",
+    "trainer.max_epochs=20", "logger.pictures=false",
+)  # fmt: skip
+JOBS = ("sgd-lr=0.1", "sgd-lr=0.01", "adam-lr=0.1", "adam-lr=0.01")
+LIKE = (
+    "status", "error", "seed", "steps", "metrics", "parameters", "excess_loss", "optimum", "best", "initial",
+    "first_step", "config_hash", "job",
+)  # fmt: skip
+
+
+def start(root, *overrides):
+    """Sweep in a child; its id. What it said lies in <root>/<its id>."""
+
+    def run():
+        code, said = sweep(root, *overrides)
+        (root / str(os.getpid())).write_text(said)
+        return code
+
+    return fork(run)
+
+
+def wait_for(condition, pid=None):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        assert pid is None or os.waitpid(pid, os.WNOHANG) == (0, 0)
+        time.sleep(0.005)
+
+
+def content(folder):
+    """All that training decides, of a job: the record, the weights, the curves."""
+    found = record(folder)
+    kept = {key: found[key] for key in LIKE}
+    kept["job"] = found["job"] | {
+        "overrides": [item for item in found["job"]["overrides"] if "output_root" not in item]
+    }
+    curves = scalars(folder)
+    del curves["time/steps_per_second"]
+    saved = [torch.load(folder / f"checkpoints/{kind}.ckpt", weights_only=True) for kind in ("best", "last")]
+    weights = [[*map(torch.Tensor.tolist, state["state_dict"].values())] for state in saved]
+    moments = [str(state["optimizer_states"][0]["state"]) for state in saved]
+    return kept | {"curves": curves, "weights": weights, "moments": moments}
+
+
+def ended(folder):
+    """The records, as bytes with the time of writing, of the jobs that have ended."""
+    found = {path.parent.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*/result.json")}
+    return {name: it for name, it in found.items() if json.loads(it[0])["status"] == "completed"}
+
+
+@pytest.fixture(scope="module")
+def whole(once):
+    """What each job of a sweep leaves that nothing interrupted."""
+    folder = once("whole", lambda root: sweep(root, *GRID, "name=whole")) / "sweeps/whole"
+    found = {name: content(folder / name) for name in JOBS}
+    assert all(it["status"] == "completed" for it in found.values())
+    return found
+
+
+@pytest.fixture
+def without_page(monkeypatch):
+    """Leave out what takes longest after a short sweep: the pictures of its page."""
+    monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
+
+
+def check(folder, whole):
+    """Nothing was lost, nothing is there twice, and all is equal bit for bit."""
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "_"} == set(JOBS)
+    assert {name: content(folder / name) for name in JOBS} == whole
+    assert not [*folder.rglob("*.part")]
+    with (folder / "leaderboard.csv").open() as file:
+        assert len(file.readlines()) == len(JOBS) + 1
+
+
+def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tmp_path):
+    moments = random.Random(0)
+    kills = count = 0
+    before = {}
+    while kills < 10 or before:
+        folder = tmp_path / "sweeps" / f"study{count}"
+        pid = start(tmp_path, *GRID, f"name={folder.name}")
+        if kills == 0:  # one moment that is not random
+            wait_for((folder / JOBS[2] / "checkpoints/last.ckpt").exists, pid)
+        elif kills < 10:
+            time.sleep(moments.uniform(0.1, 1.0))
+        if kills < 10:
+            os.kill(pid, signal.SIGKILL)
+        code = end(pid)
+        if kills == 0:
+            assert [it.status for it in board.read(folder).jobs] == ["completed", "completed", "interrupted", "waiting"]
+        now = ended(folder)
+        assert {name: now.get(name) for name in before} == before  # nothing ran twice
+        before = now
+        if code == -signal.SIGKILL:
+            kills += 1
+        else:
+            assert code == 0
+            check(folder, whole)
+            before, count = {}, count + 1
+
+
+def test_signals_save_and_say_how_to_go_on(whole, without_page, tmp_path):
+    folder, typed, before = tmp_path / "sweeps/study", [*GRID, "name=study"], {}
+    for signum, number in ((signal.SIGINT, 1), (signal.SIGTERM, 3)):
+        pid = start(tmp_path, *typed)
+        wait_for((folder / JOBS[number] / "checkpoints/last.ckpt").exists, pid)
+        os.kill(pid, signum)
+        assert end(pid) == 128 + signum
+        said = (tmp_path / str(pid)).read_text()
+        assert "interrupted; what has ended stays, the rest is still to do" in said
+        assert "Traceback" not in said
+        assert f"\ninterrupted  {JOBS[number]}\n" in said
+        assert [it.status for it in board.read(folder).jobs][: number + 1] == ["completed"] * number + ["interrupted"]
+        (go_on,) = [line for line in said.splitlines() if line.startswith("go on")]
+        typed = shlex.split(go_on.partition(" -m linear_lab.train -m ")[2])
+        assert {name: it for name, it in ended(folder).items() if name in before} == before
+        before = ended(folder)
+    pid = start(tmp_path, *typed)
+    time.sleep(random.Random(1).uniform(0, 0.5))
+    os.kill(pid, signal.SIGINT)
+    assert end(pid) == 130
+    assert sweep(tmp_path, *typed)[0] == 0
+    check(folder, whole)
+
+
+def test_two_sweeps_of_one_name_share_the_jobs(whole, without_page, tmp_path):
+    folder, command = tmp_path / "sweeps/study", (*GRID, "name=study")
+    one = start(tmp_path, *command)
+    wait_for((folder / JOBS[0] / "checkpoints/last.ckpt").exists, one)
+    os.kill(one, signal.SIGSTOP)  # in the middle of the first job
+    code, said = sweep(tmp_path, *command, "trainer.max_epochs=21")
+    assert code == 1
+    assert f"{JOBS[0]}: trainer.max_epochs was 20, is 21" in said
+    code, said = sweep(tmp_path, *command)
+    assert code == 0
+    assert f"running  {JOBS[0]}: another process trains it" in said
+    assert set(ended(folder)) == set(JOBS[1:])
+    before = ended(folder)
+    os.kill(one, signal.SIGCONT)
+    assert end(one) == 0
+    assert {name: it for name, it in ended(folder).items() if name != JOBS[0]} == before
+    assert [len(event_files(folder / name)) for name in JOBS] == [1, 1, 1, 1]
+    check(folder, whole)
+
+
+def test_two_sweeps_begun_in_the_same_moment(whole, without_page, tmp_path):
+    assert [end(pid) for pid in [start(tmp_path, *GRID, "name=study") for _ in range(2)]] == [0, 0]
+    assert [len(event_files(tmp_path / "sweeps/study" / name)) for name in JOBS] == [1, 1, 1, 1]
+    check(tmp_path / "sweeps/study", whole)
+
+
+@pytest.fixture
+def scarce(tmp_path):
+    """A folder on a small disk, and functions that fill it and make room; where none may be mounted, a quota."""
+    disk, limits = tmp_path / "disk", resource.getrlimit(resource.RLIMIT_FSIZE)
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
+        yield (
+            disk,
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1])),
+            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+        )
+        return
+
+    def fill():
+        with (disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
+            for size in (1 << 16, 1 << 12, 1):
+                with suppress(OSError):
+                    while file.write(bytes(size)):
+                        pass
+
+    yield disk, fill, (disk / "filler").unlink
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_up(scarce, whole, without_page):
+    root, fill, make_room = scarce
+
+    def run():
+        train_in, count = job.train_in, []
+
+        def filled(*arguments):
+            count.append(1)
+            if len(count) == 3:
+                fill()
+            return train_in(*arguments)
+
+        job.train_in = filled
+        code, said = sweep(root, *GRID, "name=study")
+        make_room()
+        (root / "said").write_text(said)
+        return code
+
+    folder = root / "sweeps/study"
+    assert end(fork(run)) == 1
+    said = (root / "said").read_text()
+    assert f"\ninterrupted  {JOBS[2]}: cannot write" in said
+    assert f"\nwaiting  {JOBS[3]}" in said
+    before = ended(folder)
+    assert set(before) == set(JOBS[:2])
+    assert sweep(root, *GRID, "name=study")[0] == 0
+    assert {name: ended(folder)[name] for name in before} == before
+    check(folder, whole)
+
+
+def damage(folder, names, content):
+    for name in names:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2] if content is None else content)
+
+
+def test_damaged_files_cost_no_more_than_their_job(whole, without_page, once, tmp_path):
+    folder = tmp_path / "sweeps/whole"
+    shutil.copytree(once("whole", None) / "sweeps/whole", folder)
+    before = ended(folder)
+    damage(folder / JOBS[0], ["result.json"], None)
+    damage(folder / JOBS[1], ["result.json"], b"[]")
+    for name in JOBS[2:]:  # as if killed before the end
+        (folder / name / "result.json").write_text(json.dumps(record(folder / name) | {"status": "running"}))
+    damage(folder / JOBS[2], ["checkpoints/last.ckpt"], None)
+    damage(folder / JOBS[3], ["checkpoints/last.ckpt", "checkpoints/best.ckpt"], None)
+    damage(folder, ["sweep.json", "leaderboard.csv"], None)
+    code, said = sweep(tmp_path, *GRID, "name=whole")
+    assert code == 1
+    assert set(ended(folder)) == set(JOBS[:3])
+    assert said.startswith(f"failed  {JOBS[3]}: cannot read")
+    assert "delete the checkpoints to train from the start" in said
+    shutil.rmtree(folder / JOBS[3] / "checkpoints")
+    assert sweep(tmp_path, *GRID, "name=whole")[0] == 0
+    check(folder, whole)
+    assert not set(ended(folder).items()) & set(before.items())
+
+
+def test_a_job_alone_and_in_another_order_is_the_same(whole, without_page, tmp_path):
+    again = ("optimizer=adam,sgd", "optimizer.lr=0.01,0.1")
+    assert sweep(tmp_path, *[item for item in GRID if "optimizer" not in item], *again, "name=study")[0] == 0
+    for name in JOBS:
+        one, two = content(tmp_path / "sweeps/study" / name), dict(whole[name])
+        assert one.pop("job")["group"] == two.pop("job")["group"]
+        assert one == two
+    optimizer, lr = "optimizer=adam", "optimizer.lr=0.1"
+    train(tmp_path / "alone", *[item for item in GRID if "optimizer" not in item], optimizer, lr)
+    alone = record(tmp_path / "alone")
+    assert {key: alone[key] for key in LIKE[:-1]} == {key: whole["adam-lr=0.1"][key] for key in LIKE[:-1]}
