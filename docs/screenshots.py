@@ -87,7 +87,7 @@ def hparams(driver: "Chrome", address: str) -> Image.Image:
 
 def pictures(driver: "Chrome", address: str) -> Image.Image:
     """Fit and loss surface of two runs at their last step."""
-    page, (_, bottom) = cards(driver, f"{address}&tagFilter=pictures&runFilter=0-sgd|5-adam", 4)
+    page, (_, bottom) = cards(driver, f"{address}&tagFilter=pictures&runFilter=sgd-lr=0.01|adam-lr=0.5", 4)
     return page.crop((0, 0, WIDTH, bottom))
 
 
