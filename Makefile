@@ -49,7 +49,7 @@ screenshots: $(INSTALLED)  ## take the pictures of the dashboard that README sho
 test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
 
-cluster: $(INSTALLED)  ## run the tests that want Ray and Slurm's local executor
+cluster: $(INSTALLED)  ## run the tests of killed workers: joblib, Ray, Slurm's local executor
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
 	@LINEAR_LAB_CLUSTER=required $(BIN)/python -m pytest -n0 tests/test_launch.py $(ARGS)
 

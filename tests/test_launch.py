@@ -27,10 +27,11 @@ JOBLIB = ("launch=joblib", "hydra.launcher.n_jobs=2")
 # Ray keeps a token of the first cluster that ran here, and asks the next one for it
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}
 ON_A_CLUSTER = pytest.mark.skipif(
-    os.environ.get("LINEAR_LAB_CLUSTER") != "required", reason="takes minutes; make cluster runs it"
+    os.environ.get("LINEAR_LAB_CLUSTER") != "required",
+    reason="starts many processes and takes minutes; make cluster runs it",
 )
 LAUNCHES = [
-    pytest.param(JOBLIB, id="joblib"),
+    pytest.param(JOBLIB, id="joblib", marks=ON_A_CLUSTER),
     pytest.param(("launch=slurm", "hydra/launcher=submitit_local"), id="slurm", marks=ON_A_CLUSTER),
     pytest.param(("launch=ray", "+hydra.launcher.ray.init.num_cpus=2"), id="ray", marks=ON_A_CLUSTER),
 ]

@@ -130,7 +130,7 @@ def in_log_alone() -> Iterator[Console]:
 @functools.cache  # once a process
 def end_with_parent() -> None:
     """End this process of a pool when the one that started it is gone: nobody would wait for its jobs."""
-    parent = os.getppid()
+    parent = getattr(multiprocessing.parent_process(), "pid", None) or os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
