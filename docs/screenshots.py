@@ -38,9 +38,11 @@ def main() -> int:
         print(f"error: no {' and no '.join(lacking)} here, without which there are no pictures", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as root:
-        command = [sys.executable, "-m", "linear_lab.train", "-m", f"output_root={root}", *SWEEP]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        (folder,) = Path(root, "sweeps").iterdir()
+        # as in an active environment, so that the commands shown are short
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = ["python", "-m", "linear_lab.train", "-m", "name=study1", *SWEEP]
+        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
+        folder = Path(root, "outputs/sweeps/study1")
         with served(folder) as address, chromium(WIDTH, 1000) as driver:
             driver.get(address)
             driver.execute_script("localStorage.setItem('_tb_global_settings', arguments[0])", json.dumps(SETTINGS))
@@ -87,7 +89,7 @@ def hparams(driver: "Chrome", address: str) -> Image.Image:
 
 def pictures(driver: "Chrome", address: str) -> Image.Image:
     """Fit and loss surface of two runs at their last step."""
-    page, (_, bottom) = cards(driver, f"{address}&tagFilter=pictures&runFilter=sgd-lr=0.01|adam-lr=0.5", 4)
+    page, (_, bottom) = cards(driver, f"{address}&tagFilter=pictures&runFilter=^sgd-lr=0.001|^adam-lr=0.1", 4)
     return page.crop((0, 0, WIDTH, bottom))
 
 
@@ -97,7 +99,8 @@ def sweep(driver: "Chrome", address: str) -> Image.Image:
     window(driver, 1420)
     visit(driver, address, "text&tagFilter=leaderboard")
     count(driver, "td")
-    board = shot(driver).crop(edges(driver, find(driver, "table")[0]))
+    *corner, right, lower = edges(driver, find(driver, "table")[0])
+    board = shot(driver).crop((*corner, right, lower - 6))  # less the edge in a run's colour
     return joined(page, board, left, bottom)
 
 
