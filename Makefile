@@ -49,9 +49,9 @@ screenshots: $(INSTALLED)  ## take the pictures of the dashboard that README sho
 test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
 
-cluster: $(INSTALLED)  ## run the tests of killed workers: joblib, Ray, Slurm's local executor
+cluster: $(INSTALLED)  ## run the tests of Slurm's local executor and of Ray, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
-	@LINEAR_LAB_CLUSTER=required $(BIN)/python -m pytest -n0 tests/test_launch.py $(ARGS)
+	@$(BIN)/python -m pytest -n0 -m cluster $(ARGS)
 
 check: style types test  ## everything that CI checks
 
