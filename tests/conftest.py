@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 
 import pytest
 from filelock import FileLock
@@ -10,7 +9,7 @@ from hypothesis import settings
 
 os.environ.update(NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 
-from runs import train
+from runs import command, train
 
 from linear_lab import train as train_entry
 
@@ -50,13 +49,5 @@ def swept(once):
 
 
 def train_sweep(root):
-    """Sweep in this process, as by the command."""
-    handlers = logging.getLogger().handlers[:]
-    with pytest.MonkeyPatch.context() as patched:
-        overrides = ("optimizer=sgd,adam", "optimizer.lr=0.01,0.1,0.5", "seed=3", "trainer.max_epochs=60")
-        patched.setattr(sys, "argv", ["train", "-m", f"output_root={root}", *overrides])
-        train_entry.main()
-    for handler in set(logging.getLogger().handlers) - set(handlers):
-        handler.close()
-    logging.getLogger().handlers[:] = handlers
-    logging.captureWarnings(False)
+    overrides = ("optimizer=sgd,adam", "optimizer.lr=0.01,0.1,0.5", "seed=3", "trainer.max_epochs=60")
+    assert command(train_entry, "-m", f"output_root={root}", *overrides)[0] == 0

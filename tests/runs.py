@@ -2,7 +2,11 @@
 
 import copy
 import functools
+import io
 import json
+import logging
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import hydra
@@ -37,6 +41,25 @@ def train(folder, *overrides):
         overrides += ("logger.pictures=false",)
     experiment.train(compose(*overrides), folder)
     return record(folder)
+
+
+def command(entry, *arguments):
+    """Type a command in this process: exit code, standard output, standard error."""
+    root, before, out, errors, code = logging.getLogger(), sys.argv, io.StringIO(), io.StringIO(), 0
+    handlers = root.handlers[:]
+    sys.argv = ["linear-lab", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(errors):
+            entry.main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = before
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        logging.captureWarnings(False)
+    return code, out.getvalue(), errors.getvalue()
 
 
 def resume(folder, *overrides):

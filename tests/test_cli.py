@@ -1,13 +1,12 @@
 """The commands, as a user types them."""
 
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from runs import record
+from runs import command, record
 
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
@@ -20,27 +19,6 @@ SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 def run(*command, **options):
     environment = {**os.environ, "COLUMNS": "200"} | options.pop("env", {})
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command in this process: exit code, standard output, standard error."""
-    root = logging.getLogger()
-    handlers = root.handlers[:]
-
-    def call(entry, *arguments):
-        monkeypatch.setattr(sys, "argv", ["linear-lab", *map(str, arguments)])
-        try:
-            code = entry.main() or 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    yield call
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    logging.captureWarnings(False)
 
 
 @pytest.mark.parametrize(
@@ -84,25 +62,25 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["output_root=/dev/null/x"], ["error: no run can be kept in /dev/null/x/runs"]),
     ],
 )
-def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, typed, tmp_path):
+def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, tmp_path):
     if "/dev/null" not in str(arguments):
         arguments = [*arguments, f"output_root={tmp_path}"]
-    code, out, err = typed(train_entry, *arguments)
+    code, out, err = command(train_entry, *arguments)
     assert code == 1
     assert all(words in err for words in said), err
     assert "Traceback" not in err
     assert out == ""
 
 
-def test_full_error_shows_the_traceback(typed, tmp_path, monkeypatch):
+def test_full_error_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="got -1"):
-        typed(train_entry, "optimizer.lr=-1", f"output_root={tmp_path}")
+        command(train_entry, "optimizer.lr=-1", f"output_root={tmp_path}")
 
 
-def test_train_evaluate_resume(typed, tmp_path):
+def test_train_evaluate_resume(tmp_path):
     root = tmp_path / "a folder, with = and spaces"
-    code, out, err = typed(train_entry, f"output_root={root}", *SHORT)
+    code, out, err = command(train_entry, f"output_root={root}", *SHORT)
     assert (code, err) == (0, "")
     (folder,) = (root / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} >= {".hydra", "checkpoints", "result.json", "train.log"}
@@ -110,11 +88,11 @@ def test_train_evaluate_resume(typed, tmp_path):
     assert str(folder) in out
 
     assert f"evaluate 'run={folder}'" in out
-    code, out, _ = typed(evaluate_entry, f"run={folder}", "checkpoint=last")
+    code, out, _ = command(evaluate_entry, f"run={folder}", "checkpoint=last")
     assert code == 0
     assert "train/loss" in out
 
-    code, out, err = typed(train_entry, f"resume={folder}", "trainer.max_epochs=5")
+    code, out, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=5")
     assert (code, err) == (0, "")
     assert record(folder)["steps"] == 5
     overrides = (folder / ".hydra" / "overrides.yaml").read_text()
@@ -122,7 +100,7 @@ def test_train_evaluate_resume(typed, tmp_path):
     assert "trainer.max_epochs=5" in overrides
     assert [path.name for path in (root / "runs").iterdir()] == [folder.name]
 
-    code, out, _ = typed(train_entry, f"resume={folder}", "--cfg", "job")
+    code, out, _ = command(train_entry, f"resume={folder}", "--cfg", "job")
     assert code == 0
     assert "max_epochs: 5" in out
     for arguments, words in {
@@ -131,40 +109,40 @@ def test_train_evaluate_resume(typed, tmp_path):
         ("trainer.precision=7",): "Precision 7 is invalid",
         ("seed=1",): "seed=1 cannot change",
     }.items():
-        code, _, err = typed(train_entry, f"resume={folder}", *arguments)
+        code, _, err = command(train_entry, f"resume={folder}", *arguments)
         assert code == 1
         assert words in err
         assert (record(folder)["status"], record(folder)["steps"]) == ("completed", 5)  # a mistake costs nothing
-    code, _, err = typed(train_entry, f"resume={folder}", "optimizer=adam")
+    code, _, err = command(train_entry, f"resume={folder}", "optimizer=adam")
     assert code == 1
     assert "the run goes on with its own optimizer, so optimizer=adam cannot be chosen" in err
     assert record(folder)["status"] == "completed"
 
 
-def test_evaluate_wants_a_run(typed, tmp_path):
-    code, _, err = typed(evaluate_entry)
+def test_evaluate_wants_a_run(tmp_path):
+    code, _, err = command(evaluate_entry)
     assert code == 1
     assert "error: run=<folder> is missing" in err
-    code, _, err = typed(evaluate_entry, f"run={tmp_path}")
+    code, _, err = command(evaluate_entry, f"run={tmp_path}")
     assert code == 1
     assert "no result.json in it" in err
 
 
-def test_a_table_from_training_to_predictions(typed, tmp_path):
+def test_a_table_from_training_to_predictions(tmp_path):
     data = tmp_path / "my, data=1.csv"
     data.write_text("living area,[red],c\n" + "".join(f"{k},{k % 5},{2 * k - k % 5 + 7}\n" for k in range(50)))
-    code, out, err = typed(
+    code, out, err = command(
         train_entry, f"output_root={tmp_path}", "data=table", f"data.path={data}", "data.y=[c]", "optimizer.lr=0.3"
     )
     assert (code, err) == (0, "")
     assert "optimum c = 2 living area - 1 [red] + 7" in " ".join(out.split())
     (folder,) = (tmp_path / "runs").iterdir()
-    code, out, _ = typed(predict_entry, f"run={folder}", "x=[10,3]")
+    code, out, _ = command(predict_entry, f"run={folder}", "x=[10,3]")
     assert (code, out.split()[-1]) == (0, "24")
-    code, out, _ = typed(predict_entry, f"run={folder}", f"input={data}", f"output={tmp_path / 'a=b, c.csv'}")
+    code, out, _ = command(predict_entry, f"run={folder}", f"input={data}", f"output={tmp_path / 'a=b, c.csv'}")
     assert code == 0
     assert (tmp_path / "a=b, c.csv").read_text().splitlines()[0] == "living area,[red],c,c_hat"
-    code, out, _ = typed(export_entry, f"run={folder}", f"output={tmp_path / 'm.pt2'}")
+    code, out, _ = command(export_entry, f"run={folder}", f"output={tmp_path / 'm.pt2'}")
     assert code == 0
     assert "checked, differs from predict by" in out
     for entry, arguments, words in (
@@ -175,22 +153,22 @@ def test_a_table_from_training_to_predictions(typed, tmp_path):
         (predict_entry, (f"run={folder}", f"input={tmp_path / 'no.csv'}"), "not there; check the path"),
         (export_entry, (f"run={folder}", "format=h5"), "choose format=pt2"),
     ):
-        code, _, err = typed(entry, *arguments)
+        code, _, err = command(entry, *arguments)
         assert code == 1
         assert words in err
         assert err.startswith("error: ")
         assert len(err.splitlines()) == 1
 
 
-def test_a_diverged_run_ends_with_one_message_and_exit_code_1(typed, tmp_path):
-    code, _, err = typed(train_entry, f"output_root={tmp_path}", "optimizer.lr=0.5")
+def test_a_diverged_run_ends_with_one_message_and_exit_code_1(tmp_path):
+    code, _, err = command(train_entry, f"output_root={tmp_path}", "optimizer.lr=0.5")
     assert code == 1
     assert err.splitlines()[-1].startswith("error: diverged at step 8 (train/loss 3.3e+13): lr 0.5 is above 0.1198")
     assert "Traceback" not in err
 
 
-def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(typed, tmp_path):
-    code, out, err = typed(
+def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(tmp_path):
+    code, out, err = command(
         train_entry, "-m", f"output_root={tmp_path}", "optimizer=sgd,adam", "optimizer.lr=0.01,-1", *SHORT
     )
     assert code == 1
@@ -213,9 +191,9 @@ def test_console_scripts_work_from_any_folder(tmp_path):
     assert "max_epochs=3` reached" in (folder / "train.log").read_text()  # what Lightning says is not lost
 
 
-def test_two_processes_equal_one(tmp_path, typed):
+def test_two_processes_equal_one(tmp_path):
     overrides = ("data=synthetic", "data.samples=53", "data.batch_size=5", "trainer.max_epochs=8", "seed=3")
-    code, _, _ = typed(train_entry, f"output_root={tmp_path / 'one'}", *overrides)
+    code, _, _ = command(train_entry, f"output_root={tmp_path / 'one'}", *overrides)
     assert code == 0
     module = (sys.executable, "-m", "linear_lab.train", f"output_root={tmp_path / 'two'}", *overrides)
     result = run(*module, "trainer=ddp", "console.steps=1")

@@ -18,7 +18,7 @@ from runs import record, train
 
 from linear_lab import UserError, cli
 from linear_lab.cli import CONF, check_choices
-from linear_lab.sweep import job
+from linear_lab.sweep import pool
 
 OVERRIDES = ("trainer.max_epochs=6", "logger=none", "data.batch_size=2")
 SEEDS = range(3)
@@ -26,14 +26,10 @@ SAME = ("status", "steps", "seed", "metrics", "parameters", "best", "initial", "
 JOBLIB = ("launch=joblib", "hydra.launcher.n_jobs=2")
 # Ray keeps a token of the first cluster that ran here, and asks the next one for it
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}
-ON_A_CLUSTER = pytest.mark.skipif(
-    os.environ.get("LINEAR_LAB_CLUSTER") != "required",
-    reason="starts many processes and takes minutes; make cluster runs it",
-)
 LAUNCHES = [
-    pytest.param(JOBLIB, id="joblib", marks=ON_A_CLUSTER),
-    pytest.param(("launch=slurm", "hydra/launcher=submitit_local"), id="slurm", marks=ON_A_CLUSTER),
-    pytest.param(("launch=ray", "+hydra.launcher.ray.init.num_cpus=2"), id="ray", marks=ON_A_CLUSTER),
+    pytest.param(JOBLIB, id="joblib"),
+    pytest.param(("launch=slurm", "hydra/launcher=submitit_local"), id="slurm", marks=pytest.mark.cluster),
+    pytest.param(("launch=ray", "+hydra.launcher.ray.init.num_cpus=2"), id="ray", marks=pytest.mark.cluster),
 ]
 
 
@@ -124,7 +120,7 @@ def test_kill_9_of_a_worker_and_of_the_sweep_loses_nothing(launch, alone, tmp_pa
     assert len(begun(tmp_path, 1)) == (3 if launch == JOBLIB else 2)  # it was trained again, and once
 
 
-@ON_A_CLUSTER
+@pytest.mark.cluster
 def test_a_ray_cluster_by_its_address(alone, tmp_path):
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
     ray += ["--node-ip-address=127.0.0.1", "--port=6399", "--include-dashboard=false", "--disable-usage-stats"]
@@ -158,10 +154,8 @@ def test_a_missing_extra_is_named_with_its_install_command(launch, monkeypatch):
     check_choices(["-m", f"launch={launch}"])
 
 
-@pytest.mark.parametrize("launch", sorted(file.stem for file in (CONF / "launch").glob("*.yaml")))
+@pytest.mark.parametrize("launch", ["local", "joblib", "slurm", pytest.param("ray", marks=pytest.mark.cluster)])
 def test_each_launch_composes_and_says_what_a_job_wants(launch):
-    if importlib.util.find_spec(cli.WANTED.get(f"launch={launch}", "hydra")) is None:
-        pytest.skip(f"the extra [{launch}] is not installed")
     cli.register_resolvers()
 
     def wanted(*overrides):
@@ -184,17 +178,17 @@ def test_each_launch_composes_and_says_what_a_job_wants(launch):
 def test_workers_are_as_many_as_cores_or_gpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [cli.workers(name) for name in ("cpu", "gpu", "cuda")] == [3, 4, 4]
+    assert [cli.workers(name) for name in ("cpu", "gpu", "auto")] == [3, 4, 4]
     assert [cli.gpus(name, 2) for name in ("cpu", "gpu", "cuda")] == [None, 2, 2]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert cli.workers("gpu") == 1  # the job says what is wrong
+    assert [cli.workers(name) for name in ("gpu", "auto")] == [1, 3]  # the job says what is wrong
 
 
 def lease(connection):
     """Take a GPU of two, say which one, and hold it until told to end."""
     torch.cuda.device_count = lambda: 2
     try:
-        connection.send(job.leased_gpu())
+        connection.send(pool.leased_gpu())
     except UserError as error:
         connection.send(str(error))
     connection.recv()

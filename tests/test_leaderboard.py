@@ -5,7 +5,6 @@ import errno
 import fcntl
 import io
 import json
-import logging
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from runs import train
+from runs import command, train
 
 from linear_lab import UserError, terminal
 from linear_lab import leaderboard as entry
@@ -49,27 +48,10 @@ def rows(folder, name="leaderboard.csv"):
 
 def printed(found, top=20, width=100, *, is_terminal=False):
     file = io.StringIO()
-    board.show(Console(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False), found, top)
+    screen = Console(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False)
+    board.show(screen, found, top)
+    terminal.show_commands(screen, board.commands(found))
     return re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type the command in this process: exit code, standard output, standard error."""
-    root = logging.getLogger()
-    handlers = root.handlers[:]
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leaderboard", *map(str, arguments)])
-        try:
-            code = entry.main() or 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    yield call
-    root.handlers[:] = handlers
-    logging.captureWarnings(False)
 
 
 def test_best_first_and_the_others_as_planned(tmp_path):
@@ -424,23 +406,23 @@ def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch, caplog):
     assert board.write(tmp_path).best.name == "b"
 
 
-def test_the_command_writes_and_shows(typed, tmp_path, monkeypatch):
+def test_the_command_writes_and_shows(tmp_path, monkeypatch):
     tmp_path /= "a sweep, with = and é"
     tmp_path.mkdir()
     for name, value in [("a", 1.0), ("b", 2.0)]:
         put(tmp_path, name, value, overrides=[f"optimizer.lr={name}"], metrics={"val/loss": value, "test/loss": -value})
     pages = []
     monkeypatch.setattr(page, "write_page", pages.append)
-    code, out, err = typed(f"sweep={tmp_path}")
+    code, out, err = command(entry, f"sweep={tmp_path}")
     assert (code, err, pages) == (0, "", [tmp_path])
     assert out.splitlines()[1].split()[:2] == ["1", "a"]
     assert [row["job"] for row in rows(tmp_path)] == ["a", "b"]
-    code, out, err = typed(f"sweep={tmp_path}", "metric=test/loss", "top=1")
+    code, out, err = command(entry, f"sweep={tmp_path}", "metric=test/loss", "top=1")
     assert (code, err) == (0, "")
     assert out.splitlines()[1].split()[:3] == ["1", "b", "-2"]
     assert out.splitlines()[2].startswith("... 1 more in ")
     assert [row["test/loss"] for row in rows(tmp_path)] == ["-2.0", "-1.0"]
-    code, out, err = typed(f"sweep={tmp_path}", "mode=max")
+    code, out, err = command(entry, f"sweep={tmp_path}", "mode=max")
     assert [row["job"] for row in rows(tmp_path)] == ["b", "a"]
 
 
@@ -456,13 +438,13 @@ def test_the_command_writes_and_shows(typed, tmp_path, monkeypatch):
         (["sweep=study", "top=many"], "top=many: must be a whole number from 1"),
     ],
 )
-def test_a_mistake_ends_with_one_message_and_writes_nothing(arguments, said, typed, tmp_path, monkeypatch):
+def test_a_mistake_ends_with_one_message_and_writes_nothing(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("plain", "study"):
         (tmp_path / folder).mkdir()
     put(tmp_path / "plain", "run", job={})  # a run that is no job
     put(tmp_path / "study", "job")
-    code, out, err = typed(*arguments)
+    code, out, err = command(entry, *arguments)
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {said}")
     assert [path.name for path in (tmp_path / "study").iterdir()] == ["job"]

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -174,8 +175,14 @@ def test_one_process_at_a_time_writes_it(swept, tmp_path):
     copied(swept, tmp_path, 1)
     with (tmp_path / page.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_page(tmp_path)
-    assert not (tmp_path / "_sweep").exists()
+        write_page(tmp_path, sparingly=True)  # does not wait between two jobs
+        last = threading.Thread(target=write_page, args=[tmp_path])  # in the end it does
+        last.start()
+        last.join(0.5)
+        assert last.is_alive()
+        assert not (tmp_path / "_sweep").exists()
+    last.join()
+    assert (tmp_path / "_sweep").exists()
 
 
 def test_a_page_that_cannot_be_written_costs_no_job(swept, tmp_path, caplog):

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import resource
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,3 +164,23 @@ def test_git_revision_is_that_of_the_project(monkeypatch, tmp_path):
     assert run.git_revision() == revision
     monkeypatch.setenv("PATH", "")
     assert run.git_revision() is None
+
+
+def test_a_kill_while_a_folder_is_cleared_leaves_no_record(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "result.json").write_text("{}")
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.Run(tmp_path).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_overrides_are_added_as_yaml(tmp_path):
+    typed = ["+note='a: b'", "seed=1", "größe=[1, 2]"]
+    with run.Run(tmp_path).lock() as held:
+        held.begin("seed: 1\n", typed[:1])
+        held.begin("seed: 1\n", typed[1:])
+    assert yaml.safe_load((tmp_path / ".hydra/overrides.yaml").read_text()) == typed

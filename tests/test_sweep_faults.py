@@ -11,12 +11,15 @@ import subprocess
 import time
 from contextlib import suppress
 
+import optuna
 import pytest
 import torch
+import yaml
 from runs import record, scalars, train
 from test_sweep import end, fork, sweep
 
 from linear_lab.dashboard.logger import event_files
+from linear_lab.run import FREE
 from linear_lab.sweep import board, job, page
 
 GRID = (
@@ -61,7 +64,9 @@ def content(folder):
     saved = [torch.load(folder / f"checkpoints/{kind}.ckpt", weights_only=True) for kind in ("best", "last")]
     weights = [[*map(torch.Tensor.tolist, state["state_dict"].values())] for state in saved]
     moments = [str(state["optimizer_states"][0]["state"]) for state in saved]
-    return kept | {"curves": curves, "weights": weights, "moments": moments}
+    config = yaml.safe_load((folder / ".hydra/config.yaml").read_text())
+    deciding = {key: value for key, value in config.items() if key not in FREE}
+    return kept | {"curves": curves, "weights": weights, "moments": moments, "config": deciding}
 
 
 def ended(folder):
@@ -137,8 +142,9 @@ def test_signals_save_and_say_how_to_go_on(whole, without_page, tmp_path):
         typed = shlex.split(go_on.partition(" -m linear_lab.train -m ")[2])
         assert {name: it for name, it in ended(folder).items() if name in before} == before
         before = ended(folder)
+    planned = (folder / "sweep.json").stat().st_ino
     pid = start(tmp_path, *typed)
-    time.sleep(random.Random(1).uniform(0, 0.5))
+    wait_for(lambda: (folder / "sweep.json").stat().st_ino != planned, pid)  # before, OmegaConf may swallow Ctrl-C
     os.kill(pid, signal.SIGINT)
     assert end(pid) == 130
     assert sweep(tmp_path, *typed)[0] == 0
@@ -169,6 +175,37 @@ def test_two_sweeps_begun_in_the_same_moment(whole, without_page, tmp_path):
     assert [end(pid) for pid in [start(tmp_path, *GRID, "name=study") for _ in range(2)]] == [0, 0]
     assert [len(event_files(tmp_path / "sweeps/study" / name)) for name in JOBS] == [1, 1, 1, 1]
     check(tmp_path / "sweeps/study", whole)
+
+
+def trials(folder):
+    """The trials of a search, and what their jobs found and measured on the way."""
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'search.db'}")
+    found = [(trial.params, trial.state.name, trial.value, trial.user_attrs) for trial in study.get_trials()]
+    records = [record(folder / job["job"]) for *_, job in found]
+    return found, [{key: it[key] for key in LIKE if key != "job"} for it in records]
+
+
+def test_a_search_killed_at_random_moments_is_one_that_was_not(without_page, tmp_path):
+    typed = (
+        "sweep=search", "hydra.sweeper.trials=7", *GRID[:3], "trainer.max_epochs=8", "logger=none",
+        "trainer.check_val_every_n_epoch=1",
+    )  # fmt: skip
+    assert sweep(tmp_path, *typed, "name=whole")[0] == 0
+    moments, before, kills, code = random.Random(2), {}, 0, None
+    while code != 0:
+        pid = start(tmp_path, *typed, "name=study")
+        if kills < 4:
+            time.sleep(moments.uniform(0.5, 1.5))
+            os.kill(pid, signal.SIGKILL)
+        code = end(pid)
+        kills += code == -signal.SIGKILL
+        now = ended(tmp_path / "sweeps/study")
+        assert {name: now.get(name) for name in before} == before  # nothing ran twice
+        before = now
+    assert kills == 4
+    found = trials(tmp_path / "sweeps/study")
+    assert found == trials(tmp_path / "sweeps/whole")
+    assert {state for _, state, *_ in found[0]} == {"COMPLETE", "PRUNED"}
 
 
 @pytest.fixture
@@ -218,6 +255,7 @@ def test_a_disk_that_fills_up(scarce, whole, without_page):
     said = (root / "said").read_text()
     assert f"\ninterrupted  {JOBS[2]}: cannot write" in said
     assert f"\nwaiting  {JOBS[3]}" in said
+    assert "what has ended stays" not in said  # nobody has interrupted it
     before = ended(folder)
     assert set(before) == set(JOBS[:2])
     assert sweep(root, *GRID, "name=study")[0] == 0
@@ -242,13 +280,11 @@ def test_damaged_files_cost_no_more_than_their_job(whole, without_page, once, tm
     damage(folder / JOBS[2], ["checkpoints/last.ckpt"], None)
     damage(folder / JOBS[3], ["checkpoints/last.ckpt", "checkpoints/best.ckpt"], None)
     damage(folder, ["sweep.json", "leaderboard.csv"], None)
-    code, said = sweep(tmp_path, *GRID, "name=whole")
-    assert code == 1
-    assert set(ended(folder)) == set(JOBS[:3])
-    assert said.startswith(f"failed  {JOBS[3]}: cannot read")
-    assert "delete the checkpoints to train from the start" in said
-    shutil.rmtree(folder / JOBS[3] / "checkpoints")
     assert sweep(tmp_path, *GRID, "name=whole")[0] == 0
+    logs = {name: (folder / name / "train.log").read_text() for name in JOBS[2:]}
+    assert "taking" in logs[JOBS[2]]
+    assert f"{JOBS[3]}: cannot read" in logs[JOBS[3]]
+    assert "it is trained from the start" in logs[JOBS[3]]
     check(folder, whole)
     assert not set(ended(folder).items()) & set(before.items())
 

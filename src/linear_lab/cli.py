@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from linear_lab import UserError, files, run
-from linear_lab.terminal import failure, python
+from linear_lab.terminal import failure, in_quotes, python
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = (  # overrides whose value is one text, in which any character may stand
@@ -119,7 +119,7 @@ def sweep_folder(parent: str, name: str | None) -> str:
     if name is None:
         return new_folder(parent)
     try:
-        if files.plain(str(name)) != str(name) or str(name)[0] in "._-":
+        if files.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
             raise UserError(
                 f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {files.LONGEST_NAME}, "
                 "and begins with a letter or digit; try name=study1"
@@ -136,10 +136,11 @@ def sweep_folder(parent: str, name: str | None) -> str:
 
 def workers(accelerator: str) -> int:
     """How many jobs run at once on this machine: one a core, or one a GPU where they train on one."""
-    if gpus(accelerator, 1):
+    if accelerator in ("gpu", "cuda", "auto"):
         import torch
 
-        return max(torch.cuda.device_count(), 1)
+        if torch.cuda.device_count() or accelerator != "auto":
+            return max(torch.cuda.device_count(), 1)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -216,11 +217,6 @@ def quoted(argument: str, texts: tuple[str, ...] = TEXTS) -> str:
     return f"{key}={in_quotes(value)}" if key in texts and value[0] not in "'\"" else argument
 
 
-def in_quotes(value: str) -> str:
-    """Quote a value; a backslash counts before a quote alone."""
-    return "'" + re.sub(r"(\\*)('|$)", r"\1\1\2", value).replace("'", "\\'") + "'"
-
-
 def nearest(message: str, name: str) -> str | None:
     """Return the key or option nearest to the one that Hydra does not know."""
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
@@ -230,7 +226,8 @@ def nearest(message: str, name: str) -> str | None:
         groups = [argument for argument in sys.argv[1:] if (CONF / argument.partition("=")[0]).is_dir()]
         try:
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = hydra.compose(name, [group for group in groups if "," not in group])
+                whole = key[1].startswith("hydra.")
+                cfg = hydra.compose(name, [group for group in groups if "," not in group], return_hydra_config=whole)
         except CompactHydraException:
             return None
         return next(iter(difflib.get_close_matches(key[1], list(keys(cfg)), n=1)), None)

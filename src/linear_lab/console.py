@@ -1,7 +1,6 @@
 """What the terminal shows of a run: what runs, and its outcome."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from linear_lab.terminal import (
     number,
     pairs,
     python,
+    quoted,
     resuming,
     short,
     show_commands,
@@ -139,10 +139,10 @@ def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dash
     console.print()
     commands = looking(folder) if dashboard else {}
     if record["best"]:
-        run = shlex.quote(f"run={short(folder)}")
+        run = quoted(f"run={short(folder)}")
         commands["evaluate"] = f"{python()} -m linear_lab.evaluate {run}"
         example = f"x=[{','.join('0' for _ in columns['x'])}]" if len(columns["x"]) <= SHOWN else "input=<file>"
-        commands["predict"] = f"{python()} -m linear_lab.predict {run} {shlex.quote(example)}"
+        commands["predict"] = f"{python()} -m linear_lab.predict {run} {quoted(example)}"
     commands["go on"] = f"{resuming(folder)} trainer.max_epochs=<more>"
     show_commands(console, commands)
 

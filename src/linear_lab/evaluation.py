@@ -72,11 +72,16 @@ def measured(trainer: Trainer) -> dict[str, float]:
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name != "step"}
 
 
+class LostError(UserError):
+    """A run has checkpoints, of which none can be read."""
+
+
 def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, Any]]:
     """Return the path and content of a run's checkpoint: of the other one if it cannot be read; None if there is none.
 
     Raises:
-        UserError: if there are some, but none can be read, or a newer version of Lightning made them.
+        LostError: if there are some, but none can be read.
+        UserError: if a newer version of Lightning made them.
     """
     if which not in ("best", "last"):
         raise UserError(f"checkpoint={which}: choose checkpoint=best or checkpoint=last")
@@ -97,7 +102,7 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             log.warning("cannot read %s; taking %s instead, of step %d", unreadable[0], path, step)
         return path, checkpoint
     if unreadable:
-        raise UserError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
+        raise LostError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
     return None, {}
 
 

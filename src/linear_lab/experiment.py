@@ -151,7 +151,7 @@ def fit(
     hparams.take_back_end(run.path)
     run.begin(
         OmegaConf.to_yaml(kept),
-        overrides if cfg.resume else (),
+        overrides if cfg.resume or run.record.get("job") else (),  # of others Hydra has written them
         config_hash=deciding,
         seed=cfg.seed,
         git=git_revision(),

@@ -39,7 +39,9 @@ def leaderboard(cfg: DictConfig) -> None:
     board.read(folder, cfg.metric, cfg.mode)  # refuses before anything is written
     found = board.write(folder, cfg.metric, cfg.mode)
     page.write_page(folder)
-    board.show(terminal.screen(), found, cfg.top)
+    screen = terminal.screen()
+    board.show(screen, found, cfg.top)
+    terminal.show_commands(screen, board.commands(found))
 
 
 if __name__ == "__main__":

@@ -133,11 +133,12 @@ class Run:
     def clear(self) -> None:
         """Make room for a run from the start: take away what an earlier one left but its log.
 
-        The record goes last, so that what a process killed meanwhile leaves is no run that looks whole.
+        The record goes first, so that what a process killed meanwhile leaves is no run that looks whole.
         """
-        shutil.rmtree((self.path / LAST).parent, ignore_errors=True)
-        for path in [*self.path.glob("events.out.tfevents.*"), self.path / PREDICTIONS, self.path / RESULT]:
+        others = [*self.path.glob("events.out.tfevents.*"), self.path / PREDICTIONS, self.path / OVERRIDES]
+        for path in [self.path / RESULT, *others]:
             path.unlink(missing_ok=True)
+        shutil.rmtree((self.path / LAST).parent, ignore_errors=True)
         self.record = {}
 
     def begin(self, config: str, overrides: Sequence[str], **fields: Any) -> None:
@@ -147,9 +148,11 @@ class Run:
         (self.path / CONFIG).parent.mkdir(exist_ok=True)
         replace(self.path / CONFIG, config.encode())
         if overrides:
+            import yaml  # not above: the leaderboard answers without
+
             known = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
-            lines = [known.rstrip() if known.strip() != "[]" else "", *(f"- {override}" for override in overrides)]
-            replace(self.path / OVERRIDES, "".join(f"{line}\n" for line in lines if line).encode())
+            typed = [*(yaml.safe_load(known) or []), *overrides]
+            replace(self.path / OVERRIDES, yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize).encode())
         self.write(status="running", error=None, versions=versions(), **fields)
 
     def write(self, **fields: Any) -> None:

@@ -58,11 +58,25 @@ def python() -> str:
     return "python" if shutil.which("python") == sys.executable else str(short(Path(sys.executable)))
 
 
+def quoted(text: str) -> str:
+    """Quote a text for the shell, in the way that is easiest to read.
+
+    >>> print(*map(quoted, ["seed=1", "seed=range(3)", "+note='a b'"]))
+    seed=1 'seed=range(3)' "+note='a b'"
+    """
+    return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)
+
+
+def in_quotes(value: str) -> str:
+    """Quote a value for Hydra's grammar; a backslash counts before a quote alone."""
+    return "'" + re.sub(r"(\\*)('|$)", r"\1\1\2", value).replace("'", "\\'") + "'"
+
+
 def looking(folder: Path) -> dict[str, str]:
     """Write the command that shows a run, and its address, also on a dashboard of all, unless the port is taken."""
     pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression
     return {
-        "look": f"make dashboard LOGDIR={shlex.quote(str(short(folder)))}",
+        "look": f"make dashboard LOGDIR={quoted(str(short(folder)))}",
         "address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}",
     }
 
@@ -75,14 +89,14 @@ def failure(error: UserError) -> SystemExit:
     return SystemExit(1)
 
 
-def sweeping(name: str, typed: Sequence[str]) -> str:
-    """Write the command that goes on with a sweep."""
-    return " ".join([python(), "-m", "linear_lab.train", "-m", f"name={name}", *map(shlex.quote, typed)])
+def sweeping(typed: Sequence[str]) -> str:
+    """Write the command of a sweep."""
+    return " ".join([python(), "-m", "linear_lab.train", "-m", *map(quoted, typed)])
 
 
 def resuming(folder: Path) -> str:
     """Write the command that goes on with a run."""
-    return f"{python()} -m linear_lab.train {shlex.quote(f'resume={short(folder)}')}"
+    return f"{python()} -m linear_lab.train {quoted(f'resume={short(folder)}')}"
 
 
 def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: list[str]) -> None:
@@ -110,7 +124,8 @@ def show_commands(console: Console, commands: dict[str, str]) -> None:
     """Print commands to copy: never wrapped by us, so that they paste as they are."""
     width = max(map(len, commands))
     for name, command in commands.items():
-        console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {command}"), soft_wrap=True)
+        text = command.encode(errors="replace").decode()  # a file's name need not be text
+        console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {text}"), soft_wrap=True)
 
 
 def show_interrupted(console: Console, step: int | None, folder: Path) -> None:

@@ -17,9 +17,9 @@ from rich.console import Console
 from linear_lab import UserError
 from linear_lab.sweep.ranking import Board
 from linear_lab.sweep.records import PLAN, Job, finite, read_jobs
-from linear_lab.terminal import markdown_table, number, short, show_commands, show_table
+from linear_lab.terminal import markdown_table, number, quoted, short, show_table
 
-__all__ = ["PLAN", "Board", "Job", "is_sweep", "markdown", "read", "show", "table", "write"]
+__all__ = ["PLAN", "Board", "Job", "commands", "is_sweep", "markdown", "read", "show", "table", "write"]
 
 TABLE, SEEDS, TEXT = "leaderboard.csv", "leaderboard_seeds.csv", "leaderboard.md"
 LOCK = ".leaderboard.lock"
@@ -214,7 +214,7 @@ def as_markdown(rows: list[list[str]]) -> str:
 
 
 def show(screen: Console, board: Board, top: int = TOP) -> None:
-    """Print both tables, of ``top`` rows at most, and the command that trains the winner again."""
+    """Print both tables, of ``top`` rows at most, and how far the sweep is."""
     rows = job_rows(board, top)
     hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names that say the same again
     show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
@@ -224,8 +224,11 @@ def show(screen: Console, board: Board, top: int = TOP) -> None:
         show_rows(screen, seed_rows(board, top))
         show_left(screen, len(board.groups) - top, board.folder / SEEDS)
     screen.print("\n" + "\n".join([caption(board), *board.notes]), soft_wrap=True)
-    commands = verdict(board) | {"leaderboard": str(short(board.folder / TEXT))}
-    show_commands(screen, {name: text.encode(errors="replace").decode() for name, text in commands.items()})
+
+
+def commands(board: Board) -> dict[str, str]:
+    """Name what to do next with a leaderboard."""
+    return verdict(board) | {"leaderboard": quoted(str(short(board.folder / TEXT)))}
 
 
 def show_rows(screen: Console, rows: list[list[str]]) -> None:

@@ -1,13 +1,8 @@
 """One job of a sweep, in whichever process: skipped, gone on with, or trained."""
 
-import functools
 import logging
 import multiprocessing
 import os
-import signal
-import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from linear_lab import UserError, files
+from linear_lab import UserError
 from linear_lab.callbacks import Interrupted, StopIfHopeless
+from linear_lab.evaluation import LostError, readable_checkpoint
 from linear_lab.experiment import train_in
 from linear_lab.run import HeldError, Run, config_hash, versions
 from linear_lab.sweep import board
 from linear_lab.sweep.plan import absolute_paths, group_hash
+from linear_lab.sweep.pool import leased_gpu
 from linear_lab.sweep.records import is_steering
 from linear_lab.sweep.sweeper import ENDED, STOP
 
@@ -46,10 +43,12 @@ def train_job(cfg: DictConfig) -> float | None:
         return None
     absolute_paths(cfg, hydra.runtime.cwd)
     in_worker = multiprocessing.current_process().name.startswith("LokyProcess")
-    if in_worker:
-        end_with_parent()
-        if cfg.trainer.accelerator in ("gpu", "cuda"):
-            os.environ["CUDA_VISIBLE_DEVICES"] = leased_gpu()
+    if in_worker and cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.device_count():
+        if cfg.trainer.devices not in (1, [0]):
+            raise UserError(
+                f"trainer.devices={cfg.trainer.devices}: launch=joblib gives each job one GPU; try launch=local"
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = leased_gpu()
     run = Run(folder)
     try:
         with in_log_alone() as screen, run.lock():
@@ -73,14 +72,12 @@ def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record, fingerprint = run.record, config_hash(config)
     if record and record.get("config_hash") != fingerprint:
-        if not cfg.overwrite:  # the sweeper has refused that already, but for what began meanwhile
-            raise UserError(f"{run.path.name}: was trained with another config; overwrite=true trains it afresh")
-        record = {}
+        raise UserError(f"{run.path.name}: another command has trained it with another config meanwhile")
     if record.get("status") in ENDED:
         return record["metrics"].get(cfg.metric) if record["status"] == "completed" else None
     overrides = [item for item in typed if not is_steering(item)]
-    if "initial" in record and run.checkpoint("last"):
-        cfg.resume = str(run.path)
+    if "initial" in record and can_go_on(run):
+        cfg.resume, overrides = str(run.path), []  # it has them already
     else:
         run.clear()
         run.write(
@@ -89,7 +86,7 @@ def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> 
         )  # fmt: skip
     board.write(run.path.parent)
     try:
-        return train_in(run, cfg, (), screen, [*stop_if_hopeless(run.path)])
+        return train_in(run, cfg, overrides, screen, [*stop_if_hopeless(run.path)])
     except Interrupted:
         raise
     except Exception as error:
@@ -98,6 +95,15 @@ def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> 
         if run.record["status"] != "failed":  # it went on, and was refused
             run.write(status="failed", error=str(error) if isinstance(error, UserError) else repr(error))
         raise
+
+
+def can_go_on(run: Run) -> bool:
+    """Tell whether a run has a checkpoint to go on from; one that is lost costs a warning, and the training."""
+    try:
+        return readable_checkpoint(run, "last")[0] is not None
+    except LostError as error:
+        log.warning("%s: %s; it is trained from the start", run.path.name, str(error).partition(";")[0])
+        return False
 
 
 def stop_if_hopeless(folder: Path) -> Iterator[StopIfHopeless]:
@@ -125,32 +131,3 @@ def in_log_alone() -> Iterator[Console]:
     finally:
         for handler in of_terminal:
             root.addHandler(handler)
-
-
-@functools.cache  # once a process
-def end_with_parent() -> None:
-    """End this process of a pool when the one that started it is gone: nobody would wait for its jobs."""
-    parent = getattr(multiprocessing.parent_process(), "pid", None) or os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)  # saves
-        time.sleep(10)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@functools.cache  # for the life of the process: CUDA looks once
-def leased_gpu() -> str:
-    """Take a GPU that no other process of a pool has; the kernel gives it back when this one ends."""
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names, or numbers of all GPUs
-    for name in visible.split(",")[:count]:
-        lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{files.plain(name)}.lock")
-        file = os.open(lock, os.O_RDWR | os.O_CREAT)
-        if files.taken(file):
-            return name
-        os.close(file)
-    raise UserError(f"launch=joblib: all {count} GPUs are taken; try hydra.launcher.n_jobs={max(count, 1)}")

@@ -35,27 +35,28 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
     """Write the page of a sweep's folder anew, if what it shows has changed and jobs have event files.
 
     Pictures: the learning rate against the final metric, and the optimizers' paths on one loss surface. Text: the
-    leaderboard. Beside it the least-squares solution as a run of its own, for a line in each chart. A process that
-    finds another one writing leaves it to that; a page that cannot be written costs a warning.
+    leaderboard. Beside it the least-squares solution as a run of its own, for a line in each chart. A page that cannot
+    be written costs a warning.
 
     Args:
         folder: the sweep's.
-        sparingly: only as often as `SHARE` of the time allows: for between the jobs.
+        sparingly: only as often as `SHARE` of the time allows, and not while another process writes it: for between
+            the jobs.
     """
     folder, started = Path(folder), time.monotonic()
     last_ended, last_took = _written.get(folder, (0.0, 0.0))
     if sparingly and started - last_ended < last_took / SHARE:
         return
-    found = board.read(folder)
-    if not any(any(job.folder.glob("events.out.tfevents.*")) for job in found.jobs):
+    if not any(folder.glob("*/events.out.tfevents.*")):
         return
     shown = folder / PAGE / SHOWN
-    fingerprint = hashlib.sha256(board.table(found).encode(errors="surrogateescape")).hexdigest()
     try:
-        if shown.exists() and shown.read_text() == fingerprint:
-            return
         with (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if sparingly else 0))
+            found = board.read(folder)
+            fingerprint = hashlib.sha256(board.table(found).encode(errors="surrogateescape")).hexdigest()
+            if shown.exists() and shown.read_text() == fingerprint:
+                return
             from linear_lab.sweep.pictures import log_page  # torch, which takes its time
 
             log_page(found, folder / PAGE)

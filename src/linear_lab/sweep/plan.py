@@ -65,7 +65,7 @@ class Composer:
 
     Args:
         load: composes a config from overrides, as Hydra does.
-        is_group: tells groups from values by their names.
+        options: lists the options of a group; empty for what is none.
         default: names the option of a group where none is typed.
         folder: where relative paths start.
     """
@@ -73,12 +73,12 @@ class Composer:
     def __init__(
         self,
         load: Callable[[list[str]], DictConfig],
-        is_group: Callable[[str], bool],
+        options: Callable[[str], list[str]],
         default: Callable[[str], str],
         folder: str | Path,
     ) -> None:
         self.load, self.default, self.folder = load, default, folder
-        self.is_group = functools.cache(is_group)  # Hydra looks at the disk
+        self.options = functools.cache(options)  # Hydra looks at the disk
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.parser = OverridesParser.create()
 
@@ -108,11 +108,11 @@ class Composer:
 
     def is_structural(self, override: Override) -> bool:
         """Tell what changes the config's shape from what changes a value."""
-        return override.type is not OverrideType.CHANGE or self.is_group(override.key_or_group)
+        return override.type is not OverrideType.CHANGE or bool(self.options(override.key_or_group))
 
     def choices(self, overrides: Sequence[str]) -> list[str]:
         """Return those overrides that choose an option of a group."""
-        return [item for item in overrides if self.is_group(item.partition("=")[0])]
+        return [item for item in overrides if self.options(item.partition("=")[0])]
 
     def option(self, overrides: Sequence[str], group: str) -> str:
         """Name the option of a group that a job has chosen."""
@@ -189,6 +189,9 @@ def fingerprint(texts: Sequence[str]) -> str:
 
 def mistake(grid: Sequence[Sequence[str]], overrides: Sequence[str], compose: Composer, error: Exception) -> str:
     """Say what is wrong with a job's overrides: above all a key that only some of the chosen options have."""
+    for item in compose.choices(overrides):
+        if not composes(compose, [item]):
+            return f"{item}: choose one of {', '.join(compose.options(item.partition('=')[0]))}"
     wrong = next((item for item in overrides if not composes(compose, [*compose.choices(overrides), item])), None)
     if wrong is None:
         return f"{' '.join(overrides)}: {error}"

@@ -100,7 +100,7 @@ class Board:
                 ):  # one config typed in two ways counts once
                     of_one[str(seed)] = job
         groups = [Group(list(jobs.values())) for jobs in found.values()]
-        if all(len(group.jobs) == 1 for group in groups):
+        if all(len(group.jobs) == 1 for group in groups) or not any(group.values for group in groups):
             return []
         return rank(groups, lambda g: (g.lost > 0, self.sign * statistics.mean(g.values)) if g.values else None)
 

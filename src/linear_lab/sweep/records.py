@@ -4,18 +4,17 @@ import functools
 import json
 import math
 import os
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from linear_lab.run import RESULT, is_held
-from linear_lab.terminal import python
+from linear_lab.terminal import python, quoted
 
 PLAN = "sweep.json"
 # What is wanted of a record; the lists of parameters in it may be long
-KEPT = ("status", "error", "seed", "metrics", "excess_loss", "steps", "seconds", "config_hash", "job")
+KEPT = ("status", "error", "seed", "metrics", "excess_loss", "steps", "seconds", "config_hash", "job", "initial")
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "hydra"}  # keys that no job is trained with
 
 
@@ -52,7 +51,7 @@ class Job:
         """The command that trains it alone, to the same digits; None where nothing tells its overrides."""
         if self.typed is None:
             return None
-        typed = [shlex.quote(item) for item in self.typed if not is_steering(item)]
+        typed = [quoted(item) for item in self.typed if not is_steering(item)]
         return " ".join([python(), "-m", "linear_lab.train", *typed])
 
 

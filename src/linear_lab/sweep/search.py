@@ -117,11 +117,7 @@ class Search:
                 self.study.add_trial(trial)  # at once: none is ever there in part
                 trials.append(trial)
             batch = self.study.get_trials(deepcopy=False)[first : min(first + n, self.trials)]
-        return [
-            (trial.number, [f"{key}={written(trial.params[key])}" for key in self.searched])
-            for trial in batch
-            if self.is_open(trial)
-        ]
+        return [(trial.number, overrides(self.searched, trial.params)) for trial in batch if self.is_open(trial)]
 
     def is_open(self, trial: "FrozenTrial") -> bool:
         """Tell whether a trial is to be run by this process."""
@@ -194,6 +190,16 @@ def draw(
     return params
 
 
+def overrides(searched: "Mapping[str, BaseDistribution]", params: Mapping[str, Any]) -> list[str]:
+    """Write a trial's parameters as overrides."""
+    return [f"{key}={written(params[key])}" for key in searched]
+
+
+def example(searched: "Mapping[str, BaseDistribution]") -> list[str]:
+    """Give overrides as a trial may have them."""
+    return overrides(searched, draw(searched, "min", "", ()))
+
+
 def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
     """Return what tells, after each validation of a job, whether to stop it: ``hopeless(step, value)``.
 
@@ -224,7 +230,7 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
         if not math.isfinite(value):
             return False
         with (folder / job / REPORTS).open("a") as file:
-            file.write(json.dumps([step, value]) + "\n")
+            file.write(f"\n{json.dumps([step, value])}")  # on a line of its own, whatever a killed process has left
         report(reports, step, value)
         trial = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values=reports)
         return len(reports) > WARMUP and bool(pruner.prune(study, trial))
@@ -235,8 +241,9 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
 def read_reports(job: Path) -> dict[int, float]:
     """Read what a job has measured at which step; a line that a killed process has not finished is left out."""
     reports: dict[int, float] = {}
-    with suppress(FileNotFoundError, ValueError, TypeError):
-        for line in (job / REPORTS).read_text().splitlines():
+    lines = (job / REPORTS).read_text().splitlines() if (job / REPORTS).exists() else []
+    for line in lines:
+        with suppress(ValueError, TypeError):
             report(reports, *json.loads(line))
     return reports
 

@@ -1,10 +1,12 @@
 """A sweep from its command to its exit code: what is missing is launched, what failed is listed."""
 
 import gc
-import os
+import signal
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,11 +18,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from linear_lab import UserError, terminal
-from linear_lab.run import FREE, RESULT, is_held
+from linear_lab import UserError, files, terminal
+from linear_lab.run import RESULT, Run, is_held
 from linear_lab.sweep import board, page
 from linear_lab.sweep.plan import Composer, Job, changed, known_names, plan, write_plan
-from linear_lab.sweep.records import STEERING, finite, is_steering, read_jobs
+from linear_lab.sweep.pool import end_with_parent
+from linear_lab.sweep.records import STEERING, is_steering, read_jobs
 from linear_lab.sweep.watch import Watch
 
 ENDED = ("completed", "diverged", "pruned")  # what is not run again
@@ -47,7 +50,15 @@ class GridSweeper(Sweeper):
         self.launcher: Any = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=hydra_context, task_function=task_function
         )
-        self.processes = int(getattr(self.launcher, "joblib", {}).get("n_jobs", 1))  # of joblib, as configured
+        self.in_process = type(self.launcher).__name__ == "BasicLauncher"
+        self.processes: Any = getattr(self.launcher, "joblib", {}).get("n_jobs", 1)  # of joblib, as configured
+        loader, choices = hydra_context.config_loader, config.hydra.runtime.choices
+        self.composer = Composer(
+            lambda overrides: loader.load_configuration(config.hydra.job.config_name, overrides, run_mode=RunMode.RUN),
+            loader.get_group_options,
+            lambda group: str(choices.get(group)),
+            config.hydra.runtime.cwd,
+        )
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs that are missing, and show what the sweep has found.
@@ -55,6 +66,9 @@ class GridSweeper(Sweeper):
         Raises:
             SystemExit: 1 if jobs failed, 130 after Ctrl-C, 143 after SIGTERM.
         """
+        self.screen = terminal.screen()
+        self.watch = Watch(self.screen, self.folder)
+        handler = signal.signal(signal.SIGTERM, ended)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         params = [f"{key}={value}" for key, value in self.params.items()]
         try:
@@ -62,23 +76,46 @@ class GridSweeper(Sweeper):
             for override in overrides:
                 if override.is_sweep_override() and override.get_key_element().partition("/")[0] in FIXED:
                     raise UserError(f"{override.input_line}: cannot differ between the jobs of a sweep; give one value")
+            self.check()
             self.steering = [str(item.input_line) for item in overrides if is_steering(str(item.input_line))]
-            self.fail_fast = bool(self.config.fail_fast)
+            self.fail_fast = self.config.fail_fast
+            with suppress(FileExistsError):  # hydra.sweep.dir= may name any
+                files.make(self.folder)
             (self.folder / STOP).unlink(missing_ok=True)
-            OmegaConf.save(self.config, self.folder / "multirun.yaml")
-            self.screen = terminal.screen()
-            with Watch(self.screen, self.folder) as self.watch:
+            with self.watch:
                 self.run([item for item in overrides if not is_steering(str(item.input_line))])
         except UserError as error:
+            with suppress(OSError):
+                self.folder.rmdir()  # if it was made for this command
             raise terminal.failure(error) from error
         except (KeyboardInterrupt, SystemExit) as end:
-            self.conclude(arguments)
             code = getattr(end, "code", None) or 130
             if code != 1:  # a mistake or a full disk, which has been told
-                self.screen.print("interrupted; what has ended stays, the rest is still to do")
+                self.screen.print("interrupted; what has ended stays, the rest is still to do\n")
+            self.conclude(arguments)
             raise SystemExit(code) from None
+        finally:
+            signal.signal(signal.SIGTERM, handler)
         if self.conclude(arguments):
             raise SystemExit(1)
+
+    def check(self) -> None:
+        """Refuse values of what steers the sweep.
+
+        Raises:
+            UserError: naming key and value.
+        """
+        for key in ("overwrite", "fail_fast"):
+            if type(self.config[key]) is not bool:
+                raise UserError(f"{key}={self.config[key]}: choose true or false")
+        if self.config.mode not in ("min", "max"):
+            raise UserError(f"mode={self.config.mode}: choose min or max")
+        if type(self.processes) is not int or self.processes == 0:
+            raise UserError(f"hydra.launcher.n_jobs={self.processes}: must be a number from 1, or -1 for all cores")
+        if self.processes < 0:
+            import joblib
+
+            self.processes = joblib.effective_n_jobs(self.processes)
 
     def run(self, overrides: list[Override]) -> None:
         """Plan all combinations, and launch what has not ended."""
@@ -96,24 +133,22 @@ class GridSweeper(Sweeper):
         Raises:
             UserError: naming the jobs and the differences.
         """
-        loader, choices = self.hydra_context.config_loader, self.config.hydra.runtime.choices
-        name = self.config.hydra.job.config_name
-        composer = Composer(
-            lambda overrides: loader.load_configuration(name, overrides, run_mode=RunMode.RUN),
-            lambda key: bool(loader.get_group_options(key)),
-            lambda group: str(choices.get(group)),
-            self.config.hydra.runtime.cwd,
-        )
         _, found, _ = read_jobs(self.folder)
-        jobs = plan(grid, composer, known_names(self.folder, found), named)
+        jobs = plan(grid, self.composer, known_names(self.folder, found), named)
         records = {job.name: job.record for job in found}
         others = [job for job in jobs if records.get(job.name, {}).get("config_hash", job.hash) != job.hash]
-        if others and not self.config.overwrite:
+        trained = [job for job in others if "initial" in records[job.name]]  # the rest failed before
+        if trained and not self.config.overwrite:
             raise UserError(
-                f"name={self.folder.name}: {len(others)} of {len(jobs)} jobs were trained with another config; "
-                f"{others[0].name}: {changed(self.folder, others[0])}; "
+                f"name={self.folder.name}: {len(trained)} of {len(jobs)} jobs were trained with another config; "
+                f"{trained[0].name}: {changed(self.folder, trained[0])}; "
                 "train them afresh with overwrite=true, or choose another name="
             )
+        for job in others:
+            with Run(self.folder / job.name).lock() as run:
+                run.clear()
+        if not self.watch.names:  # what is refused has changed nothing
+            files.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, str(jobs[0].config["metric"]), str(jobs[0].config["mode"]))
         self.watch.show(job.name for job in jobs)
         board.write(self.folder)
@@ -125,27 +160,33 @@ class GridSweeper(Sweeper):
         A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
         had begun one by one, so that one that kills its process takes no other with it.
         """
-        in_process = type(self.launcher).__name__ == "BasicLauncher"
-        left, alone = self.missing(jobs), in_process
+        self.before = {job.name: self.stamp(job) for job in jobs}
+        left, alone = self.missing(jobs), self.in_process
         while left and not (self.fail_fast and self.errors):
             batch = left[:1] if alone else left
             lost = self.launch(batch)
             now = self.missing(jobs)
-            if lost and len(now) == len(left) and not any(map(self.begun, now)):
+            if lost and not self.in_process and len(now) == len(left) and not any(map(self.begun, now)):
                 raise UserError(f"launch: no job could be started ({lost}); try launch=local")
             for job in batch:
-                if job in now and (alone or not lost):
-                    self.errors[job.name] = f"its process was lost ({lost})" if lost else "it did not run"
+                if job in now and not lost:
+                    self.errors[job.name] = "it did not run"
+                elif job in now and lost and alone:
+                    self.errors[job.name] = lost if self.in_process else f"its process was lost ({lost})"
             left = self.missing(jobs)
-            alone = in_process or any(map(self.begun, left))
+            alone = self.in_process or any(map(self.begun, left))
             left.sort(key=self.begun, reverse=True)
 
     def launch(self, jobs: list[Job]) -> str | None:
         """Launch jobs; returns what the launcher stumbled over."""
-        if hasattr(self.launcher, "joblib"):  # it would start all processes, whatever there is to do; and none for one
+        if hasattr(self.launcher, "joblib"):
+            self.launcher.joblib["initializer"] = end_with_parent
+            # it would start all processes, whatever there is to do; and none for one
             self.launcher.joblib["n_jobs"] = min(self.processes, max(len(jobs), 2))
-        where = f"hydra.sweep.dir={quoted(str(self.folder))}"
-        batch = [[*job.overrides, *self.steering, where, f"hydra.sweep.subdir={quoted(job.name)}"] for job in jobs]
+        where = f"hydra.sweep.dir={terminal.in_quotes(str(self.folder))}"
+        # Hydra would write the config before the job holds its folder, over that of one that has ended
+        ours = [*self.steering, where, "hydra.output_subdir=null"]
+        batch = [[*job.overrides, *ours, f"hydra.sweep.subdir={terminal.in_quotes(job.name)}"] for job in jobs]
         try:
             returned = self.launcher.launch(batch, initial_job_idx=0)
         except Exception as error:  # whatever a launcher raises where a process of its was lost
@@ -155,10 +196,11 @@ class GridSweeper(Sweeper):
         for job, result in zip(jobs, returned, strict=True):
             if result.status == JobStatus.FAILED:
                 self.errors[job.name] = str(result._return_value)
-        if type(self.launcher).__name__ == "BasicLauncher":
+        if self.in_process:
             page.write_page(self.folder, sparingly=True)
             gc.collect()  # a Trainer is a circle of references: memory would grow until Python looks for such
-            gc.freeze()  # what is left is not looked at again, which keeps this short
+            if not gc.get_freeze_count():
+                gc.freeze()  # modules: not looked at again. After each job it would keep their configs for ever
         return None
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
@@ -173,8 +215,15 @@ class GridSweeper(Sweeper):
         ]
 
     def begun(self, job: Job) -> bool:
-        """Tell whether a job has a record."""
-        return (self.folder / job.name / RESULT).exists()
+        """Tell whether a job has written its record since this command began."""
+        return self.stamp(job) != self.before[job.name]
+
+    def stamp(self, job: Job) -> int | None:
+        """When a job has written its record, in nanoseconds."""
+        try:
+            return (self.folder / job.name / RESULT).stat().st_mtime_ns
+        except OSError:
+            return None
 
     def conclude(self, arguments: Sequence[str]) -> bool:
         """Show the leaderboard and what failed; returns whether something did."""
@@ -189,10 +238,13 @@ class GridSweeper(Sweeper):
         for job in left:
             why = self.errors.get(job.name) or job.record.get("error") or ""
             self.screen.print(f"{job.status}  {job.name}{f': {why}' if why else ''}", soft_wrap=True)
-        commands = {"look": f"make dashboard LOGDIR={terminal.short(self.folder)}", "address": terminal.ADDRESS}
+        commands = board.commands(found) | {
+            "look": f"make dashboard LOGDIR={terminal.quoted(str(terminal.short(self.folder)))}",
+            "address": terminal.ADDRESS,
+        }
         if left:
             logs = [job.folder / "train.log" for job in left if (job.folder / "train.log").exists()]
-            commands |= {"log": str(terminal.short(logs[0]))} if logs else {}
+            commands |= {"log": terminal.quoted(str(terminal.short(logs[0])))} if logs else {}
             commands["go on"] = self.command(arguments)
         terminal.show_commands(self.screen, commands)
         return bool(left)
@@ -200,64 +252,11 @@ class GridSweeper(Sweeper):
     def command(self, arguments: Sequence[str]) -> str:
         """Write the command that goes on with this sweep."""
         typed = [*arguments, *self.config.hydra.overrides.hydra]
-        typed = [item for item in typed if not item.startswith(("name=", "overwrite=", "hydra.mode=", "hydra.sweep."))]
-        return terminal.sweeping(self.folder.name, typed)
+        typed = [item for item in typed if not item.startswith(("name=", "overwrite=", "hydra.mode="))]
+        named = any(item.startswith("hydra.sweep.dir=") for item in typed)
+        return terminal.sweeping(typed if named else [f"name={self.folder.name}", *typed])
 
 
-class SearchSweeper(GridSweeper):
-    """A search with Optuna: each trial is a job, drawn with what the ones before it have found.
-
-    Args:
-        params: as `GridSweeper`; ranges among them.
-        trials: how many there shall be in the end.
-        seed: of the draws.
-        prune: whether jobs that are worse than the others at the same epoch are stopped; read by the jobs.
-        at_once: trials drawn and run together; None takes as many as the launcher has workers.
-    """
-
-    def __init__(self, params: dict[str, str], trials: int, seed: int, prune: bool, at_once: int | None = None) -> None:
-        super().__init__(params)
-        self.trials, self.seed, self.at_once = trials, seed, at_once
-
-    def run(self, overrides: list[Override]) -> None:
-        """Ask for trials, run them, tell their results, until there are as many as wanted."""
-        from linear_lab.sweep.search import Search
-        from linear_lab.sweep.space import space
-
-        for key, value in (("trials", self.trials), ("at_once", self.at_once or 1)):
-            if type(value) is not int or value < 1:
-                raise UserError(f"hydra.sweeper.{key} must be a whole number from 1, got {value}")
-        fixed, searched = space(overrides)
-        if not searched:
-            raise UserError("sweep=search: no key has a range to search; try 'optimizer.lr=tag(log,interval(1e-4,1))'")
-        deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
-        search = Search(
-            self.folder, deciding, searched,
-            metric=self.config.metric, mode=self.config.mode, trials=self.trials, seed=self.seed,
-        )  # fmt: skip
-        self.watch.total = self.trials
-        try:
-            while (asked := search.ask(self.workers())) and not (self.fail_fast and self.errors):
-                jobs = {number: self.plan([[*fixed, *drawn]], searched)[0] for number, drawn in asked}
-                for number, job in jobs.items():
-                    search.name(number, job.name)
-                self.run_jobs(list({job.name: job for job in jobs.values()}.values()))
-                found = {job.name: job for job in board.read(self.folder).jobs}
-                for number, job in jobs.items():
-                    it = found[job.name]
-                    search.tell(number, {"status": it.status, "metrics": {str(self.config.metric): finite(it.value)}})
-        finally:
-            search.close()
-
-    def workers(self) -> int:
-        """How many trials are run at once."""
-        if self.at_once:
-            return self.at_once
-        if hasattr(self.launcher, "joblib"):
-            return self.processes
-        return 1 if type(self.launcher).__name__ == "BasicLauncher" else os.cpu_count() or 1
-
-
-def quoted(text: str) -> str:
-    """Quote a text for Hydra's grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def ended(signum: int, frame: FrameType | None) -> None:
+    """End the sweep at a signal that comes between its jobs."""
+    raise SystemExit(128 + signum)
