@@ -64,8 +64,8 @@ types: $(INSTALLED)
 format: $(INSTALLED)  ## format the code, and mend what the linter can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## steps a second, a million rows, the dashboard: against a plain loop, polars, NumPy, no logger
-	@$(BIN)/python benchmarks/step.py && $(BIN)/python benchmarks/table.py && $(BIN)/python benchmarks/dashboard.py
+bench: $(INSTALLED)  ## start, steps, rows, sweeps, tables, the dashboard, against peers and plain loops; outputs/benchmarks.txt
+	@$(BIN)/python benchmarks
 
 digits: $(INSTALLED)  ## digits of certified coefficients that the optimum and training reach
 	@$(BIN)/python benchmarks/certified.py

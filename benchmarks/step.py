@@ -1,7 +1,9 @@
-"""Steps a second on the four points: ours against the plain PyTorch loop and the bare Trainer, side by side.
+"""What a step costs: ours against the bare Trainer and the plain PyTorch loop, side by side.
 
-Each round times all of them one after the other; the table shows the median over rounds, and the ratio to the plain
-loop with the smallest and largest ratio of a round.
+Each round trains all of them twice, few and many epochs, one after the other. The cost of a step is the slope between
+the two, so validations and checkpoints are in it; what is left is the fixed cost of a run. Both lengths lie between two
+of the steps that have pictures (1, 3, 10, 30 and so on), which are part of the fixed cost. The table shows medians over
+rounds, and the ratio to the bare Trainer with the smallest and largest ratio of a round.
 """
 
 import contextlib
@@ -11,41 +13,41 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import LightningModule, Trainer
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from linear_lab import experiment
+from linear_lab.assembly import build
 from linear_lab.cli import CONF, register_resolvers
 from linear_lab.data import Batches
 
-STEPS, ROUNDS = 500, 7
+ROUNDS = 3
 X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
-
-
-def plain_loop() -> None:
-    """Train as the tutorial does."""
-    model, loss_function = nn.Linear(1, 1), nn.MSELoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss = loss_function(model(X), 2 * X)
-        loss.backward()
-        optimizer.step()
+ROWS = ["data=synthetic", "data.samples=100000", "data.features=10"]
+CASES: dict[str, tuple[list[str], tuple[int, int]]] = {  # overrides, and few and many epochs
+    "four points, all in a step": ([], (1010, 2990)),
+    "70,000 rows by 10, all in a step": (ROWS, (110, 290)),
+    "70,000 rows by 10, 256 in a step": (
+        [*ROWS, "data.batch_size=256", "optimizer.lr=0.01", "trainer.check_val_every_n_epoch=2"],
+        (4, 10),
+    ),
+}
+BARE = "bare Trainer"
 
 
 class Bare(LightningModule):
-    """The same in Lightning, with nothing around it."""
+    """The tutorial's training in Lightning, with nothing around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(1, 1)
+        self.linear = nn.Linear(features, 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the batch."""
@@ -53,58 +55,100 @@ class Bare(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Choose SGD."""
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def bare_trainer() -> None:
+def bare_trainer(batches: Iterable[Any], features: int, epochs: int) -> None:
     """Train without logger, callbacks and measures."""
     trainer = Trainer(
-        accelerator="cpu", max_epochs=STEPS, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Bare(), Batches(X, 2 * X, batch_size=4))
+    trainer.fit(Bare(features), batches)
 
 
-def ours(cfg: DictConfig) -> Callable[[], None]:
+def plain_loop(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    features: int,
+    epochs: int,
+    kind: type[torch.optim.Optimizer] = torch.optim.SGD,
+    lr: float = 0.01,
+) -> None:
+    """Train as the tutorial does."""
+    model, loss_function = nn.Linear(features, 1), nn.MSELoss()
+    optimizer = kind(model.parameters(), lr=lr)  # type: ignore[call-arg]
+    for _ in range(epochs):
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss = loss_function(model(x), y)
+            loss.backward()
+            optimizer.step()
+
+
+def ours(overrides: list[str], epochs: int) -> None:
     """Train with all that a run leaves."""
-
-    def train() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            experiment.train(cfg, folder)
-
-    return train
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*overrides, f"trainer.max_epochs={epochs}"])
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.train(cfg, folder)
 
 
-def main() -> None:
-    """Print the table."""
+def contestants(overrides: list[str]) -> tuple[dict[str, Callable[[int], None]], int]:
+    """Who trains, by a function of the epochs; and the batches of an epoch."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data, _ = build(compose("train", overrides))
+    x, y = data.parts["train"]
+    batches = Batches(x, y, data.batch_size or len(x), seed=None if data.batch_size is None else 0)
+    return {
+        "plain PyTorch loop": lambda epochs: plain_loop(batches, x.shape[1], epochs),
+        BARE: lambda epochs: bare_trainer(batches, x.shape[1], epochs),
+        "linear_lab, default": lambda epochs: ours(overrides, epochs),
+        "linear_lab, logger=none": lambda epochs: ours([*overrides, "logger=none"], epochs),
+    }, len(batches)
+
+
+def timed(call: Callable[..., None], *arguments: Any) -> float:
+    """Seconds that a call takes; it shows nothing."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        started = time.perf_counter()
+        call(*arguments)
+        return time.perf_counter() - started
+
+
+def quiet() -> None:
+    """Have one thread, as our runs have, and no warnings."""
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def table() -> Table:
+    """Measure all cases."""
+    quiet()
     register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        configs = {name: compose("train", overrides) for name, overrides in {
-            "linear_lab, default": [f"trainer.max_epochs={STEPS}"],
-            "linear_lab, logger=none": [f"trainer.max_epochs={STEPS}", "logger=none"],
-        }.items()}  # fmt: skip
-    contestants = {"plain PyTorch loop": plain_loop, "bare Trainer": bare_trainer}
-    contestants |= {name: ours(cfg) for name, cfg in configs.items()}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for round_ in range(ROUNDS + 1):
-        for name, train in contestants.items():
-            started = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                train()
-            if round_:  # the first warms up
-                times[name].append(time.perf_counter() - started)
-    table = Table(title=f"{STEPS} steps on four points, {ROUNDS} rounds, {torch.get_num_threads()} threads")
-    for heading in ("", "us a step", "steps a second", "times the plain loop", "smallest to largest"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, seconds in times.items():
-        ratios = [one / plain for one, plain in zip(seconds, times["plain PyTorch loop"], strict=True)]
-        median = statistics.median(seconds) / STEPS
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        table.add_row(name, f"{median * 1e6:.0f}", f"{1 / median:.0f}", f"{statistics.median(ratios):.2f}", spread)
-    Console().print(table)
+    shown = Table(title=f"a step, medians of {ROUNDS} rounds, 1 thread")
+    for heading in ("", "us a step", "times the bare Trainer", "smallest to largest", "fixed, seconds"):
+        shown.add_column(heading, justify="right" if heading else "left")
+    for case, (overrides, lengths) in CASES.items():
+        shown.add_row(case, style="bold")
+        those, an_epoch = contestants(overrides)
+        steps = [epochs * an_epoch for epochs in lengths]
+        slopes: dict[str, list[float]] = {name: [] for name in those}
+        fixed: dict[str, list[float]] = {name: [] for name in those}
+        for train in those.values():  # warms up
+            timed(train, 2)
+        for _ in range(ROUNDS):
+            for name, train in those.items():
+                few, many = (timed(train, epochs) for epochs in lengths)
+                slopes[name].append((many - few) / (steps[1] - steps[0]))
+                fixed[name].append(few - slopes[name][-1] * steps[0])
+        for name, found in slopes.items():
+            ratios = [one / bare for one, bare in zip(found, slopes[BARE], strict=True)]
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            median, rest = statistics.median(found), statistics.median(fixed[name])
+            shown.add_row(f"  {name}", f"{median * 1e6:.0f}", f"{statistics.median(ratios):.2f}", spread, f"{rest:.2f}")
+    return shown
 
 
 if __name__ == "__main__":
-    main()
+    Console().print(table())

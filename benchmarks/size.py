@@ -1,0 +1,45 @@
+"""How a step grows with rows and features: ours, without a logger, against a plain loop over the same tensors."""
+
+import statistics
+
+from rich.console import Console
+from rich.table import Table
+from step import ours, plain_loop, quiet, timed
+
+from linear_lab.cli import register_resolvers
+from linear_lab.data import SyntheticData
+
+ROUNDS = 3
+SIZES = [(10_000, 1), (100_000, 1), (1_000_000, 1), (10_000_000, 1), (10_000, 10), (10_000, 100), (10_000, 1000)]
+
+
+def table() -> Table:
+    """Measure all."""
+    quiet()
+    register_resolvers()
+    shown = Table(title=f"a step on all rows, medians of {ROUNDS} rounds, 1 thread")
+    for heading in ("rows", "features", "ms a step", "times the plain loop", "smallest to largest"):
+        shown.add_column(heading, justify="right")
+    for rows, features in SIZES:
+        data = SyntheticData(samples=rows, features=features, fractions=[1, 0, 0])
+        data.setup()
+        many = max(60, min(2000, 600_000_000 // (rows * features)))
+        few = many // 5
+        fixed = ["data=synthetic", f"data.samples={rows}", f"data.features={features}", "data.fractions=[1,0,0]"]
+        fixed += ["logger=none", "optimum=false", "optimizer.lr=0.0001", "trainer.check_val_every_n_epoch=1000"]
+        slopes: list[tuple[float, float]] = []
+        for _ in range(ROUNDS + 1):
+            mine = timed(ours, fixed, many) - timed(ours, fixed, few)
+            batches = [data.parts["train"]]
+            slopes.append(
+                (mine, timed(plain_loop, batches, features, many) - timed(plain_loop, batches, features, few))
+            )
+        ratios = [mine / plain for mine, plain in slopes[1:]]  # the first warms up
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        step = statistics.median(mine for mine, _ in slopes[1:]) / (many - few)
+        shown.add_row(f"{rows:,}", f"{features:,}", f"{step * 1e3:.2f}", f"{statistics.median(ratios):.2f}", spread)
+    return shown
+
+
+if __name__ == "__main__":
+    Console().print(table())

@@ -1,0 +1,83 @@
+"""What one waits for besides training: `--help` and the default run, as processes, against what they cannot do without.
+
+"import" is that of lightning.pytorch, "loop" the same 500 steps in plain PyTorch. Each round starts all processes one
+after the other, in turns which goes first; a row has the median of the ratios of the rounds, and the smallest and
+largest.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+ROUNDS = 5
+IMPORT = "import lightning.pytorch"
+PLAIN_LOOP = f"""
+{IMPORT}
+import torch
+from torch import nn
+
+x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+model, loss_function = nn.Linear(1, 1), nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(500):
+    optimizer.zero_grad()
+    loss = loss_function(model(x), 2 * x)
+    loss.backward()
+    optimizer.step()
+"""
+TRAIN = ("-m", "linear_lab.train")
+WAYS = {
+    "import": ("-c", IMPORT),
+    "--help": (*TRAIN, "--help"),
+    "import and loop": ("-c", PLAIN_LOOP),
+    "default run": TRAIN,
+    "default run, logger=none": (*TRAIN, "logger=none"),
+}
+AGAINST = {
+    "--help": "import",
+    "default run": "import and loop",
+    "default run, logger=none": "import and loop",
+}
+
+
+def timed(*arguments: str) -> float:
+    """Run Python in a folder of its own; seconds from its start to its end."""
+    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=folder, env=compiled)
+        return time.perf_counter() - started
+
+
+def rows(rounds: int = ROUNDS) -> list[tuple[str, float, str, list[float]]]:
+    """What was timed, its median in seconds, what it is held against, and the ratio of each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    for turn in range(-1, rounds):  # the first one warms up
+        ways = list(WAYS.items())
+        for name, arguments in ways if turn % 2 else reversed(ways):
+            took = timed(*arguments)
+            seconds[name] += [took] if turn >= 0 else []
+    ratios = {
+        name: [one / other for one, other in zip(seconds[name], seconds[base], strict=True)]
+        for name, base in AGAINST.items()
+    }
+    return [(name, statistics.median(seconds[name]), base, ratios[name]) for name, base in AGAINST.items()]
+
+
+def main() -> None:
+    """Print the table."""
+    table = Table("whole process", "seconds", "against", "ratio", "smallest to largest", box=None, header_style="dim")
+    for name, median, base, ratios in rows():
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        table.add_row(name, f"{median:.1f}", base, f"{statistics.median(ratios):.2f}", spread)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
