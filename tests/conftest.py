@@ -2,11 +2,14 @@
 
 import logging
 import os
+import signal
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update(NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 
 from runs import command, train

@@ -1,15 +1,23 @@
 """The commands, as a user types them."""
 
+import gc
 import os
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 from runs import command, record
 
+from linear_lab import cli, terminal
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
+from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
 
@@ -70,6 +78,96 @@ def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, tmp_pa
     assert all(words in err for words in said), err
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize("entry", [train_entry, evaluate_entry, predict_entry, export_entry, leaderboard_entry])
+def test_help_tells_all_groups_and_options(entry):
+    name = entry.__name__.rpartition(".")[2]
+    code, out, err = command(entry, "-h", "optimizer=no")
+    assert (code, err) == (0, "")
+    assert f"usage: python -m linear_lab.{name}" in out
+    listed = {path.parent.name for path in cli.CONF.glob("*/*.yaml")} if entry is train_entry else ()
+    for group in listed:
+        assert f"\n{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).iterdir()))}\n" in out
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def lost():
+    with suppress(KeyboardInterrupt):
+        ctrl_c()
+
+
+def put_off():
+    OmegaConf.register_new_resolver("ctrl_c", ctrl_c, replace=True)
+    assert OmegaConf.create({"key": "${ctrl_c:}"}).key is None
+
+
+def turned():
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+    raise ValueError("it was something else")
+
+
+@pytest.mark.parametrize("when", [ctrl_c, lost, put_off, turned])
+@pytest.mark.parametrize("arguments", [(), ("-m", "name=study", "seed=0,1")])
+def test_ctrl_c_while_the_config_is_composed(arguments, when, monkeypatch, tmp_path):
+    register, begun = cli.register_resolvers, []
+    monkeypatch.setattr(cli, "register_resolvers", lambda: (register(), when()))
+    code, out, err = command(
+        SimpleNamespace(main=cli.entry("train")(begun.append)), *arguments, f"output_root={tmp_path}"
+    )
+    assert (code, begun) == (130, [])
+    assert "interrupted" in err + out
+    assert "Traceback" not in err
+    assert not [*tmp_path.rglob("sweep.json")]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("when", [ctrl_c, lost, turned])
+def test_ctrl_c_while_a_task_imports(when, tmp_path):
+    begun = []
+
+    def task(cfg):
+        with cli.importing():
+            when()
+        begun.append(cfg)
+
+    code, _, err = command(SimpleNamespace(main=cli.entry("train")(task)), f"output_root={tmp_path}")
+    assert (code, err, begun) == (130, "interrupted\n", [])
+
+
+def test_a_second_ctrl_c_waits_for_nothing():
+    steps = []
+    OmegaConf.register_new_resolver("twice", lambda: [steps.append((k, ctrl_c())) for k in range(3)], replace=True)
+    with pytest.raises(SystemExit, match="130"), terminal.CtrlC(), suppress(KeyboardInterrupt):
+        assert not OmegaConf.create({"key": "${twice:}"}).key
+    assert steps == [(0, None)]
+
+
+def test_ctrl_c_that_means_something_else_is_left_alone():
+    elsewhere = threading.Thread(target=terminal.CtrlC().__enter__)
+    elsewhere.start()
+    elsewhere.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
+    with terminal.CtrlC():
+        ctrl_c()
+    assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
+
+
+def test_what_is_imported_is_not_searched_for_garbage():
+    with cli.importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    assert frozen > 100_000
+    kept = [[] for _ in range(1000)]
+    with cli.importing():
+        pass
+    assert gc.get_freeze_count() <= frozen, kept
 
 
 def test_full_error_shows_the_traceback(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """Experiments with linear models under gradient descent."""
 
+from pathlib import Path
+
 __version__ = "0.1.0"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class UserError(Exception):

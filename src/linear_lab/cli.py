@@ -4,14 +4,16 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 """
 
 import difflib
+import gc
 import importlib.util
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
@@ -20,10 +22,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from linear_lab import UserError, files, run
-from linear_lab.terminal import failure, in_quotes, python
+from linear_lab import CONF, UserError, files, run
+from linear_lab.terminal import CtrlC, failure, heed, in_quotes, python
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
     "separator", "decimal", "encoding",
@@ -48,8 +49,10 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
             with read_write(hydra_cfg):
                 hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning tells it to the processes that DDP adds
             try:
+                heed()
                 return task(cfg)
             except Exception as error:
+                heed()  # it may have become that error
                 logging.getLogger(name).info("failed", exc_info=True)  # for the file
                 if hydra_cfg.mode == RunMode.MULTIRUN:  # from whichever process, of whichever class
                     raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
@@ -59,33 +62,58 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
 
         def main() -> None:
             arguments = sys.argv
+            if {"--help", "-h"} & {*arguments[1:]}:
+                print(help_text(name))
+                return
             sys.argv = [arguments[0], *map(quoted, arguments[1:])]
-            try:
-                config_path, config_name = CONF, name
-                check_choices(arguments[1:])
-                resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
-                if name == "train" and resume != "null":
-                    config_path = (run.Run.open(resume, "resume").path / run.CONFIG).parent.resolve()
-                    config_name = "config"
-                    sys.argv = [arguments[0], f"--config-dir={CONF}", *resuming(config_path.parent)]
-                register_resolvers()
-                hydra.main(config_path=str(config_path), config_name=config_name, version_base="1.3")(started)()
-            except UserError as error:
-                raise failure(error) from error
-            except KeyboardInterrupt:
-                print("interrupted", file=sys.stderr)
-                raise SystemExit(130) from None
-            except SystemExit as end:
-                hint = nearest(str(end.__context__), name)  # Hydra has shown its own message
-                if hint:
-                    print(f"Did you mean {hint}?", file=sys.stderr)
-                raise
-            finally:
-                sys.argv = arguments
+            with CtrlC():
+                try:
+                    config_path, config_name = CONF, name
+                    check_choices(arguments[1:])
+                    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
+                    if name == "train" and resume != "null":
+                        config_path = (run.Run.open(resume, "resume").path / run.CONFIG).parent.resolve()
+                        config_name = "config"
+                        sys.argv = [arguments[0], f"--config-dir={CONF}", *resuming(config_path.parent)]
+                    register_resolvers()
+                    hydra.main(config_path=str(config_path), config_name=config_name, version_base="1.3")(started)()
+                except UserError as error:
+                    raise failure(error) from error
+                except SystemExit as end:
+                    hint = nearest(str(end.__context__), name)  # Hydra has shown its own message
+                    if hint:
+                        print(f"Did you mean {hint}?", file=sys.stderr)
+                    raise
+                finally:
+                    sys.argv = arguments
 
         return main
 
     return decorate
+
+
+def help_text(name: str) -> str:
+    """Fill in conf/hydra/help/<name>.yaml; Hydra would copy its whole config for each group that it lists."""
+    template = OmegaConf.load(CONF / "hydra/help" / f"{name}.yaml").template
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+    listed = "".join(f"{group}: {', '.join(options(group))}\n" for group in groups)
+    return Template(template).substitute(APP_CONFIG_GROUPS=listed)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import torch and Lightning without a search for garbage among half a million new objects, all in use.
+
+    They are not searched later either, nor when the process ends: each time took a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # once: again, it would keep the config of each job of a sweep
+            gc.freeze()
+        gc.enable()
+    heed()
 
 
 def required(cfg: DictConfig, key: str) -> None:

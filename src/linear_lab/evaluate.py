@@ -2,14 +2,15 @@
 
 from omegaconf import DictConfig
 
-from linear_lab.cli import entry, required
+from linear_lab.cli import entry, importing, required
 
 
 @entry("evaluate")
 def main(cfg: DictConfig) -> dict[str, float]:
     """Measure the checkpoint; returns the metrics."""
     required(cfg, "run")
-    from linear_lab.evaluation import evaluate
+    with importing():
+        from linear_lab.evaluation import evaluate
 
     return evaluate(cfg.run, cfg.checkpoint, cfg.accelerator)
 

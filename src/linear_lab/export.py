@@ -4,14 +4,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from linear_lab.cli import entry, required
+from linear_lab.cli import entry, importing, required
 
 
 @entry("export")
 def main(cfg: DictConfig) -> Any:
     """Export the checkpoint; returns the file."""
     required(cfg, "run")
-    from linear_lab.exporting import export
+    with importing():
+        from linear_lab.exporting import export
 
     return export(cfg.run, cfg.checkpoint, cfg.output, cfg.format)
 

@@ -4,14 +4,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from linear_lab.cli import entry, required
+from linear_lab.cli import entry, importing, required
 
 
 @entry("predict")
 def main(cfg: DictConfig) -> Any:
     """Predict rows or a file; returns the file that was written."""
     required(cfg, "run")
-    from linear_lab.prediction import predict
+    with importing():
+        from linear_lab.prediction import predict
 
     reading = {key: cfg[key] for key in ("separator", "encoding", "decimal")}
     return predict(cfg.run, cfg.checkpoint, cfg.x, cfg.input, cfg.output, cfg.missing, **reading)

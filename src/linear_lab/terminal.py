@@ -4,10 +4,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 from urllib.parse import quote
 
 from rich.console import Console
@@ -87,6 +90,51 @@ def failure(error: UserError) -> SystemExit:
         raise error
     print(f"error: {error}", file=sys.stderr)
     return SystemExit(1)
+
+
+class CtrlC:
+    """Ends a block at Ctrl-C with exit code 130, also where a library would lose the KeyboardInterrupt.
+
+    OmegaConf makes another error of one that comes while it copies a config, which Hydra passes over; Python drops one
+    that comes while it tidies up after an import. So the first one is kept until OmegaConf has returned, and `heed`
+    raises what was lost. Outside the main thread, and where Ctrl-C means something else already, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.came = self.installed = False
+
+    def __enter__(self) -> Self:
+        self.installed = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if self.installed:
+            signal.signal(signal.SIGINT, self)
+        return self
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, now or later."""
+        first, self.came = not self.came, True
+        while first and frame:
+            if frame.f_globals.get("__name__", "").startswith("omegaconf"):
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self.installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        told = isinstance(error, SystemExit) and error.code in (130, 143)
+        if (self.came and not told) or kind is KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def heed() -> None:
+    """Raise the KeyboardInterrupt that `CtrlC` has kept or a library has lost; to be asked before what takes long."""
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, CtrlC) and handler.came:
+        raise KeyboardInterrupt
 
 
 def sweeping(typed: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from linear_lab import UserError
-from linear_lab.cli import entry
+from linear_lab.cli import entry, importing
 
 
 @entry("train")
@@ -13,11 +13,13 @@ def main(cfg: DictConfig) -> float | None:
     """Train one composed config, or a job of a sweep; returns the metric that a sweep compares."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        from linear_lab.sweep.job import train_job
+        with importing():
+            from linear_lab.sweep.job import train_job
 
         return train_job(cfg)
-    from linear_lab.experiment import train
-    from linear_lab.sweep.page import refresh
+    with importing():
+        from linear_lab.experiment import train
+        from linear_lab.sweep.page import refresh
 
     typed = [item for item in hydra.overrides.task if item.partition("=")[0] in ("name", "overwrite", "fail_fast")]
     if typed and not cfg.resume:
