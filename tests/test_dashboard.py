@@ -432,6 +432,21 @@ def test_events_of_a_resumed_run_come_after_those_that_are_there(tmp_path):
     assert len(event_files(tmp_path)) == 2
 
 
+def test_what_is_logged_together_is_one_event_and_on_disk_within_a_second(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("linear_lab.dashboard.logger.time.monotonic", lambda: now[0])
+    logger = RunLogger(str(tmp_path))
+    for step, there in ((0, [(0, 2)]), (1, [(0, 2)]), (2, [(0, 2), (1, 2), (2, 2)])):
+        logger.log_metrics({"a": 1.0, "b": step, "c": float("nan")}, step)
+        (path,) = event_files(tmp_path)
+        found = [(e.step, len(e.summary.value)) for e in LegacyEventFileLoader(str(path)).Load() if e.summary.value]
+        assert found == there
+        now[0] += 0.6
+    logger.log_metrics({"a": 2.0}, 3)
+    logger.close()
+    assert [step for step, _ in scalars(tmp_path)["a"]] == [0, 1, 2, 3]
+
+
 def test_the_graph_goes_from_x_and_y_to_the_loss(finished):
     (path,) = event_files(finished)
     content = next(event.graph_def for event in LegacyEventFileLoader(str(path)).Load() if event.graph_def)

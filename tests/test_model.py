@@ -1,9 +1,13 @@
 """The numbers: by hand, against NumPy, against the plain PyTorch loop."""
 
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from runs import compose, train
 from torch import nn
 
@@ -125,6 +129,25 @@ def test_a_checkpoint_loads_without_arguments_and_goes_on(finished):
     data, _ = build(compose())
     assert trainer.test(module, data, verbose=False)[0].keys() == {"train/loss", "val/loss", "test/loss"}
     assert trainer.callback_metrics["train/loss"] < 1e-6
+
+
+def test_any_logger_and_callback_sees_what_is_measured(tmp_path):
+    data, model = build(compose())
+    logger, seen = CSVLogger(tmp_path), []
+    callback = Callback()
+    callback.on_validation_end = lambda trainer, _: seen.append(dict(trainer.callback_metrics))
+    trainer = Trainer(
+        max_epochs=4, check_val_every_n_epoch=2, num_sanity_val_steps=0, logger=logger, callbacks=callback,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    measured, *_ = trainer.validate(model, data, verbose=False)
+    shown = pl.read_csv(Path(logger.log_dir, "metrics.csv"))
+    assert shown["step"].to_list() == [2, 4, 4]
+    for name, value in measured.items():
+        if name != "step":
+            assert shown[name].to_list() == pytest.approx([metrics[name].item() for metrics in seen])
+            assert value == seen[-1][name] == seen[-2][name] == trainer.logged_metrics[name]
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.nn.functional.mse_loss", "torch.optim.SGD", "this", None])

@@ -47,7 +47,7 @@ class StopOnDivergence(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what was measured; Lightning has checkpoints follow after it."""
         for name, value in trainer.callback_metrics.items():
-            if not value.isfinite():
+            if not math.isfinite(value.item()):
                 raise DivergenceError(name, value.item())
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError, console, terminal
 from linear_lab.assembly import as_dict, build, build_trainer, restored_process
-from linear_lab.callbacks import Interrupted, StopIfHopeless, StopOnSignal
+from linear_lab.callbacks import Interrupted, StopIfHopeless, StopOnSignal, Unprofiled
 from linear_lab.checks import check
 from linear_lab.dashboard import hparams
 from linear_lab.dashboard.callbacks import Dashboard
@@ -136,6 +137,8 @@ def fit(
     step = checkpoint.get("global_step", 0)
     purge_step = step + (path is not None) if cfg.resume else None  # what comes after the checkpoint is logged again
     trainer = build_trainer(cfg, run.path, ours, purge_step)
+    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+        trainer.profiler = Unprofiled()  # type: ignore[attr-defined]
     dashboard = None
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger):

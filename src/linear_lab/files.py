@@ -102,6 +102,42 @@ def replace(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
+def write_all(contents: dict[Path, bytes]) -> None:
+    """Write files that nobody reads before a record says so; all are on disk afterwards.
+
+    One call of sync for all: each file's own fsync would be most of what it costs to write.
+
+    Raises:
+        UserError: as `replace`.
+    """
+    path = Path()
+    try:
+        for path, content in contents.items():
+            path.write_bytes(content)
+        os.sync()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; "
+            "make room, or choose another folder with output_root=<folder>"
+        ) from error
+
+
+def replace_all(contents: dict[Path, bytes]) -> None:
+    """Replace many files as `replace` does, all on disk before the first takes its place.
+
+    Raises:
+        UserError: as `replace`.
+    """
+    parts = {path: path.with_name(path.name + ".part") for path in contents}
+    try:
+        write_all({parts[path]: content for path, content in contents.items()})
+        for path, part in parts.items():
+            part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
 @contextmanager
 def writing(path: Path, remedy: str = "make room, or choose another file with output=<file>") -> Iterator[Path]:
     """Give a file beside ``path`` to write to, which takes its place, on disk, once the block has ended well.

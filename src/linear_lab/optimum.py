@@ -49,9 +49,14 @@ class Optimum:
             weight: ``(T, F)``, in training's units.
             bias: ``(T,)`` or None, likewise.
         """
-        columns = [weight] if bias is None else [weight, bias[:, None]]
-        distance = torch.cat(columns, 1).double().T - self.solution
-        return ((self._factor @ distance).square().sum() + self._weight_decay * distance.square().sum()).item() / 2
+        return self.excesses(weight[None], None if bias is None else bias[None]).item()
+
+    def excesses(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the excess of J models, ``(J,)``; weight is ``(J, T, F)`` and bias ``(J, T)``."""
+        columns = [weight] if bias is None else [weight, bias[..., None]]
+        distance = torch.cat(columns, -1).double().mT - self.solution
+        squares = (self._factor @ distance).square().sum((1, 2)) + self._weight_decay * distance.square().sum((1, 2))
+        return squares / 2
 
 
 def least_squares(
@@ -206,8 +211,11 @@ def reference(
     y: Tensor,
     x_units: Units | None = None,
     y_units: Units | None = None,
+    solved: dict[float, Optimum] | None = None,
 ) -> Reference:
     """Return the optimum of nn.Linear under MSELoss, and the largest stable rate of SGD with it.
+
+    ``solved`` has the optima of these data that are known, by weight decay, and is added to.
 
     Weight decay counts where the optimizer adds it to the gradient. AdamW takes it off the weights instead: its
     steps shrink with the gradient until the decay is all there is left, near the plain least-squares solution.
@@ -217,7 +225,12 @@ def reference(
     group = optimizer.param_groups[0]
     weight_decay = 0.0 if group.get("decoupled_weight_decay") else group.get("weight_decay", 0.0)
     bias = linear.bias is not None
-    optimum = least_squares(x, y, bias=bias, weight_decay=weight_decay, x_units=x_units, y_units=y_units)
+    solved = {} if solved is None else solved
+    if weight_decay not in solved:
+        solved[weight_decay] = least_squares(
+            x, y, bias=bias, weight_decay=weight_decay, x_units=x_units, y_units=y_units
+        )
+    optimum = solved[weight_decay]
     if type(optimizer) is not SGD or group["maximize"]:
         return Reference(optimum, None, weight_decay)
     rule = {name: group[name] for name in ("momentum", "dampening", "nesterov")}

@@ -1,6 +1,7 @@
 """The run folder: all that a run leaves. The only file that knows the names in it."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 CHECKPOINTS = {"best": BEST, "last": LAST}
 PREDICTIONS = "predictions.csv"
 LOCK = ".lock"
+LOG = "train.log"
 FREE = (
     "output_root",
     "resume",
@@ -159,8 +161,7 @@ class Run:
         """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
         self.record |= fields
         if self.held:
-            text = json.dumps(finite(self.record), indent=2, allow_nan=False)
-            replace(self.path / RESULT, (text + "\n").encode())
+            replace(self.path / RESULT, as_json(self.record))
 
     def checkpoint(self, which: str) -> Path | None:
         """Where the best or the last checkpoint lies, or None."""
@@ -198,6 +199,11 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
+def as_json(record: dict[str, Any]) -> bytes:
+    """Write a record."""
+    return (json.dumps(finite(record), indent=2, allow_nan=False) + "\n").encode()
+
+
 def finite(value: Any) -> Any:
     """Replace numbers that JSON has no word for (NaN, infinity) with None."""
     if isinstance(value, dict):
@@ -207,6 +213,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@functools.cache  # Python looks through the installed packages, 5 ms each
 def versions() -> dict[str, str]:
     """Versions of what decides a run's digits."""
     python = ".".join(map(str, sys.version_info[:3]))

@@ -38,7 +38,7 @@ class FirstSteps(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note W and b, and have the forward pass leave its y_hat."""
         plain = isinstance(pl_module.linear, nn.Linear)  # another network has other steps in between
-        self.following = plain and trainer.global_step < max(self.steps, 1)
+        self.following = trainer.global_step < max(self.steps, 1) and plain
         if self.following:
             self.formula = formula(pl_module)
             self.before = self._parameters(pl_module)

@@ -140,12 +140,14 @@ class Dashboard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keep in the checkpoint what a resumed run cannot see again."""
-        return {name: getattr(self, name) for name in KEPT}
+        path = torch.tensor(self.path, dtype=torch.float64).reshape(-1, 3)  # one object, for speed
+        return {name: getattr(self, name) for name in KEPT} | {"path": path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it from the checkpoint."""
         for name in KEPT:
             setattr(self, name, state_dict[name])
+        self.path = torch.as_tensor(state_dict["path"]).tolist()  # a list in the checkpoint of an older version
 
     def _log_scalars(self, step: int, model: LinearModule, measured: dict[str, float]) -> None:
         known, before, self.logged = self.known, self.logged, step
@@ -161,7 +163,7 @@ class Dashboard(Callback):
         elif self.best is not None and not self.caught_up:
             self.best = min(self.best, value) if self.mode == "min" else max(self.best, value)
         with untouched(model):
-            norm, _ = gradient_norms(model, *self.data.parts["train"])
+            norm, _ = gradient_norms(model, *self.data.near("train"), of_rows=False)
         parameters = self.data.schema.in_file_units(console.parameters(model))
         scalars: dict[str, float | None] = {
             "train/excess": excess,
@@ -204,7 +206,7 @@ class Dashboard(Callback):
         with untouched(model):
             drawn = pictures.draw(step, [point[1:] for point in self.path])
             histograms = pictures.residuals()
-            _, norms = gradient_norms(model, *self.data.parts["train"])
+            _, norms = gradient_norms(model, *self.data.near("train"))
         if norms is not None:
             histograms["gradient_norms"] = norms.numpy()
         for tag, png in drawn.items():

@@ -1,6 +1,5 @@
 """A model looked at beside its training: the gradients of its loss."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,7 +25,7 @@ def untouched(model: LinearModule) -> Iterator[None]:
             module.training = mode
 
 
-def gradient_norms(model: LinearModule, x: Tensor, y: Tensor) -> tuple[float, Tensor | None]:
+def gradient_norms(model: LinearModule, x: Tensor, y: Tensor, *, of_rows: bool = True) -> tuple[float, Tensor | None]:
     """Norm of the gradient of the loss over all rows, and the norms of the rows' own gradients.
 
     A row's gradient is that of its own loss: with ``g`` the derivative by its y_hat, ``g x^T`` for the weight and ``g``
@@ -36,29 +35,29 @@ def gradient_norms(model: LinearModule, x: Tensor, y: Tensor) -> tuple[float, Te
         model: its weights stay as they are, and its gradients; see `untouched` for the rest.
         x: ``(B, F)``, as training sees it.
         y: ``(B, T)`` or ``(B,)``.
+        of_rows: False leaves the rows' own out.
 
     Returns:
         a number, and ``(B,)``, float64, on the CPU; None for another network than nn.Linear.
     """
-    linear = model.linear if is_plain(model) else None
+    linear = model.linear if of_rows and is_plain(model) else None
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype  # of half precision, whose batches Lightning rounds
-    norms = []
+    total, norms = torch.zeros((), dtype=torch.float64), []
     with torch.inference_mode(False), torch.enable_grad():  # Lightning validates without gradients
-        total = [torch.zeros_like(p, dtype=torch.float64, device="cpu") for p in parameters]
         for rows in range(0, len(x), EVALUATION_ROWS):
             inputs, targets = (
                 values[rows : rows + EVALUATION_ROWS].to(model.device, dtype if values.is_floating_point() else None)
                 for values in (x, y)
             )
             y_hat = model(inputs)
-            by_y_hat, *gradients = torch.autograd.grad(
-                model.loss(y_hat, targets), [y_hat, *parameters], allow_unused=True, materialize_grads=True
+            wanted = parameters if linear is None else [*parameters, y_hat]
+            gradients = torch.autograd.grad(
+                model.loss(y_hat, targets), wanted, allow_unused=True, materialize_grads=True
             )
-            for values, gradient in zip(total, gradients, strict=True):
-                values += gradient.cpu() * (len(inputs) / len(x))
+            flat = torch.cat([values.flatten() for values in gradients[: len(parameters)]])
+            total = total + flat.cpu().double() * (len(inputs) / len(x))
             if linear is not None:
                 length = inputs.square().sum(1) + (linear.bias is not None)
-                norms.append((by_y_hat.norm(dim=1) * len(inputs) * length.sqrt()).cpu().double())
-    norm = math.sqrt(sum(values.square().sum().item() for values in total))
-    return norm, torch.cat(norms) if norms else None
+                norms.append((gradients[-1].norm(dim=1) * len(inputs) * length.sqrt()).cpu().double())
+    return total.norm().item(), torch.cat(norms) if norms else None

@@ -7,7 +7,6 @@ runs with different hyperparameters keep all of theirs. It ticks the first five 
 hp/ come first.
 """
 
-import io
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,10 +18,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.optim import Optimizer
 
 from linear_lab import UserError, files
+from linear_lab.dashboard.events import records
 from linear_lab.dashboard.logger import event_files
 
 # Event files of their own: TensorBoard keeps to the first start and the first end that it reads, by the order of names
@@ -85,21 +84,30 @@ def class_name(spec: dict[str, Any]) -> str:
 
 def start(folder: Path, columns: dict[str, bool | float | str]) -> None:
     """Open a run's row, in place of one that was there; until it has an end its status is UNKNOWN."""
+    files.replace(folder / START, start_events(columns))
+
+
+def start_events(columns: dict[str, bool | float | str]) -> bytes:
+    """Return the content of an event file that opens a row."""
     info = SessionStartInfo(start_time_secs=time.time())
     for name, value in columns.items():
         kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(info.hparams[name], kind, value)
-    write(folder / START, metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+    return event_file(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
 
 
 def end(folder: Path, status: str | None) -> None:
     """Write how a run ended, if it has a row: SUCCESS or FAILURE. An interrupted one goes on later, and has no end."""
-    files = event_files(folder)
-    if status in STATUSES and (folder / START).exists() and files and not ends(folder):
-        info = SessionEndInfo(status=STATUSES[status], end_time_secs=time.time())
-        path = files[-1].with_name(files[-1].name + END)
+    found = event_files(folder)
+    if status in STATUSES and (folder / START).exists() and found and not ends(folder):
         with suppress(UserError):  # a full disk has been told already
-            write(path, metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+            files.replace(found[-1].with_name(found[-1].name + END), end_events(status))
+
+
+def end_events(status: str) -> bytes:
+    """Return the content of an event file that ends a row."""
+    info = SessionEndInfo(status=STATUSES[status], end_time_secs=time.time())
+    return event_file(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
 
 
 def take_back_end(folder: Path) -> None:
@@ -113,12 +121,9 @@ def ends(folder: Path) -> list[Path]:
     return list(folder.glob(f"events.out.tfevents.*{END}"))
 
 
-def write(path: Path, tag: str, content: HParamsPluginData) -> None:
-    """Write an event file with one record, as the HPARAMS plugin wants it."""
-    summary, file = Summary(), io.BytesIO()
+def event_file(tag: str, content: HParamsPluginData) -> bytes:
+    """Return an event file with one record, as the HPARAMS plugin wants it."""
+    summary, now = Summary(), time.time()
     summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR)
-    writer = RecordWriter(file)
-    for event in (Event(file_version="brain.Event:2"), Event(summary=summary)):
-        event.wall_time = time.time()
-        writer.write(event.SerializeToString())
-    files.replace(path, file.getvalue())
+    events = Event(file_version="brain.Event:2", wall_time=now), Event(summary=summary, wall_time=now)
+    return b"".join(records([event.SerializeToString() for event in events]))

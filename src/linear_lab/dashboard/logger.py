@@ -16,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from linear_lab import UserError
 
 LARGEST = float(np.finfo(np.float32).max)
+INTERVAL = 1.0  # seconds between two writes
 BINS = 32  # of a histogram: TensorBoard shows 30
 
 
@@ -37,6 +38,8 @@ class RunLogger(TensorBoardLogger):
         if purge_step is not None:
             wait_for_a_new_second(Path(save_dir))
         self.pictures = pictures
+        self.kept: list[Event] = []
+        self.saved = 0.0  # when
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, max_queue=1000)
 
     @rank_zero_only
@@ -46,7 +49,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write scalars, but for NaN and what is infinite in float32: TensorBoard's HPARAMS view breaks on them."""
-        super().log_metrics({name: value for name, value in metrics.items() if abs(value) <= LARGEST}, step)
+        finite = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items() if abs(v) <= LARGEST]
+        self.log_summary(Summary(value=finite), step)  # all in one event: add_scalar would make one of each
 
     @rank_zero_only
     def log_picture(self, tag: str, png: bytes, step: int) -> None:
@@ -83,8 +87,13 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_summary(self, summary: Summary, step: int | None = None) -> None:
-        """Write a summary as it is."""
-        self.experiment._get_file_writer().add_summary(summary, step)
+        """Write a summary as it is, together with what else is logged within `INTERVAL` seconds.
+
+        One by one they would wake PyTorch's writing thread, which then takes its turns from training.
+        """
+        self.kept.append(Event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - self.saved > INTERVAL:
+            self.save()
 
     @rank_zero_only
     def save(self) -> None:
@@ -93,7 +102,9 @@ class RunLogger(TensorBoardLogger):
         Raises:
             UserError: if it is full.
         """
+        self.saved = time.monotonic()
         try:
+            self._hand_over()
             self.experiment.flush()
         except OSError as error:
             raise UserError(
@@ -109,7 +120,13 @@ class RunLogger(TensorBoardLogger):
     def close(self) -> None:
         """Put what was logged on disk, and close the event file."""
         with suppress(OSError):  # `save` has told
+            self._hand_over()
             self.experiment.close()
+
+    def _hand_over(self) -> None:
+        kept, self.kept = self.kept, []
+        for event in kept:
+            self.experiment._get_file_writer().add_event(event, walltime=event.wall_time)
 
 
 def event_files(folder: Path) -> list[Path]:

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 Part = tuple[Tensor, Tensor]  # x (B, F) floating and y (B, T) floating, or (B,) int64 class indices
+BLOCK = 1 << 20  # numbers of x that are put in order at once: they fit into the processor's cache
 
 
 class Batches:
     """Batches of rows held in memory, cut as slices: a DataLoader would collate them row by row.
+
+    They lie in the memory that x and y lie in, a GPU's among them.
 
     With a ``seed``, the order of the rows is drawn anew each epoch from ``(seed, epoch)`` alone, so it does not
     depend on what was drawn before, and a resumed run sees the rows of the run that was interrupted. Each of
@@ -52,18 +55,24 @@ class Batches:
 
     def __iter__(self) -> Iterator[Part]:
         """Yield the batches that the epoch still has."""
-        epoch, order = self.epoch(), None
+        epoch, size, rank, processes = self.epoch(), self.batch_size, self.rank, self.world_size
+        order, block, x, y = None, -1, self.x, self.y
         if self.seed is not None:
             # SeedSequence mixes the two numbers, so that neighbouring seeds share no epoch's order
             epoch_seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
-            order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(int(epoch_seed[0])))
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(int(epoch_seed[0]))).to(x.device)
+        width = max(1, BLOCK // (size * max(1, x[:1].numel())))  # batches that are put in order at once
         for k in range(self._start if epoch == self._start_epoch else 0, len(self)):
             self._taken, self._taken_epoch = k + 1, epoch
-            rows = slice(k * self.batch_size + self.rank, (k + 1) * self.batch_size, self.world_size)
-            if order is None:
-                yield self.x[rows], self.y[rows]
-            else:
-                yield self.x[order[rows]], self.y[order[rows]]
+            start = k * size
+            if order is not None:
+                if k // width != block:  # of a grid that begins with the epoch, wherever this iteration does
+                    block = k // width
+                    these = order[block * width * size : (block + 1) * width * size]
+                    x, y = self.x.index_select(0, these), self.y.index_select(0, these)
+                start -= block * width * size
+            rows = slice(start + rank, start + size, processes)
+            yield x[rows].contiguous(), y[rows].contiguous()  # of several processes the rows lie apart
 
     def state_dict(self) -> dict[str, int]:
         """How far the epoch has come; Lightning keeps it in the checkpoint."""

@@ -79,15 +79,23 @@ class Schema:
         """
         if not self.standardized or "weight" not in parameters:
             return parameters
+        bias = parameters["bias"]
+        weight, bias = self.tensors_in_file_units(
+            torch.tensor(parameters["weight"], dtype=torch.float64),
+            None if bias is None else torch.tensor(bias, dtype=torch.float64),
+        )
+        return {"weight": weight.tolist(), "bias": None if bias is None else bias.tolist()}
+
+    def tensors_in_file_units(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Do the same for tensors, float64, ``(..., T, F)`` and ``(..., T)``, of one model or of many."""
+        if not self.standardized:
+            return weight, bias
         (x_mean, x_scale), (y_mean, y_scale) = self.x_units, self.y_units
-        weight = torch.tensor(parameters["weight"], dtype=torch.float64)
         weight = torch.where(x_scale > 0, y_scale[:, None] * weight / x_scale, 0.0)
-        bias = y_mean - weight @ x_mean
-        if parameters["bias"] is not None:
-            bias += y_scale * torch.tensor(parameters["bias"], dtype=torch.float64)
-        elif not any(self.x_mean + self.y_mean):
-            return {"weight": weight.tolist(), "bias": None}
-        return {"weight": weight.tolist(), "bias": bias.tolist()}
+        constant = y_mean - weight @ x_mean
+        if bias is not None:
+            return weight, constant + y_scale * bias
+        return weight, constant if any(self.x_mean + self.y_mean) else None
 
 
 def units(values: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,11 @@ import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from linear_lab.data.batches import Batches, Part
 from linear_lab.data.schema import Schema, standardize
@@ -45,6 +47,7 @@ class LinearData(LightningDataModule, ABC):
         self.order_seed = order_seed
         self.raw: dict[str, Part] = {}
         self.parts: dict[str, Part] = {}
+        self._near: dict[tuple[str, torch.device], Part] = {}
         self.schema = Schema.plain(0, 0)
         self.notes: list[str] = []
         self.classification = False
@@ -93,10 +96,26 @@ class LinearData(LightningDataModule, ABC):
                 digest.update(values.numpy().data)
         return digest.hexdigest()
 
+    def near(self, name: str) -> Part:
+        """Return a part in the memory of the trainer's GPU, moved once, if it takes less than half of what is free."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if (name, device) not in self._near:
+            part = self.parts[name]
+            size = sum(values.nbytes for values in part)
+            fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
+            self._near[name, device] = (part[0].to(device), part[1].to(device)) if fits else part
+        return self._near[name, device]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave a batch that is there already as it is: Lightning would look through it for what to move."""
+        if all(isinstance(values, Tensor) and values.device == device for values in batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def train_dataloader(self) -> Batches:
         """Batches of the training part, this process's share of each."""
         trainer = self.trainer
-        x, y = self.parts["train"]
+        x, y = self.near("train")
         return Batches(
             x,
             y,
@@ -109,11 +128,11 @@ class LinearData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> dict[str, Batches]:
         """Return the parts to measure while training; whole in every process, so that the numbers stay the same."""
-        return {name: Batches(x, y, EVALUATION_ROWS) for name, (x, y) in self.parts.items() if name != "test"}
+        return {name: Batches(*self.near(name), EVALUATION_ROWS) for name in self.parts if name != "test"}
 
     def test_dataloader(self) -> dict[str, Batches]:
         """Return the parts to measure afterwards: all."""
-        return {name: Batches(x, y, EVALUATION_ROWS) for name, (x, y) in self.parts.items()}
+        return {name: Batches(*self.near(name), EVALUATION_ROWS) for name in self.parts}
 
     def _standardized(self, name: str) -> Part:
         """Standardize a part in float64, and only then round it to the dtype."""
