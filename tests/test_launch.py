@@ -14,11 +14,15 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
-from runs import record, train
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from runs import command, record, train
 
 from linear_lab import UserError, cli
+from linear_lab import train as entry
 from linear_lab.cli import CONF, check_choices
-from linear_lab.sweep import pool
+from linear_lab.sweep import launcher, pool
 
 OVERRIDES = ("trainer.max_epochs=6", "logger=none", "data.batch_size=2")
 SEEDS = range(3)
@@ -170,9 +174,45 @@ def test_each_launch_composes_and_says_what_a_job_wants(launch):
         }[launch]()
 
     cores = len(os.sched_getaffinity(0))
-    assert wanted() == {"local": "BasicLauncher", "joblib": cores}.get(launch)
+    assert wanted() == {"local": "LocalLauncher", "joblib": cores}.get(launch)
     if launch in ("slurm", "ray"):
         assert wanted("trainer=gpu", "trainer.devices=2") == 2
+
+
+def test_local_gives_each_job_the_config_that_hydra_would(monkeypatch):
+    cli.register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        typed = ["hydra.verbose=true", "hydra.job.config.override_dirname.exclude_keys=[seed]", "optimizer=adam"]
+        whole = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
+        ours, loaded = launcher.PatchingLoader(loader, whole), []
+        by_hydra = loader.load_sweep_config
+        monkeypatch.setattr(loader, "load_sweep_config", lambda *given: (loaded.append(1), by_hydra(*given))[1])
+        for seed, lr in ((1, 0.1), (2, "null"), (3, "'a, =b'")):
+            for experiment in ("debug", "notebook"):  # debug changes Hydra's own node
+                job = [
+                    f"seed={seed}",
+                    f"experiment={experiment}",
+                    f"optimizer.lr={lr}",
+                    "+note=1",
+                    "model={bias:false}",
+                ]
+                job += ["name=x", "hydra.sweep.dir=y", f"hydra.sweep.subdir='{seed}=z'", "hydra.output_subdir=null"]
+                found, expected = ours.load_sweep_config(whole, job), by_hydra(whole, job)
+                assert repr(found) == repr(expected)
+                assert OmegaConf.get_type(found, "hydra") is OmegaConf.get_type(expected, "hydra")
+                assert found._get_flag("struct") == expected._get_flag("struct")
+    assert len(loaded) == 2  # one an experiment
+
+
+def test_local_under_the_sweeper_of_hydra(tmp_path):
+    arguments = ("hydra/sweeper=basic", "name=study", "trainer.max_epochs=2", "logger=none", "optimum=false")
+    code, _, errors = command(entry, "-m", f"output_root={tmp_path}", *arguments, "seed=3,4")
+    assert (code, errors) == (0, "")
+    assert [record(tmp_path / "sweeps/study" / number)["seed"] for number in "01"] == [3, 4]
+    node = OmegaConf.load(tmp_path / "sweeps/study/1/.hydra/hydra.yaml").hydra
+    assert (node.job.num, node.job.id) == (1, "1")
+    assert node.overrides.task[-1] == "seed=4"
 
 
 def test_workers_are_as_many_as_cores_or_gpus(monkeypatch):

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -460,3 +461,15 @@ def test_it_answers_without_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_between_jobs_it_is_written_as_often_as_its_share_of_the_time_allows(swept, monkeypatch):
+    board.write(swept)
+    written = []
+    monkeypatch.setattr(board, "write", written.append)
+    monkeypatch.setitem(board._written, swept, (time.monotonic() - 10, 1.0))
+    board.write_sparingly(swept)
+    assert not written
+    monkeypatch.setitem(board._written, swept, (time.monotonic() - 30, 1.0))
+    board.write_sparingly(swept)
+    assert written == [swept]

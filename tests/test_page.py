@@ -75,9 +75,10 @@ def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
     drawn = {}
     monkeypatch.setattr(pictures.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric))
     monkeypatch.setattr(pictures.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments))
-    jobs = [(job, pictures.read_way(job.folder, 0.0)) for job in board.read(swept).jobs]
-    data, model = pictures.build(pictures.OmegaConf.create(jobs[0][1].config))
-    pictures.pictures(jobs, "val/loss", data, model, pictures.least_squares_reference(data, model))
+    found = board.read(swept)
+    jobs = [(job, pictures.way_of(job)) for job in found.jobs]
+    data, model = pictures.build(pictures.OmegaConf.create(pictures.read_config(found.jobs[0].folder, 0.0)))
+    pictures.pictures(jobs, found, data, model, pictures.least_squares_reference(data, model))
     assert drawn["metric"] == "val/loss"
     values = [record(swept / name)["metrics"]["val/loss"] for name in names(swept)]
     assert drawn["rates"] == {
@@ -197,6 +198,12 @@ def test_a_config_cut_in_half_costs_one_line_of_the_pictures(swept, tmp_path, mo
     (first / ".hydra" / "config.yaml").write_text("data: {x: [1,")
     drawn = []
     monkeypatch.setattr(pictures, "pictures", lambda jobs, *_: drawn.extend(job.name for job, _ in jobs) or {})
+    write_page(tmp_path)
+    assert drawn == [first.name, second.name]  # the record says what is wanted
+    told = record(first)
+    del told["job"]["problem"]  # as in older ones
+    (first / "result.json").write_text(json.dumps(told | {"seconds": 1.5}))
+    drawn.clear()
     write_page(tmp_path)
     assert drawn == [second.name]
     assert len(leaderboard(tmp_path)) == 3

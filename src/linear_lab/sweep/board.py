@@ -7,6 +7,7 @@ import csv
 import fcntl
 import io
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ from linear_lab.sweep.ranking import Board
 from linear_lab.sweep.records import PLAN, Job, finite, read_jobs
 from linear_lab.terminal import markdown_table, number, quoted, short, show_table
 
-__all__ = ["PLAN", "Board", "Job", "commands", "is_sweep", "markdown", "read", "show", "table", "write"]
+__all__ = [
+    "PLAN",
+    "Board",
+    "Job",
+    "commands",
+    "is_sweep",
+    "markdown",
+    "read",
+    "show",
+    "table",
+    "write",
+    "write_sparingly",
+]
 
 TABLE, SEEDS, TEXT = "leaderboard.csv", "leaderboard_seeds.csv", "leaderboard.md"
 LOCK = ".leaderboard.lock"
@@ -27,7 +40,10 @@ TOP = 20  # rows on the terminal
 LONGEST = 32  # characters of a value there
 SAME_DATA = ("data.batch_size", "data.order_seed")  # of the data's keys those that change no part of them
 
+SHARE = 0.05  # of a process's time that may go into the leaderboard while jobs run
+
 log = logging.getLogger(__name__)
+_written: dict[Path, tuple[float, float]] = {}  # when it was written last, and how long that took
 
 
 def is_sweep(folder: Path) -> bool:
@@ -79,7 +95,7 @@ def write(folder: str | Path, metric: str | None = None, mode: str | None = None
     Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that does not
     let itself be written costs a warning: the records are what counts.
     """
-    folder, board = Path(folder), None
+    folder, board, started = Path(folder), None, time.monotonic()
     try:
         with (folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -92,7 +108,15 @@ def write(folder: str | Path, metric: str | None = None, mode: str | None = None
                 (folder / SEEDS).unlink(missing_ok=True)
     except OSError as error:
         log.warning("the leaderboard of %s could not be written: %s", folder, error.strerror or error)
+    _written[folder] = time.monotonic(), time.monotonic() - started
     return board or read(folder, metric, mode)
+
+
+def write_sparingly(folder: Path) -> None:
+    """Write as `write`, but only as often as `SHARE` of this process's time allows: for between the jobs."""
+    ended, took = _written.get(folder, (0.0, 0.0))
+    if time.monotonic() - ended >= took / SHARE:
+        write(folder)
 
 
 def replace(path: Path, text: str) -> None:

@@ -19,7 +19,8 @@ from linear_lab.evaluation import LostError, readable_checkpoint
 from linear_lab.experiment import train_in
 from linear_lab.run import HeldError, Run, config_hash, versions
 from linear_lab.sweep import board
-from linear_lab.sweep.plan import absolute_paths, group_hash
+from linear_lab.sweep.composer import absolute_paths
+from linear_lab.sweep.plan import group_hash, of_job
 from linear_lab.sweep.pool import leased_gpu
 from linear_lab.sweep.records import is_steering
 from linear_lab.sweep.sweeper import ENDED, STOP
@@ -64,7 +65,7 @@ def train_job(cfg: DictConfig) -> float | None:
             (folder.parent / STOP).touch()
         raise
     finally:
-        board.write(folder.parent)
+        board.write_sparingly(folder.parent)
 
 
 def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> float | None:
@@ -82,9 +83,9 @@ def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> 
         run.clear()
         run.write(
             status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint,
-            job={"overrides": overrides, "metric": cfg.metric, "mode": cfg.mode, "group": group_hash(cfg)},
+            job=of_job(config, overrides, group_hash(cfg)),
         )  # fmt: skip
-    board.write(run.path.parent)
+    board.write_sparingly(run.path.parent)
     try:
         return train_in(run, cfg, overrides, screen, [*stop_if_hopeless(run.path)])
     except Interrupted:

@@ -16,7 +16,7 @@ LOCK = ".page.lock"
 SHARE = 0.05  # of a sweep's time that may go into its page while jobs run
 
 log = logging.getLogger(__name__)
-_written: dict[Path, tuple[float, float]] = {}  # when the page was written last, and how long that took
+_written: dict[Path, tuple[float, float]] = {}  # when the page was looked at last, and how long that took
 
 
 @contextmanager
@@ -47,10 +47,10 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
     last_ended, last_took = _written.get(folder, (0.0, 0.0))
     if sparingly and started - last_ended < last_took / SHARE:
         return
-    if not any(folder.glob("*/events.out.tfevents.*")):
-        return
     shown = folder / PAGE / SHOWN
     try:
+        if not any(folder.glob("*/events.out.tfevents.*")):
+            return
         with (folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if sparingly else 0))
             found = board.read(folder)
@@ -62,7 +62,8 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
             log_page(found, folder / PAGE)
             shown.write_text(fingerprint)
     except BlockingIOError:
-        return
+        pass
     except Exception:
         log.warning("the page of %s could not be written", folder, exc_info=True)
-    _written[folder] = time.monotonic(), time.monotonic() - started
+    finally:
+        _written[folder] = time.monotonic(), time.monotonic() - started

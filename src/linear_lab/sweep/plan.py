@@ -2,24 +2,22 @@
 
 import difflib
 import fcntl
-import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from linear_lab import UserError, files
 from linear_lab.run import CONFIG, FREE, config_hash
+from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.records import PLAN, read_plan
 from linear_lab.sweep.records import Job as Found
 
@@ -54,70 +52,23 @@ def group_hash(cfg: DictConfig) -> str:
     return config_hash(alike)
 
 
-def absolute_paths(cfg: DictConfig, folder: str | Path) -> None:
-    """Have a config find its file from any folder; a relative path starts where the command was typed."""
-    if cfg.data.get("path"):
-        cfg.data.path = str(Path(folder, Path(str(cfg.data.path)).expanduser()).absolute())
+def of_job(config: dict[str, Any], typed: Sequence[str], group: str) -> dict[str, Any]:
+    """Return what a job's record says of it for its sweep.
 
-
-class Composer:
-    """Composes the configs of many jobs: once for each choice of groups, into which single values are put.
+    ``problem`` is a fingerprint of what must agree for two losses to be the same function of weight and bias.
 
     Args:
-        load: composes a config from overrides, as Hydra does.
-        options: lists the options of a group; empty for what is none.
-        default: names the option of a group where none is typed.
-        folder: where relative paths start.
+        config: as the job's, resolved.
+        typed: its overrides.
+        group: what all its seeds share.
     """
-
-    def __init__(
-        self,
-        load: Callable[[list[str]], DictConfig],
-        options: Callable[[str], list[str]],
-        default: Callable[[str], str],
-        folder: str | Path,
-    ) -> None:
-        self.load, self.default, self.folder = load, default, folder
-        self.options = functools.cache(options)  # Hydra looks at the disk
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.parser = OverridesParser.create()
-
-    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Compose.
-
-        Raises:
-            OmegaConfBaseException: for a key that the chosen groups do not have.
-            HydraException: for what Hydra refuses.
-        """
-        parsed = self.parser.parse_overrides(list(overrides))
-        structural = [override for override in parsed if self.is_structural(override)]
-        key = tuple(str(override.input_line) for override in structural)
-        if key not in self.composed:
-            cfg = self.load(list(key))
-            with open_dict(cfg):
-                cfg.pop("hydra", None)
-            self.composed[key] = cfg
-        cfg = OmegaConf.create(self.composed[key])  # a copy
-        OmegaConf.set_struct(cfg, value=True)
-        for override in parsed:
-            if override not in structural:
-                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-        absolute_paths(cfg, self.folder)
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        return dict(plain)
-
-    def is_structural(self, override: Override) -> bool:
-        """Tell what changes the config's shape from what changes a value."""
-        return override.type is not OverrideType.CHANGE or bool(self.options(override.key_or_group))
-
-    def choices(self, overrides: Sequence[str]) -> list[str]:
-        """Return those overrides that choose an option of a group."""
-        return [item for item in overrides if self.options(item.partition("=")[0])]
-
-    def option(self, overrides: Sequence[str], group: str) -> str:
-        """Name the option of a group that a job has chosen."""
-        typed = [item.partition("=")[2] for item in overrides if item.partition("=")[0] == group]
-        return typed[-1] if typed else self.default(group)
+    data = {key: value for key, value in config["data"].items() if key not in ("batch_size", "order_seed")}
+    problem = {"data": data, "loss": config["loss"], "bias": config["model"].get("bias") is False}
+    return {
+        "overrides": list(typed), "metric": config["metric"], "mode": config["mode"], "group": group,
+        "problem": config_hash(problem), "optimizer": str(config["optimizer"]["_target_"]).rpartition(".")[2],
+        "lr": config["optimizer"].get("lr"), "pictures": bool((config["logger"] or {}).get("pictures")),
+    }  # fmt: skip
 
 
 def plan(

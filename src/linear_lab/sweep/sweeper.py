@@ -1,5 +1,6 @@
 """A sweep from its command to its exit code: what is missing is launched, what failed is listed."""
 
+import functools
 import gc
 import signal
 import time
@@ -15,15 +16,16 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError, files, terminal
 from linear_lab.run import RESULT, Run, is_held
 from linear_lab.sweep import board, page
-from linear_lab.sweep.plan import Composer, Job, changed, known_names, plan, write_plan
+from linear_lab.sweep.composer import composer_of
+from linear_lab.sweep.plan import Job, changed, known_names, plan, write_plan
 from linear_lab.sweep.pool import end_with_parent
-from linear_lab.sweep.records import STEERING, is_steering, read_jobs
+from linear_lab.sweep.records import STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.watch import Watch
 
 ENDED = ("completed", "diverged", "pruned")  # what is not run again
@@ -47,18 +49,17 @@ class GridSweeper(Sweeper):
         self.config: Any = config
         self.hydra_context: Any = hydra_context
         self.folder = Path(str(config.hydra.sweep.dir)).absolute()
-        self.launcher: Any = Plugins.instance().instantiate_launcher(
+        launcher: Any = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=hydra_context, task_function=task_function
         )
-        self.in_process = type(self.launcher).__name__ == "BasicLauncher"
+        self.launcher: Any = launcher
+        # by its name: Hydra imports its own plugins twice
+        self.in_process = any(kind.__name__ == "BasicLauncher" for kind in type(self.launcher).__mro__)
         self.processes: Any = getattr(self.launcher, "joblib", {}).get("n_jobs", 1)  # of joblib, as configured
-        loader, choices = hydra_context.config_loader, config.hydra.runtime.choices
-        self.composer = Composer(
-            lambda overrides: loader.load_configuration(config.hydra.job.config_name, overrides, run_mode=RunMode.RUN),
-            loader.get_group_options,
-            lambda group: str(choices.get(group)),
-            config.hydra.runtime.cwd,
-        )
+        self.composer = composer_of(hydra_context, config)
+        if hasattr(launcher, "leaves_rest"):
+            launcher.leaves_rest = True  # of its stacks: here jobs are run one by one, with what that wants
+            launcher.composer = self.composer
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs that are missing, and show what the sweep has found.
@@ -78,6 +79,8 @@ class GridSweeper(Sweeper):
                     raise UserError(f"{override.input_line}: cannot differ between the jobs of a sweep; give one value")
             self.check()
             self.steering = [str(item.input_line) for item in overrides if is_steering(str(item.input_line))]
+            # what Hydra itself shall do is no part of a job's config
+            self.composer.steering = [item for item in self.steering if not item.startswith("hydra")]
             self.fail_fast = self.config.fail_fast
             with suppress(FileExistsError):  # hydra.sweep.dir= may name any
                 files.make(self.folder)
@@ -110,6 +113,8 @@ class GridSweeper(Sweeper):
                 raise UserError(f"{key}={self.config[key]}: choose true or false")
         if self.config.mode not in ("min", "max"):
             raise UserError(f"mode={self.config.mode}: choose min or max")
+        if hasattr(self.launcher, "check"):
+            self.launcher.check()
         if type(self.processes) is not int or self.processes == 0:
             raise UserError(f"hydra.launcher.n_jobs={self.processes}: must be a number from 1, or -1 for all cores")
         if self.processes < 0:
@@ -135,6 +140,7 @@ class GridSweeper(Sweeper):
         """
         _, found, _ = read_jobs(self.folder)
         jobs = plan(grid, self.composer, known_names(self.folder, found), named)
+        terminal.heed()
         records = {job.name: job.record for job in found}
         others = [job for job in jobs if records.get(job.name, {}).get("config_hash", job.hash) != job.hash]
         trained = [job for job in others if "initial" in records[job.name]]  # the rest failed before
@@ -160,22 +166,39 @@ class GridSweeper(Sweeper):
         A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
         had begun one by one, so that one that kills its process takes no other with it.
         """
-        self.before = {job.name: self.stamp(job) for job in jobs}
-        left, alone = self.missing(jobs), self.in_process
+        left = self.missing(jobs)
+        self.before = {job.name: self.stamp(job) for job in left}
+        if left and hasattr(self.launcher, "leaves_rest"):
+            if lost := self.launch(left):
+                self.launcher.notes.append(f"stacks  {lost}")
+            left = self.missing(jobs)
+        alone = False
         while left and not (self.fail_fast and self.errors):
+            if self.in_process:
+                self.run_here(left)
+                left = self.missing(jobs)
+                continue
             batch = left[:1] if alone else left
             lost = self.launch(batch)
             now = self.missing(jobs)
-            if lost and not self.in_process and len(now) == len(left) and not any(map(self.begun, now)):
+            if lost and len(now) == len(left) and not any(map(self.begun, now)):
                 raise UserError(f"launch: no job could be started ({lost}); try launch=local")
             for job in batch:
                 if job in now and not lost:
                     self.errors[job.name] = "it did not run"
                 elif job in now and lost and alone:
-                    self.errors[job.name] = lost if self.in_process else f"its process was lost ({lost})"
+                    self.errors[job.name] = f"its process was lost ({lost})"
             left = self.missing(jobs)
-            alone = self.in_process or any(map(self.begun, left))
+            alone = any(map(self.begun, left))
             left.sort(key=self.begun, reverse=True)
+
+    def run_here(self, jobs: Iterable[Job]) -> None:
+        """Run jobs one by one in this process; one that another process has taken up meanwhile is left to that."""
+        for job in jobs:
+            if self.missing([job]) and not (self.fail_fast and self.errors):
+                lost = self.launch([job])
+                if self.missing([job]):
+                    self.errors[job.name] = lost or "it did not run"
 
     def launch(self, jobs: list[Job]) -> str | None:
         """Launch jobs; returns what the launcher stumbled over."""
@@ -190,6 +213,8 @@ class GridSweeper(Sweeper):
         try:
             returned = self.launcher.launch(batch, initial_job_idx=0)
         except Exception as error:  # whatever a launcher raises where a process of its was lost
+            if isinstance(error, UserError) and self.in_process:  # of a launcher of ours, such as a full disk
+                raise
             while any(is_held(self.folder / job.name) for job in jobs):  # it may have left the others running
                 time.sleep(0.5)
             return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -199,20 +224,21 @@ class GridSweeper(Sweeper):
         if self.in_process:
             page.write_page(self.folder, sparingly=True)
             gc.collect()  # a Trainer is a circle of references: memory would grow until Python looks for such
-            if not gc.get_freeze_count():
-                gc.freeze()  # modules: not looked at again. After each job it would keep their configs for ever
+            freeze()
         return None
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """Return the jobs that are to be run by this process: not ended, nor failed here, nor run by another one."""
-        ended = {(job.name, job.record.get("config_hash")) for job in read_jobs(self.folder)[1] if job.status in ENDED}
         return [
             job
             for job in jobs
-            if (job.name, job.hash) not in ended  # one to be overwritten has another hash
-            and job.name not in self.errors
-            and not is_held(self.folder / job.name)
+            if job.name not in self.errors and not self.has_ended(job) and not is_held(self.folder / job.name)
         ]
+
+    def has_ended(self, job: Job) -> bool:
+        """Tell whether a job has ended with the config that it has now."""
+        record = read_record(self.folder / job.name / RESULT)
+        return record.get("status") in ENDED and record.get("config_hash") == job.hash
 
     def begun(self, job: Job) -> bool:
         """Tell whether a job has written its record since this command began."""
@@ -230,7 +256,8 @@ class GridSweeper(Sweeper):
         found = board.write(self.folder)
         page.write_page(self.folder)
         board.show(self.screen, found)
-        mine = [job for job in found.jobs if job.name in self.watch.names]
+        names = set(self.watch.names)
+        mine = [job for job in found.jobs if job.name in names]
         elsewhere = [job for job in mine if job.status == "running"]
         left = [job for job in mine if job.status not in (*ENDED, "running")]
         for job in elsewhere:
@@ -238,6 +265,8 @@ class GridSweeper(Sweeper):
         for job in left:
             why = self.errors.get(job.name) or job.record.get("error") or ""
             self.screen.print(f"{job.status}  {job.name}{f': {why}' if why else ''}", soft_wrap=True)
+        for note in getattr(self.launcher, "notes", ()):
+            self.screen.print(note, soft_wrap=True)
         commands = board.commands(found) | {
             "look": f"make dashboard LOGDIR={terminal.quoted(str(terminal.short(self.folder)))}",
             "address": terminal.ADDRESS,
@@ -255,6 +284,12 @@ class GridSweeper(Sweeper):
         typed = [item for item in typed if not item.startswith(("name=", "overwrite=", "hydra.mode="))]
         named = any(item.startswith("hydra.sweep.dir=") for item in typed)
         return terminal.sweeping(typed if named else [f"name={self.folder.name}", *typed])
+
+
+@functools.cache  # after each job it would keep their configs for ever
+def freeze() -> None:
+    """Have the collector not look at the modules again."""
+    gc.freeze()
 
 
 def ended(signum: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ from linear_lab.sweep import board
 from linear_lab.terminal import NARROW, number
 
 INTERVAL = 0.5  # seconds between two looks at the jobs' records
+SHARE = 0.05  # of a core's time that these may take: of many jobs they are rarer
 PIPE_INTERVAL = 30.0  # seconds between two lines where nothing can move
 
 
@@ -65,8 +67,11 @@ class Watch:
             self.screen.print()
 
     def _watch(self) -> None:
-        while not self.over.wait(INTERVAL):
+        pause = INTERVAL
+        while not self.over.wait(pause):
+            started = time.thread_time()
             self._look()
+            pause = max(INTERVAL, (time.thread_time() - started) / SHARE)
 
     def _look(self) -> None:
         found = board.read(self.folder)
@@ -77,9 +82,9 @@ class Watch:
             if job.status == "failed" and self.told.get(job.name, -1.0) != seconds:
                 self.told[job.name] = seconds
                 self.screen.print(f"failed  {job.name}: {job.record.get('error')}", soft_wrap=True)
-        done = sum(job.status in ("completed", "diverged", "pruned", "failed") for job in mine)
-        counts = {kind: sum(job.status == kind for job in mine) for kind in ("running", "failed", "diverged", "pruned")}
-        texts = [f"{kind} {count}" for kind, count in counts.items() if count]
+        counts = Counter(job.status for job in mine)
+        done = sum(counts[kind] for kind in ("completed", "diverged", "pruned", "failed"))
+        texts = [f"{kind} {counts[kind]}" for kind in ("running", "failed", "diverged", "pruned") if counts[kind]]
         if found.best:
             texts.append(f"best {number(found.best.value)} ({found.best.name})")
         total = self.total or len(self.names)
