@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from runs import command, record
 
-from linear_lab import cli, terminal
+from linear_lab import cli, startup, terminal
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
@@ -131,7 +131,7 @@ def test_ctrl_c_while_a_task_imports(when, tmp_path):
     begun = []
 
     def task(cfg):
-        with cli.importing():
+        with startup.importing():
             when()
         begun.append(cfg)
 
@@ -159,13 +159,13 @@ def test_ctrl_c_that_means_something_else_is_left_alone():
 
 
 def test_what_is_imported_is_not_searched_for_garbage():
-    with cli.importing():
+    with startup.importing():
         assert not gc.isenabled()
     assert gc.isenabled()
     frozen = gc.get_freeze_count()
     assert frozen > 100_000
     kept = [[] for _ in range(1000)]
-    with cli.importing():
+    with startup.importing():
         pass
     assert gc.get_freeze_count() <= frozen, kept
 

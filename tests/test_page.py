@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from runs import events, record, resume, scalars, train
 
@@ -87,7 +88,7 @@ def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
     }
     loss, optimum, paths = drawn["paths"]
     assert optimum == pytest.approx((2, 0))
-    assert loss(1.0, 0.0) == pytest.approx((1 + 4 + 9 + 16) / 4)  # y = 2 x, y_hat = x
+    assert loss(np.array([1.0]), np.array([0.0])) == pytest.approx((1 + 4 + 9 + 16) / 4)  # y = 2 x, y_hat = x
     assert [len(of_one) for of_one in paths.values()] == [3, 3]
     for name, path in zip(names(swept), [*paths["SGD"], *paths["Adam"]], strict=True):
         start = record(swept / name)["initial"]

@@ -1,9 +1,12 @@
 """Many runs trained as one stacked model: the same numbers, files and words as trained one after the other."""
 
 import io
+import json
 import os
 import shutil
 import signal
+import time
+from collections import OrderedDict
 
 import hydra
 import numpy as np
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from runs import command, events, record, resume, scalars, train
 from tensorboard.summary.writer.record_writer import RecordWriter
+from test_dashboard import cells
 from test_sweep import end, fork
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
@@ -25,7 +29,8 @@ from linear_lab.dashboard.events import records
 from linear_lab.dashboard.logger import event_files
 from linear_lab.data import SyntheticData
 from linear_lab.evaluation import evaluate
-from linear_lab.stacked import recorder, training
+from linear_lab.run import Run
+from linear_lab.stacked import pickling, recorder, training
 from linear_lab.stacked.leaving import as_yaml
 from linear_lab.stacked.losses import stacked_loss
 from linear_lab.stacked.optimizers import StackedOptimizer, own_state
@@ -128,6 +133,43 @@ def test_overrides_are_written_as_yaml(items):
     assert as_yaml(items).decode() == yaml.safe_dump(items, allow_unicode=True, width=10**9)
 
 
+NUMBERS = st.lists(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(width=64)), min_size=5, max_size=5)
+
+
+def tree(numbers, text, second):
+    """A tree as a checkpoint is one, with two tensors in one piece of memory."""
+    memory = torch.arange(6.0)
+    tensors = memory[:2], (memory if second else torch.ones(6))[2:].view(2, 2)
+    return {"a": numbers[:2], "b": {text: (numbers[2], [numbers[3:], []]), 1: {}}, "c": (*tensors, numbers)}
+
+
+def loaded_again(obj):
+    """Save as stacks do; what is loaded, as text."""
+    content = io.BytesIO()
+    torch.save(obj, content, pickle_module=pickling)
+    content.seek(0)
+    return repr(torch.load(content, weights_only=True))
+
+
+@given(NUMBERS, NUMBERS, st.text(), st.booleans(), st.booleans())
+def test_checkpoints_are_filled_in_as_they_are_pickled(first, other, text, second, third):
+    for numbers, shared in ((first, second), (other, second), (other, third)):
+        one = tree(numbers, text, shared)
+        assert loaded_again(one) == repr(one)
+
+
+def test_what_no_template_can_have_is_pickled_whole(monkeypatch):
+    monkeypatch.setattr(pickling.Pickler, "templates", {})
+    for number in (1.0, 2.0):
+        like_a_blank = {"values": [number, (b"G" + pickling.BLANK + b"\0\0\0").decode()]}
+        assert loaded_again(like_a_blank) == repr(like_a_blank)
+        unknown = {"values": [number, OrderedDict(a=number)]}
+        assert loaded_again(unknown) == repr(unknown)
+    assert [*pickling.Pickler.templates.values()] == [None]
+    monkeypatch.setattr(pickling.Pickler, "template", lambda *_: 1 / 0)  # only once for each shape
+    assert loaded_again(like_a_blank) == repr(like_a_blank)
+
+
 def sweep(monkeypatch, folder, *overrides, launch="stacked", name="study"):
     """Sweep in a folder as the working one; its exit code and what it said."""
     folder.mkdir(exist_ok=True)
@@ -173,12 +215,12 @@ CASES = {
     "diverging": ("optimizer.lr=0.05,0.12,1,100,1e30", "logger.pictures=false"),
     "diverging at once": ("model.weight=1e30,0.5", "optimizer.lr=0.05,1", "optimizer=adam,sgd"),
     "huber": ("optimizer=rmsprop", "loss=huber", "loss.delta=0.5,2", "optimizer.momentum=0,0.5", "optimizer.lr=0.01"),
-    "cosine": ("scheduler=cosine", "scheduler.eta_min=0,0.001", "optimizer.lr=0.02,0.05", "logger=none"),
+    "cosine": ("scheduler=cosine", "scheduler.eta_min=0,0.001", "optimizer.lr=0.02,0.05,0.2"),
     "plateau": ("optimizer=adam", "scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.5,1", "seed=0,1",
         "trainer.check_val_every_n_epoch=7"),
     "train alone": ("data=synthetic", "data.fractions=[1,0,0]", "optimizer.lr=0.01,0.1", "seed=0,1"),
     "many": ("data=synthetic", "data.samples=100", "data.features=5", "data.targets=4", "model.weight=0.5,null",
-        "model.bias=false", "trainer.max_steps=33", "scheduler=step", "scheduler.step_size=5,7"),
+        "model.bias=false", "trainer.max_steps=33", "scheduler=step", "scheduler.step_size=5,7", "logger=none"),
 }  # fmt: skip
 EPOCHS = {"sgd": 500, "adam": 100, "double": 160}
 
@@ -192,7 +234,8 @@ def test_agrees_with_single_training(case, monkeypatch, tmp_path, without_page):
     path = str(tmp_path / "rows.csv")
     overrides = (*(o.replace("rows.csv", path) for o in CASES[case]), f"trainer.max_epochs={EPOCHS.get(case, 60)}")
     for launch in ("stacked", "local"):
-        code, said = sweep(monkeypatch, tmp_path / launch, *overrides, launch=launch)
+        pictures = ("hydra.launcher.pictures=9",) if (case, launch) == ("huber", "stacked") else ()
+        code, said = sweep(monkeypatch, tmp_path / launch, *overrides, *pictures, launch=launch)
         assert code == 0, said
         assert "one by one" not in said
     folders = [path.parent for path in sorted(tmp_path.glob("stacked/outputs/sweeps/study/*/result.json"))]
@@ -212,6 +255,7 @@ def test_agrees_with_single_training(case, monkeypatch, tmp_path, without_page):
             files = [where / "checkpoints" / f"{kind}.ckpt" for where in (folder, alone)]
             assert files[0].exists() == files[1].exists()
             if files[0].exists():
+                assert files[0].stat().st_size <= files[1].stat().st_size
                 ours, theirs = (torch.load(file, weights_only=True) for file in files)
                 for found in (ours, theirs):
                     found["callbacks"].get("Dashboard", {}).pop("drawn", None)
@@ -227,6 +271,12 @@ def test_agrees_with_single_training(case, monkeypatch, tmp_path, without_page):
                 assert tags[0][plugin] == tags[1][plugin]
             texts = [events(where).Tensors("config/text_summary")[0].tensor_proto for where in (folder, alone)]
             assert texts[0] == texts[1]
+            assert cells(folder) == cells(alone)
+            if case == "huber":
+                ours, theirs = (events(where).Histograms("train/gradient_norms") for where in (folder, alone))
+                assert [one.step for one in ours] == [one.step for one in theirs]
+                norms = [[one.histogram_value.max for one in found] for found in (ours, theirs)]
+                assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 GRID = ("optimizer=sgd,adam", "optimizer.lr=0.05,0.1", "seed=0,1", "trainer.max_epochs=30", "data.batch_size=2")
@@ -290,13 +340,15 @@ def test_a_job_goes_on_alone_and_is_evaluated(stacked, tmp_path):
     assert steps[0] == steps[1]
 
 
-def test_an_interrupted_stack_goes_on(stacked, monkeypatch, tmp_path, without_page):
+@pytest.mark.parametrize("more", [(), ("optimizer.lr=0.02,0.05,0.1",)])
+def test_an_interrupted_stack_goes_on(more, stacked, monkeypatch, tmp_path, without_page):
     batch_end, seen = recorder.StackRecorder.on_train_batch_end, []
 
     def interrupting(self, trainer, *arguments):
         batch_end(self, trainer, *arguments)
         seen.append(trainer.global_step)
         if len(seen) == 83:  # in the second stack, in the middle of an epoch
+            time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(recorder.StackRecorder, "on_train_batch_end", interrupting)
@@ -307,10 +359,13 @@ def test_an_interrupted_stack_goes_on(stacked, monkeypatch, tmp_path, without_pa
     assert {path.parent.name[:4]: record(path.parent)["status"] for path in folder.glob("*/result.json")} == {
         "sgd-": "completed", "adam": "interrupted"
     }  # fmt: skip
-    code, said = sweep(monkeypatch, tmp_path, *GRID, "hydra.launcher.pictures=0")
+    code, said = sweep(monkeypatch, tmp_path, *GRID, *more, "hydra.launcher.pictures=0")
     assert code == 0, said
-    assert len(seen) == 60 + 60  # no step was taken twice
-    assert jobs(tmp_path) == jobs(stacked)
+    assert len(seen) == (60 + 60) * (1 + len(more))  # no step was taken twice
+    wanted, found = jobs(stacked), jobs(tmp_path)
+    assert len(found) == 8 + 4 * len(more)
+    assert {name: found[name] for name in wanted} == wanted
+    assert all(record(path.parent)["stack"]["seconds"] > 0.5 for path in folder.glob("adam-lr=0.1*/result.json"))
     assert not (folder / "_stacks").exists()
 
 
@@ -491,10 +546,48 @@ def test_memory_bounds_a_stack():
 
 
 def test_data_that_are_not_there_cost_one_message_a_job(monkeypatch, tmp_path, without_page):
-    code, said = sweep(monkeypatch, tmp_path, "data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")
+    grid = ("data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")
+    code, said = sweep(monkeypatch, tmp_path, *grid)
     assert code == 1
     assert said.count("no.csv: not there; check the path") >= 2
-    assert {record(path.parent)["status"] for path in tmp_path.glob("outputs/sweeps/study/*/result.json")} == {"failed"}
+    paths = [*tmp_path.glob("outputs/sweeps/study/*/result.json")]
+    assert [record(path.parent)["status"] for path in paths] == ["failed", "failed"]
+    (tmp_path / "no.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
+    code, said = sweep(monkeypatch, tmp_path, *grid, "trainer.max_epochs=10", "overwrite=true")
+    assert code == 0, said
+    for path in paths:  # the new one says what came of it, behind what was wrong before
+        lines = (path.parent / "train.log").read_text().splitlines()
+        assert ["not there" in lines[0], "completed; step 10" in lines[-1]] == [True, True]
+
+
+def test_fail_fast_ends_a_stack_at_its_first_job(monkeypatch, tmp_path, without_page):
+    code, said = sweep(
+        monkeypatch, tmp_path, "data=table", "data.path=no.csv", "data.y=[y]", "seed=range(4)", "fail_fast=true"
+    )
+    assert code == 1
+    assert [path.parent.name for path in tmp_path.glob("outputs/sweeps/study/*/result.json")] == ["sgd-seed=0"]
+    assert "not there" in said
+
+
+def test_trials_that_a_search_draws_together_are_stacked(monkeypatch, tmp_path, without_page):
+    search = ("sweep=search", "optimizer=sgd", "hydra.sweeper.trials=6", "hydra.sweeper.at_once=3")
+    code, said = sweep(monkeypatch, tmp_path, *search, "hydra.sweeper.prune=false", "trainer.max_epochs=5")
+    assert code == 0, said
+    sizes = [record(path.parent)["stack"]["jobs"] for path in tmp_path.glob("outputs/sweeps/study/*/result.json")]
+    assert sizes == [3] * 6
+
+
+def test_a_stack_of_another_command_is_left_alone(monkeypatch, tmp_path, without_page):
+    folder = tmp_path / "outputs/sweeps/study"
+    order = folder / "_stacks" / "of-another" / "jobs.json"
+    order.parent.mkdir(parents=True)
+    order.write_text(json.dumps(["elsewhere 0123"]))
+    (folder / "elsewhere").mkdir()
+    with Run(folder / "elsewhere").lock():
+        code, said = sweep(monkeypatch, tmp_path, "seed=0,1", "trainer.max_epochs=10")
+        assert (code, order.exists()) == (0, True), said
+    code, said = sweep(monkeypatch, tmp_path, "seed=2,3", "trainer.max_epochs=10")
+    assert (code, order.exists()) == (0, False), said
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

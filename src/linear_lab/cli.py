@@ -4,14 +4,13 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 """
 
 import difflib
-import gc
 import importlib.util
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -98,22 +97,6 @@ def help_text(name: str) -> str:
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
     listed = "".join(f"{group}: {', '.join(options(group))}\n" for group in groups)
     return Template(template).substitute(APP_CONFIG_GROUPS=listed)
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """Import torch and Lightning without a search for garbage among half a million new objects, all in use.
-
-    They are not searched later either, nor when the process ends: each time took a second.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # once: again, it would keep the config of each job of a sweep
-            gc.freeze()
-        gc.enable()
-    heed()
 
 
 def required(cfg: DictConfig, key: str) -> None:

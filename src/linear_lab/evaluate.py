@@ -2,7 +2,8 @@
 
 from omegaconf import DictConfig
 
-from linear_lab.cli import entry, importing, required
+from linear_lab.cli import entry, required
+from linear_lab.startup import importing
 
 
 @entry("evaluate")

@@ -4,7 +4,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from linear_lab.cli import entry, importing, required
+from linear_lab.cli import entry, required
+from linear_lab.startup import importing
 
 
 @entry("export")

@@ -200,8 +200,15 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def as_json(record: dict[str, Any]) -> bytes:
-    """Write a record."""
-    return (json.dumps(finite(record), indent=2, allow_nan=False) + "\n").encode()
+    """Write a record, each of its keys on a line of its own."""
+    try:
+        lines = [f"  {strictly(key)}: {strictly(value)}" for key, value in record.items()]
+    except ValueError:  # which is seldom, and to look for it takes longer than to write
+        return as_json(finite(record))
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+strictly = json.JSONEncoder(allow_nan=False).encode
 
 
 def finite(value: Any) -> Any:

@@ -5,7 +5,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from linear_lab import UserError
-from linear_lab.cli import entry, importing
+from linear_lab.cli import entry
+from linear_lab.startup import importing
 
 
 @entry("train")

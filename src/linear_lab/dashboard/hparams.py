@@ -84,16 +84,16 @@ def class_name(spec: dict[str, Any]) -> str:
 
 def start(folder: Path, columns: dict[str, bool | float | str]) -> None:
     """Open a run's row, in place of one that was there; until it has an end its status is UNKNOWN."""
-    files.replace(folder / START, start_events(columns))
+    files.replace(folder / START, b"".join(records(start_events(columns))))
 
 
-def start_events(columns: dict[str, bool | float | str]) -> bytes:
-    """Return the content of an event file that opens a row."""
+def start_events(columns: dict[str, bool | float | str]) -> list[bytes]:
+    """Return the serialized events that open a row."""
     info = SessionStartInfo(start_time_secs=time.time())
     for name, value in columns.items():
         kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(info.hparams[name], kind, value)
-    return event_file(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+    return events(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
 
 
 def end(folder: Path, status: str | None) -> None:
@@ -101,13 +101,13 @@ def end(folder: Path, status: str | None) -> None:
     found = event_files(folder)
     if status in STATUSES and (folder / START).exists() and found and not ends(folder):
         with suppress(UserError):  # a full disk has been told already
-            files.replace(found[-1].with_name(found[-1].name + END), end_events(status))
+            files.replace(found[-1].with_name(found[-1].name + END), b"".join(records(end_events(status))))
 
 
-def end_events(status: str) -> bytes:
-    """Return the content of an event file that ends a row."""
+def end_events(status: str) -> list[bytes]:
+    """Return the serialized events that end a row."""
     info = SessionEndInfo(status=STATUSES[status], end_time_secs=time.time())
-    return event_file(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+    return events(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
 
 
 def take_back_end(folder: Path) -> None:
@@ -121,9 +121,9 @@ def ends(folder: Path) -> list[Path]:
     return list(folder.glob(f"events.out.tfevents.*{END}"))
 
 
-def event_file(tag: str, content: HParamsPluginData) -> bytes:
-    """Return an event file with one record, as the HPARAMS plugin wants it."""
+def events(tag: str, content: HParamsPluginData) -> list[bytes]:
+    """Return what an event file with one record holds, as the HPARAMS plugin wants it."""
     summary, now = Summary(), time.time()
     summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR)
-    events = Event(file_version="brain.Event:2", wall_time=now), Event(summary=summary, wall_time=now)
-    return b"".join(records([event.SerializeToString() for event in events]))
+    both = Event(file_version="brain.Event:2", wall_time=now), Event(summary=summary, wall_time=now)
+    return [event.SerializeToString() for event in both]

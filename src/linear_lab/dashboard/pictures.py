@@ -133,8 +133,17 @@ def surface(data: LinearData, model: LinearModule) -> surfaces.Loss:
     x, y = (values[rows] for values in data.raw["train"])
     y = standardize(y, *schema.y_units)
 
-    def loss(weight: float, bias: float) -> float:
-        value: float = model.loss(standardize(x * weight + bias, *schema.y_units), y).item()
-        return value
+    def at(weight: Tensor, bias: Tensor) -> Tensor:
+        of_one: Tensor = model.loss(standardize(x * weight + bias, *schema.y_units), y)
+        return of_one
+
+    def loss(weights: Array, biases: Array) -> Array:
+        points = torch.from_numpy(weights), torch.from_numpy(biases)
+        try:
+            values = torch.vmap(at)(*points)
+        except RuntimeError:  # a loss that looks at its values takes one point after the other
+            values = torch.stack([at(*point) for point in zip(*points, strict=True)])
+        found: Array = values.detach().numpy()  # a loss may have parameters of its own
+        return found
 
     return loss

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from linear_lab.dashboard.figures import COLOURS, DASHES, OPTIMIZERS, REACH, RED, Array, Picture, finite, grid, span
 
-Loss = Callable[[float, float], float]
+Loss = Callable[[Array, Array], Array]  # of weights and biases, (n,) each
 
 GRID = 32  # points a side at which the loss is measured
 PALE = ListedColormap(0.35 + 0.65 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3])  # paths stand out on it
@@ -58,15 +58,12 @@ class Landscape(Picture):
 
     def measure(self, limits: Array) -> None:
         """Show the loss within the limits."""
+        weights, biases = (axis.reshape(-1) for axis in np.meshgrid(*(grid(axis, GRID) for axis in limits.T)))
         with np.errstate(all="ignore"):
-            values = np.array(
-                [[self.loss(*map(float, (w, b))) for w in grid(limits[:, 0], GRID)] for b in grid(limits[:, 1], GRID)]
-            )
-            least = [
-                values.min(where=np.isfinite(values), initial=np.inf),
-                *(self.loss(*o) for o in self.optimum.tolist()),
-            ]
-            above = values - min(least)
+            values = self.loss(np.append(weights, self.optimum[:, 0]), np.append(biases, self.optimum[:, 1]))
+            values, of_optimum = values[: GRID**2], values[GRID**2 :]
+            least = [values.min(where=np.isfinite(values), initial=np.inf), *of_optimum]
+            above = values.reshape(GRID, GRID) - min(least)
         known = above < 1e290
         most = above.max(where=known, initial=0.0)
         top = math.ceil(2 * math.log10(most if most > 1e-290 else 1.0)) / 2
@@ -114,7 +111,7 @@ class Surface(Landscape):
 
     Colours are logarithmic in the loss above its least value. Limits hold path and optimum, and widen only when the
     path leaves them; a path that runs away is cut off at 3 times the way from its start to the optimum.
-    ``loss(weight, bias)`` is called at 32 x 32 points, and at the optimum, whenever the limits change.
+    ``loss(weights, biases)`` is called with 32 x 32 points, and the optimum, whenever the limits change.
     """
 
     def __init__(self, loss: Loss, optimum: tuple[float, float] | None) -> None:

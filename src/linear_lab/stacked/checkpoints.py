@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from linear_lab.callbacks import Checkpoint
+from linear_lab.stacked import pickling
 from linear_lab.stacked.measured import ways
 from linear_lab.stacked.optimizers import own_state
 from linear_lab.stacked.snapshot import Snapshot
@@ -22,6 +23,7 @@ class Checkpoints:
 
     def __init__(self, runs: list[StackedRun], trained: Trained) -> None:
         self.runs, self.trained = runs, trained
+        pickling.Pickler.templates.clear()  # of other stacks
         self.ways = ways(trained)
         self.best_key = Checkpoint("best", trained.metric, runs[0].config["mode"]).state_key
         self.last_key = Checkpoint("last").state_key
@@ -49,14 +51,14 @@ class Checkpoints:
             type(data).__qualname__: data.state_dict(),
         }
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        torch.save(checkpoint, content, pickle_module=pickling)
         return content.getvalue()
 
     def _callback_states(self, job: int, snapshot: Snapshot, record: dict[str, Any]) -> dict[str, Any]:
         """Return what the callbacks of single training would keep in the checkpoint."""
         recorder, step = self.trained.recorder, int(snapshot.step[job])
         scored = recorder.best is not None and bool(recorder.best.step[job] >= 0)
-        score = recorder.score[job].to(self.trained.model.dtype) if scored else None
+        score = recorder.score[job].clone().to(self.trained.model.dtype) if scored else None
         bound = None if recorder.bound is None else recorder.bound[job].item()
         states: dict[str, Any] = {
             "StopOnDivergence": {"bound": bound},

@@ -4,21 +4,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from linear_lab.dashboard.gradients import gradient_norms
 from linear_lab.dashboard.logger import RunLogger
 from linear_lab.dashboard.pictures import Pictures
+from linear_lab.data import LinearData
+from linear_lab.model import LinearModule, build
+from linear_lab.optimum import Reference
 from linear_lab.stacked.measured import ways
 from linear_lab.stacked.training import StackedRun, Trained
 
 
 class Candidate(NamedTuple):
-    """A run that may be among the best."""
+    """A run that may be among the best, with what its pictures show: no more of its stack is kept.
+
+    Attributes:
+        value: of its metric.
+        run: where it lies.
+        data: what it was trained on.
+        template: a model of its kind, whose weights and loss are put in.
+        known: what it is held against.
+        path: step, weight and bias along its way.
+        moments: weight and bias at the steps that have pictures.
+    """
 
     value: float
     run: StackedRun
-    trained: Trained
-    job: int
+    data: LinearData
+    template: LinearModule
+    known: Reference
+    path: list[list[float]]
+    moments: dict[int, tuple[Tensor, Tensor | None]]
 
 
 class Candidates:
@@ -37,13 +54,10 @@ class Candidates:
         """Take a stack's runs into account."""
         if not (runs[0].config["logger"] or {}).get("pictures"):
             return
-        found = [
-            Candidate(record["metrics"][trained.metric], run, trained, job)
-            for job, (run, record) in enumerate(zip(runs, records, strict=True))
-            if record["status"] == "completed"
-        ]
-        ranked = sorted([*self.best, *found], key=lambda one: one.value, reverse=self.mode == "max")
-        self.best = ranked[: self.wanted]
+        values = [(record["metrics"][trained.metric], job) for job, record in enumerate(records) if ended_well(record)]
+        highest = self.mode == "max"
+        found = [candidate(value, job, runs, trained) for value, job in sorted(values, reverse=highest)[: self.wanted]]
+        self.best = sorted([*self.best, *found], key=lambda one: one.value, reverse=highest)[: self.wanted]
 
     def draw(self) -> None:
         """Add the pictures and histograms that single training would have logged."""
@@ -51,22 +65,36 @@ class Candidates:
             draw(candidate)
 
 
+def ended_well(record: dict[str, Any]) -> bool:
+    """Tell whether a run has a value to compare."""
+    return bool(record["status"] == "completed")
+
+
+def candidate(value: float, job: int, runs: list[StackedRun], trained: Trained) -> Candidate:
+    """Take out of a stack what the pictures of one run show."""
+    recorder, own = trained.recorder, ways(trained)[job].tolist()
+    moments = {
+        step: (weight[job].clone(), None if bias is None else bias[job].clone())
+        for step, weight, bias in recorder.shown
+    }
+    if (last := recorder.last) is not None:
+        bias = None if last.bias is None else last.bias[job].clone()
+        moments[int(last.step[job])] = last.weight[job].clone(), bias
+    return Candidate(value, runs[job], trained.data, trained.template, trained.known[job], own, moments)
+
+
 def draw(candidate: Candidate) -> None:
     """Log pictures and histograms of one run, into an event file of their own."""
-    job, trained, recorder = candidate.job, candidate.trained, candidate.trained.recorder
-    data, model = trained.data, trained.template
-    pictures = Pictures(data, model, trained.known[job])
-    path = ways(trained)[job].tolist()
-    moments = {step: (weight, bias) for step, weight, bias in recorder.shown}
-    if recorder.last is not None:
-        moments[int(recorder.last.step[job])] = recorder.last.weight, recorder.last.bias
+    data, model = candidate.data, candidate.template
+    model.loss = build(candidate.run.config["loss"], nn.Module)
+    pictures = Pictures(data, model, candidate.known)
     logger = RunLogger(str(candidate.run.run.path))
-    for step, (weight, bias) in moments.items():
+    for step, (weight, bias) in candidate.moments.items():
         with torch.no_grad():
-            model.linear.weight.copy_(weight[job])
+            model.linear.weight.copy_(weight)
             if bias is not None:
-                model.linear.bias.copy_(bias[job])
-        way = [point[1:] for point in path if point[0] <= step]
+                model.linear.bias.copy_(bias)
+        way = [point[1:] for point in candidate.path if point[0] <= step]
         for tag, png in pictures.draw(step, way).items():
             logger.log_picture(f"pictures/{tag}", png, step)
         histograms: dict[str, np.ndarray[Any, Any]] = pictures.residuals()

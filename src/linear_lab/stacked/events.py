@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -19,6 +20,8 @@ from linear_lab.dashboard.texts import outcome_text
 from linear_lab.stacked.measured import load, measured
 from linear_lab.stacked.snapshot import Snapshot, columns
 from linear_lab.stacked.training import StackedRun, Trained
+
+NO_BYTE_ZERO = float(np.frombuffer(b"\1\1\1\1", "<f4")[0])
 
 
 class Events:
@@ -63,11 +66,19 @@ class Events:
             scalars |= columns(trained.data.schema, final.weight, final.bias) | optimal
             self.caught_up = Frame(final.step, now, scalars, ~recorder.alive)
 
-    def of(self, job: int, record: dict[str, Any]) -> list[bytes]:
-        """Return what TensorBoard shows, as serialized events."""
+    def of(self, jobs: range, records: list[dict[str, Any]]) -> list[list[bytes]]:
+        """Return what TensorBoard shows of some jobs, as serialized events of each."""
+        framed = [frame.events(jobs) for frame in self.frames]
+        return [
+            self.of_one(job, records[job], [scalars for row in framed if (scalars := row[number])])
+            for number, job in enumerate(jobs)
+        ]
+
+    def of_one(self, job: int, record: dict[str, Any], framed: list[bytes]) -> list[bytes]:
+        """Return the events of one job, with those of its scalars."""
         now, last = time.time(), record["steps"]
         found = [self.header, event(text("config", f"```yaml\n{self.runs[job].resolved_yaml}```"), 0, now), *self.same]
-        found += [scalars for frame in self.frames if (scalars := frame.event(job))]
+        found += framed
         gone = job in self.trained.recorder.diverged  # nothing else has measured it then
         if gone and (scalars := self.caught_up.event(job)):
             found.append(scalars)
@@ -102,29 +113,37 @@ class Frame:
     """
 
     def __init__(self, step: int | Tensor, wall_time: float, scalars: dict[str, Tensor], of: Tensor) -> None:
-        self.step, self.tags = step, list(scalars)
+        self.step, self.tags = torch.as_tensor(step).expand(len(of)), list(scalars)
         self.of = of.tolist()
         self.rows = torch.stack(list(scalars.values()), 1).double()
         self.whole = (self.rows.abs() <= LARGEST).all(1).tolist()
-        self.filled = Event(wall_time=wall_time)
-        for tag in self.tags:
-            self.filled.summary.value.add(tag=tag)
+        self.wall_time = wall_time
+
+    def events(self, jobs: range) -> list[bytes | None]:
+        """Serialize those of some models at a common step; None of a model that has none.
+
+        All have the same bytes but for the values, four bytes each.
+        """
+        step, alike = int(self.step[jobs.start]), ([value] * len(self.tags) for value in (0.0, NO_BYTE_ZERO))
+        empty, full = (np.frombuffer(self.filled(row, step), np.uint8) for row in alike)
+        contents = np.tile(empty, (len(jobs), 1))
+        contents[:, empty != full] = self.rows[jobs.start : jobs.stop].float().numpy().astype("<f4").view(np.uint8)
+        return [
+            content.tobytes() if self.of[job] and self.whole[job] else self.event(job)
+            for job, content in zip(jobs, contents, strict=True)
+        ]
 
     def event(self, job: int) -> bytes | None:
         """Serialize one model's; None if it has none."""
         if not self.of[job]:
             return None
-        row = self.rows[job].tolist()
-        step = int(self.step[job]) if isinstance(self.step, Tensor) else self.step
-        if not self.whole[job]:
-            found = zip(self.tags, row, strict=True)
-            kept = [Summary.Value(tag=tag, simple_value=value) for tag, value in found if abs(value) <= LARGEST]
-            return event(Summary(value=kept), step, self.filled.wall_time)
-        self.filled.step = step
-        for place, value in zip(self.filled.summary.value, row, strict=True):  # in place: making them anew takes longer
-            place.simple_value = value
-        content: bytes = self.filled.SerializeToString()
-        return content
+        return self.filled(self.rows[job].tolist(), int(self.step[job]))
+
+    def filled(self, row: list[float], step: int) -> bytes:
+        """Serialize values, but those that are left out."""
+        found = zip(self.tags, row, strict=True)
+        kept = [Summary.Value(tag=tag, simple_value=value) for tag, value in found if abs(value) <= LARGEST]
+        return event(Summary(value=kept), step, self.wall_time)
 
 
 def text(tag: str, markdown: str) -> Summary:

@@ -1,8 +1,10 @@
 """What each run of a stack leaves: the folder that single training would have left."""
 
+import functools
 import math
 import os
 import re
+import shutil
 import socket
 import sys
 import time
@@ -23,7 +25,7 @@ from linear_lab.stacked.measured import final, measured
 from linear_lab.stacked.snapshot import Snapshot
 from linear_lab.stacked.training import StackedRun, Trained
 
-AT_ONCE = 1000  # runs whose files are in memory together, some 40 KB each
+AT_ONCE = 30_000  # events that are in memory together, some 500 bytes each, of a thousand runs at most
 
 
 class Leaving:
@@ -51,8 +53,6 @@ class Leaving:
         }
         self.checkpoints = Checkpoints(runs, trained)
         self.events = Events(runs, trained, ended, self.final.metrics) if runs[0].config["logger"] else None
-        reference: Any = OmegaConf.to_container(OmegaConf.create(runs[0].yaml))
-        self.references = list(references(reference))
 
     def write(self) -> list[dict[str, Any]]:
         """Write all folders; the records, in the order of the stack.
@@ -60,25 +60,17 @@ class Leaving:
         A record says that its run has ended only when all else of it is on disk.
         """
         found = [self.record(job) for job in range(len(self.runs))]
-        for first in range(0, len(self.runs), AT_ONCE):
-            jobs = range(first, min(first + AT_ONCE, len(self.runs)))
+        size = max(min(AT_ONCE // (len(self.trained.recorder.frames) + 1), 1000), 1)
+        for first in range(0, len(self.runs), size):
+            jobs = range(first, min(first + size, len(self.runs)))
             contents: dict[Path, bytes] = {}
-            payloads: list[bytes] = []
-            counts: list[int] = []
             for job in jobs:
                 contents |= self.contents(job, found[job])
-                events = self.events.of(job, found[job]) if self.events else []
-                payloads += events
-                counts.append(len(events))
-            framed = iter(records(payloads))
-            for job, count in zip(jobs, counts, strict=True):
-                if count:
-                    path = self.runs[job].run.path / event_file_name(job)
-                    contents[path] = b"".join(next(framed) for _ in range(count))
-                    contents[path.with_name(path.name + hparams.END)] = hparams.end_events(found[job]["status"])
+            if self.events:
+                contents |= event_files(self.event_contents(jobs, found))
             files.write_all(contents)
             for folder in (self.runs[job].run.path for job in jobs if self.best_is_last(job)):
-                os.link(folder / LAST, folder / BEST)  # one content; who writes one of them later replaces it
+                link(folder / LAST, folder / BEST)
             files.replace_all({self.runs[job].run.path / RESULT: as_json(found[job]) for job in jobs})
             for job in jobs:
                 self.runs[job].run.record = found[job]
@@ -117,7 +109,7 @@ class Leaving:
         }  # fmt: skip
 
     def contents(self, job: int, record: dict[str, Any]) -> dict[Path, bytes]:
-        """Return all files but events and record."""
+        """Return all files but those of events and the record."""
         one, folder, recorder = self.runs[job], self.runs[job].run.path, self.recorder
         found = {
             folder / CONFIG: one.yaml.encode(),
@@ -128,11 +120,20 @@ class Leaving:
             found[folder / LAST] = self.checkpoints.content(job, recorder.last, record)
         if recorder.best is not None and recorder.best.step[job] >= 0 and not self.best_is_last(job):
             found[folder / BEST] = self.checkpoints.content(job, recorder.best, record)
-        if one.config["logger"]:
-            rows = len(self.trained.data.parts["train"][0])
-            columns = hparams.hyperparameters(self._unresolved(job), self.trained.own[job], rows)
-            found[folder / hparams.START] = hparams.start_events(columns)
         return found
+
+    def event_contents(self, jobs: range, found: list[dict[str, Any]]) -> dict[Path, list[bytes]]:
+        """Return the serialized events of all event files of some jobs."""
+        assert self.events
+        rows, contents = len(self.trained.data.parts["train"][0]), {}
+        ends = {status: hparams.end_events(status) for status in {found[job]["status"] for job in jobs}}
+        for job, events in zip(jobs, self.events.of(jobs, found), strict=True):
+            path = self.runs[job].run.path / event_file_name(job)
+            columns = hparams.hyperparameters(self._unresolved(job), self.trained.own[job], rows)
+            contents[path.with_name(hparams.START)] = hparams.start_events(columns)
+            contents[path] = events
+            contents[path.with_name(path.name + hparams.END)] = ends[found[job]["status"]]
+        return contents
 
     def best_is_last(self, job: int) -> bool:
         """Tell whether the best weights of a model are those of its last checkpoint."""
@@ -149,7 +150,6 @@ class Leaving:
         ]
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         written = "".join(f"[{stamp},000][linear_lab.stacked][INFO] {line}\n" for line in lines)
-        written = "".join(f"[{stamp},000][linear_lab.stacked][INFO] {line}\n" for line in lines)
         before = self.runs[job].run.path / LOG
         return (before.read_bytes() if before.exists() else b"") + written.encode()
 
@@ -158,7 +158,7 @@ class Leaving:
         config = {
             name: dict(value) if isinstance(value, dict) else value for name, value in self.runs[job].config.items()
         }
-        for group, key in self.references:
+        for group, key in self.runs[job].referring:
             config[group].pop(key, None)
         return config
 
@@ -174,15 +174,19 @@ class Leaving:
         return divergence(cfg, known, diverged, record, record.get("initial", {}))
 
 
-def references(config: Any) -> list[tuple[str, str]]:
-    """Find the values that refer to others: group and key."""
-    return [
-        (group, key)
-        for group, values in config.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-        if isinstance(value, str) and value.startswith("${")
-    ]
+def link(path: Path, other: Path) -> None:
+    """Give a file a second name: one content, until who writes under one of them replaces it."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:  # not every file system has links
+        shutil.copyfile(path, other)
+
+
+def event_files(events: dict[Path, list[bytes]]) -> dict[Path, bytes]:
+    """Turn serialized events into the contents of their files."""
+    framed = iter(records([one for of_file in events.values() for one in of_file]))
+    return {path: b"".join(next(framed) for _ in of_file) for path, of_file in events.items()}
 
 
 def event_file_name(job: int) -> str:
@@ -195,8 +199,12 @@ PLAIN = re.compile(r"[A-Za-z][\w./]*=[\w.+-]+", re.ASCII)  # what YAML writes as
 
 def as_yaml(typed: list[str]) -> bytes:
     """Write a list of texts as YAML."""
-    lines = (
-        f"- {item}\n" if PLAIN.fullmatch(item) else yaml.safe_dump([item], allow_unicode=True, width=sys.maxsize)
-        for item in typed
-    )
-    return "".join(lines).encode() or b"[]\n"
+    return "".join(map(item_as_yaml, typed)).encode() or b"[]\n"
+
+
+@functools.cache  # jobs of a sweep repeat them
+def item_as_yaml(text: str) -> str:
+    """Write a text as an item of a list in YAML."""
+    if PLAIN.fullmatch(text):
+        return f"- {text}\n"
+    return str(yaml.safe_dump([text], allow_unicode=True, width=sys.maxsize))

@@ -27,7 +27,7 @@ class StackedModule(LightningModule):
         weight: ``(J, T, F)``, where the models start.
         bias: ``(J, T)``; None for models without.
         loss: of y_hat and y, ``(J,)``; see `losses`.
-        optimizer: makes the optimizer of the parameters.
+        own: each model's optimizer, as torch.optim builds it.
         schedulers: of the models' own optimizers, each once; stepped as `LinearModule` steps one.
     """
 

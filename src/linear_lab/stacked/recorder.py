@@ -26,7 +26,7 @@ PARTS = ("epoch", "global_step", "pytorch-lightning_version", "loops")  # of a c
 class StackRecorder(Callback):
     """Follows each model of a stack as `Dashboard`, `Checkpoint`, `FirstSteps` and `StopOnDivergence` follow one.
 
-    A model that diverges is kept as it was then, and trains no further: its weights become zeros.
+    A model that diverges is kept as it was then; its place in the stack goes on from zeros, and counts no more.
 
     Args:
         data: what all are trained on.
@@ -149,7 +149,8 @@ class StackRecorder(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: StackedModule, optimizer: Any) -> None:  # type: ignore[override]
         """Take the rates of the step, and the gradients of the first one."""
-        self.rates = pl_module.optimizer.constants["lr"]
+        rates = pl_module.optimizer.constants["lr"]
+        self.rates = torch.where(self.alive, rates, self.rates) if self.diverged else rates
         if trainer.global_step == 0:
             self.first_step = {
                 name: kept(parameter.grad)
@@ -192,6 +193,8 @@ class StackRecorder(Callback):
         if trainer and (unsaved := which & finite & (self.last.step < 0)).any():  # it has no checkpoint yet
             self.loops[step] = shared(trainer)
             self.last.update(now, unsaved)
+            if self.events:
+                self.dashboard["lr"] = torch.where(unsaved, self.rates, self.dashboard["lr"])
         for job in which.nonzero()[:, 0].tolist():
             self.diverged[job] = (name, values[job].item(), step)
         self.ended = self.ended or copy.deepcopy(now)
@@ -217,7 +220,7 @@ class StackRecorder(Callback):
         better = (torch.minimum if self.mode == "min" else torch.maximum)(board["best"], value)
         # of checkpoints, and the untouched model has none
         board["best"] = torch.where(alive, value if len(self.frames) == 1 else better, board["best"])
-        board["lr"] = self.rates
+        board["lr"] = torch.where(alive, self.rates, board.get("lr", self.rates))
         scalars = measured | self.scalars(torch.full_like(loss, step), model, measured, excess)
         if speed is not None:
             scalars["time/steps_per_second"] = torch.full_like(loss, speed)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from linear_lab import run
 from linear_lab.assembly import build, restored_process
 from linear_lab.callbacks import MeasureLastStep, StopOnSignal
 from linear_lab.data import LinearData
+from linear_lab.data.batches import BLOCK
 from linear_lab.model import LinearModule, initial_linear
 from linear_lab.model import build as build_class
 from linear_lab.optimum import Optimum, Reference, reference
@@ -41,6 +43,7 @@ class StackedRun:
         yaml: its config as single training writes it.
         resolved_yaml: the same with all references resolved.
         typed: its overrides.
+        referring: groups and keys of values that refer to others.
         fields: what the record says of it from the start.
     """
 
@@ -49,6 +52,7 @@ class StackedRun:
     yaml: str
     resolved_yaml: str
     typed: list[str]
+    referring: list[tuple[str, str]]
     fields: dict[str, Any]
 
 
@@ -59,10 +63,11 @@ class Trained:
     Attributes:
         data: what all were trained on.
         template: the first run's model, untrained.
-        model: the stack as it ended; those that diverged are zeros there.
+        model: the stack as it ended; what became of those that diverged is of no use.
         recorder: what was followed.
         own: each run's own optimizer, as torch.optim builds it.
         known: what each is held against.
+        metric: what decides which weights are best.
         steps: how many were taken.
         seconds: from the first run's build to the last step.
     """
@@ -89,18 +94,20 @@ def capacity(data: LinearData, config: dict[str, Any], memory: int) -> int:
         config: of one of them; each validation keeps some numbers.
         memory: in bytes.
     """
-    epochs = max(config["trainer"]["max_epochs"] or 1000, 1)
-    validations = epochs // (config["trainer"]["check_val_every_n_epoch"] or epochs) + 1
     x, _ = data.parts["train"]
     rows = min(data.batch_size or len(x), len(x))
-    own_rows = rows * data.in_features if data.batch_size else 0
+    epochs, steps = (max(config["trainer"].get(name) or 0, 0) for name in ("max_epochs", "max_steps"))
+    epochs = epochs or math.ceil(steps * rows / len(x)) or 1000
+    validations = epochs // (config["trainer"]["check_val_every_n_epoch"] or epochs) + 1
+    # an order of their own, and a block of rows in that order
+    own_rows = 2 * len(x) + min(x.numel(), BLOCK) * 2 + rows * data.in_features if data.batch_size else 0
     measured = min(AT_ONCE, max(len(x) for x, _ in data.parts.values()) * data.out_features)  # of all, cut to pieces
     numbers = (
         own_rows
         + 6 * rows * data.out_features
         + 40 * (data.in_features + 1) * data.out_features
         + measured
-        + 100 * validations
+        + 200 * validations
     )
     return max(memory // (numbers * x.element_size()), 1)
 
@@ -181,7 +188,7 @@ def is_of(checkpoint: Path, data: LinearData) -> bool:
         kept = torch.load(checkpoint, weights_only=True, map_location="cpu")["callbacks"]["StackRecorder"]
         return bool(kept["fingerprint"] == data.fingerprint)
     except Exception as error:  # a file cut in half raises anything
-        log.warning("cannot read %s (%s); its stack is trained from the start", checkpoint, str(error).splitlines()[0])
+        log.warning("cannot read %s (%r); its stack is trained from the start", checkpoint, error)
         return False
 
 

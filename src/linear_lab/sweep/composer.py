@@ -112,6 +112,10 @@ class Composer:
         self.options, self.default, self.folder = self.patcher.options, default, folder
         self.steering: Sequence[str] = ()
         self.templates: dict[Any, Tree | Text | None] = {}
+        self.composed = functools.lru_cache(maxsize=1)(self.compose_anew)  # texts are made of the same one
+        self.blank = functools.lru_cache(maxsize=1)(self.compose_blank)
+        self.references: dict[Any, list[tuple[str, str]]] = {}
+        self.hash = functools.cache(lambda overrides, steering: config_hash(self(overrides)))  # seeds share it
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose, with references resolved. Other jobs share parts of what is returned: change nothing in it.
@@ -125,7 +129,11 @@ class Composer:
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
         """Compose a config that the caller may change, with references as they stand; raises as a call."""
-        shape, patches = self.patcher.split([*overrides, *self.steering])
+        return self.compose_anew((*overrides, *self.steering))
+
+    def compose_anew(self, overrides: tuple[str, ...]) -> DictConfig:
+        """Compose, with Hydra what changes the shape."""
+        shape, patches = self.patcher.split(overrides)
         cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
         absolute_paths(cfg, self.folder)
         return cfg
@@ -143,7 +151,16 @@ class Composer:
     def group(self, overrides: Sequence[str]) -> str:
         """Fingerprint of a config less its seed: jobs of one fingerprint differ by chance alone; raises as a call."""
         others = ["seed=0" if item.startswith("seed=") else item for item in overrides]  # whose values may follow it
-        return config_hash(self(others if "seed=0" in others else [*others, "seed=0"]))
+        return self.hash(tuple(others if "seed=0" in others else [*others, "seed=0"]), tuple(self.steering))
+
+    def referring(self, overrides: Sequence[str]) -> list[tuple[str, str]]:
+        """Return the values that refer to others: group and key; raises as a call."""
+        shape, patches = self.patcher.split([*overrides, *self.steering])
+        key = shape, tuple((patch.key, patch.plain or patch.value) for patch in patches)
+        if key not in self.references:
+            config: Any = OmegaConf.to_container(self.composed((*overrides, *self.steering)))
+            self.references[key] = [path for path, leaf in leaves(config) if len(path) == 2 and refers(leaf)]
+        return self.references[key]
 
     def compose(self, kind: type[Tree | Text], overrides: Sequence[str]) -> Any:
         """Compose by a template, where there is one; the first job of its kind makes it, and has to agree with it."""
@@ -156,28 +173,32 @@ class Composer:
         key = kind, shape, tuple(values), tuple(type(value) is list for value in values.values())
         if plain and (template := self.templates.get(key)):
             return template.filled([*values.values()])
-        whole = kind.whole(self.config(overrides))
+        whole = kind.whole(self.composed((*overrides, *self.steering)))
         if plain and key not in self.templates:
             self.templates[key] = None
-            if template := self.template(kind, shape, [*values]):
+            if template := self.template(kind, shape, tuple(values)):
                 # as text: 1 is not true there, and nan is nan
                 self.templates[key] = template if repr(template.filled([*values.values()])) == repr(whole) else None
         return whole
 
-    def template(self, kind: type[Tree | Text], shape: tuple[str, ...], keys: Sequence[str]) -> Tree | Text | None:
+    def template(self, kind: type[Tree | Text], shape: tuple[str, ...], keys: tuple[str, ...]) -> Tree | Text | None:
         """Make a template with blanks as values; None where a value may become part of another one."""
+        try:
+            return None if (cfg := self.blank(shape, keys)) is None else kind(cfg)
+        except (OmegaConfBaseException, ValueError):
+            return None
+
+    def compose_blank(self, shape: tuple[str, ...], keys: tuple[str, ...]) -> DictConfig | None:
+        """Compose with blanks as values; None where a value may become part of another one."""
         if any(one != other and one.startswith(f"{other}.") for one in keys for other in keys):
             return None
         plain: Any = OmegaConf.to_container(self.patcher.config(shape, []))
         if any(isinstance(leaf, str) and "${" in leaf and not REFERENCE.fullmatch(leaf) for _, leaf in leaves(plain)):
             return None
-        try:
-            cfg = self.patcher.config(shape, [(key, BLANK.format(number)) for number, key in enumerate(keys)])
-            if PATH not in keys:
-                absolute_paths(cfg, self.folder)
-            return kind(cfg)
-        except (OmegaConfBaseException, ValueError):
-            return None
+        cfg = self.patcher.config(shape, [(key, BLANK.format(number)) for number, key in enumerate(keys)])
+        if PATH not in keys:
+            absolute_paths(cfg, self.folder)
+        return cfg
 
     def choices(self, overrides: Sequence[str]) -> list[str]:
         """Return those overrides that choose an option of a group."""
@@ -228,6 +249,11 @@ def is_plain(value: Any) -> bool:
     if type(value) is list:
         return all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float) or (type(value) is str and not is_special(value))
+
+
+def refers(leaf: Any) -> bool:
+    """Tell a value that begins with a reference to another one."""
+    return type(leaf) is str and leaf.startswith("${")
 
 
 def is_special(text: str) -> bool:

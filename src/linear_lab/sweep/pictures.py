@@ -48,7 +48,7 @@ class Way:
         """Weight and bias along the optimizer's way, ``(N, 2)``; None if they were not followed."""
         try:
             checkpoint = torch.load(self.folder / LAST, weights_only=True, map_location="cpu")
-            return torch.as_tensor(checkpoint["callbacks"]["Dashboard"]["path"]).numpy()[:, 1:]
+            return torch.as_tensor(checkpoint["callbacks"]["Dashboard"]["path"], dtype=torch.float64).numpy()[:, 1:]
         except (OSError, RuntimeError, LookupError, ValueError):  # not yet there, or of a run without pictures
             return None
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from linear_lab import UserError, files
+from linear_lab import UserError, files, terminal
 from linear_lab.run import CONFIG, FREE, config_hash
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.records import PLAN, read_plan
@@ -65,7 +65,7 @@ def of_job(config: dict[str, Any], typed: Sequence[str], group: str) -> dict[str
     data = {key: value for key, value in config["data"].items() if key not in ("batch_size", "order_seed")}
     problem = {"data": data, "loss": config["loss"], "bias": config["model"].get("bias") is False}
     return {
-        "overrides": list(typed), "metric": config["metric"], "mode": config["mode"], "group": group,
+        "overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group,
         "problem": config_hash(problem), "optimizer": str(config["optimizer"]["_target_"]).rpartition(".")[2],
         "lr": config["optimizer"].get("lr"), "pictures": bool((config["logger"] or {}).get("pictures")),
     }  # fmt: skip
@@ -85,6 +85,7 @@ def plan(
     for overrides in grid:
         try:
             job = Job(list(overrides), compose(overrides))
+            terminal.heed()
         except (OmegaConfBaseException, HydraException) as error:
             raise UserError(mistake(grid, overrides, compose, error)) from error
         found.setdefault(job.hash, job)

@@ -1,5 +1,7 @@
 """``launch=stacked``: jobs that differ in numbers are trained together, the others one after the other."""
 
+import functools
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +16,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from linear_lab import UserError
-from linear_lab.run import LOG, is_held
+from linear_lab.run import LOG, config_hash, is_held
+from linear_lab.startup import importing
 from linear_lab.sweep.composer import Composer, composer_of
 from linear_lab.sweep.launcher import LocalLauncher
 from linear_lab.sweep.records import is_steering
 
 SUBFOLDER = "hydra.sweep.subdir="
+QUOTED = re.compile(r"'([\w.=+-]+)'", re.ASCII)  # what stands for itself between quotes
 SHOWN = 5  # reasons
 
 
@@ -36,6 +40,11 @@ class Job:
     typed: list[str]
     folder: Path
     config: dict[str, Any]
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Fingerprint of what in the config decides the numbers."""
+        return config_hash(self.config)
 
 
 class StackedLauncher(LocalLauncher):
@@ -98,7 +107,8 @@ class StackedLauncher(LocalLauncher):
             return {}, dict.fromkeys(range(len(lines)), "hydra.sweeper.prune=true")
         if not all(any(item.startswith(SUBFOLDER) for item in line) for line in lines):
             return {}, dict.fromkeys(range(len(lines)), "the sweeper does not name the jobs' folders")
-        from linear_lab.sweep.stacks import train_stacks  # torch, which takes its time
+        with importing():
+            from linear_lab.sweep.stacks import train_stacks
 
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         self.composer.steering = [item for item in lines[0] if is_steering(item) and not item.startswith("hydra")]
@@ -113,7 +123,9 @@ class StackedLauncher(LocalLauncher):
         """Take a job from the overrides that the sweeper gives."""
         named = next(item for item in line if item.startswith(SUBFOLDER))
         typed = [item for item in line if not is_steering(item)]
-        return Job(typed, folder / str(self.parser.parse_override(named).value()), self.composer(typed))
+        plain = QUOTED.fullmatch(named.removeprefix(SUBFOLDER))  # Hydra's grammar takes a millisecond
+        name = plain[1] if plain else str(self.parser.parse_override(named).value())
+        return Job(typed, folder / name, self.composer(typed))
 
 
 def tell(folder: Path, message: str) -> None:

@@ -42,18 +42,13 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
     model, optimizer, scheduler, loss = (config[name] for name in ("model", "optimizer", "scheduler", "loss"))
     if model["_target_"] != "linear_lab.model.LinearModule" or {*model} - {"_target_", "weight", "bias"}:
         yield f"model is {model['_target_']}"
-    known = OPTIMIZERS.get(optimizer["_target_"])
-    if known is None:
-        yield f"optimizer is {optimizer['_target_']}"
-    else:
-        yield from (f"optimizer.{key}" for key in optimizer if key != "_target_" and key not in known)
+    for name, spec, known in (("optimizer", optimizer, OPTIMIZERS), ("loss", loss, LOSS_NUMBERS)):
+        if spec["_target_"] not in known:
+            yield f"{name} is {spec['_target_']}"
+        else:
+            yield from (f"{name}.{key}" for key in spec if key not in {"_target_", *known[spec["_target_"]]})
     if scheduler and scheduler["_target_"] not in SCHEDULERS:
         yield f"scheduler is {scheduler['_target_']}"
-    numbers = LOSS_NUMBERS.get(loss["_target_"])
-    if numbers is None:
-        yield f"loss is {loss['_target_']}"
-    else:
-        yield from (f"loss.{key}" for key in loss if key != "_target_" and key not in numbers)
     for name, callback in config["callbacks"].items():
         if callback and callback["_target_"] not in CALLBACKS:
             yield f"callbacks.{name}"
@@ -134,10 +129,13 @@ def stacks(configs: Sequence[dict[str, Any]]) -> tuple[list[list[int]], dict[int
     alone: dict[int, str] = {}
     of_kind: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
-        if found := obstacle(config):
-            alone[position] = found
-        else:
-            of_kind.setdefault(kind(config), []).append(position)
+        try:
+            if found := obstacle(config):
+                alone[position] = found
+            else:
+                of_kind.setdefault(kind(config), []).append(position)
+        except (LookupError, TypeError, AttributeError) as error:  # of a config that lacks what others have
+            alone[position] = repr(error)
     found_stacks = []
     for positions in of_kind.values():
         if len(positions) == 1:

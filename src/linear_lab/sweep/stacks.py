@@ -14,10 +14,10 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from linear_lab import UserError, files
 from linear_lab.callbacks import Interrupted, StopOnSignal
-from linear_lab.run import LAST, RESULT, HeldError, Run, as_json, config_hash, is_held, versions
+from linear_lab.run import LAST, RESULT, HeldError, Run, as_json, is_held, versions
 from linear_lab.stacked.drawing import Candidates
 from linear_lab.stacked.leaving import Leaving
-from linear_lab.stacked.training import StackedRun, capacity, misshapen, prepare, train_stack
+from linear_lab.stacked.training import StackedRun, capacity, misshapen, prepare, shared_by, train_stack
 from linear_lab.sweep import board
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import of_job
@@ -52,6 +52,7 @@ class Stacks:
         self.best = Candidates(pictures, jobs[0].config["mode"])
         self.done: dict[int, JobReturn] = {}
         self.alone: dict[int, str] = {}
+        self.fresh: set[str] = set()  # keys of jobs that have not begun
 
     def train(self) -> None:
         """Train stack after stack; what is in none, or goes on from a checkpoint of its own, is left.
@@ -62,6 +63,7 @@ class Stacks:
         begun = [position for position, job in enumerate(self.jobs) if has_begun(job.folder)]
         self.alone = dict.fromkeys(begun, "it goes on from its own checkpoint")
         fresh = [position for position in range(len(self.jobs)) if position not in self.alone]
+        self.fresh = {self.key(position) for position in fresh}
         found, alone = stacks([self.jobs[position].config for position in fresh])
         self.alone |= {fresh[position]: reason for position, reason in alone.items()}
         with StopOnSignal() as stop:
@@ -78,20 +80,20 @@ class Stacks:
             return
         try:
             prepared = prepare(self.jobs[positions[0]].config, self.folder)
-        except UserError as error:
-            if not str(error).startswith("data"):  # it may be of one job alone
-                self.alone |= dict.fromkeys(positions, str(error))
-            else:
+        except Exception as error:  # whatever a class of one's own raises
+            if isinstance(error, UserError) and str(error).startswith("data"):  # else it may be of one job alone
                 self.fail(positions, error)
+            else:
+                self.alone |= dict.fromkeys(positions, (str(error) or repr(error)).splitlines()[0])
             return
         size = min(self.limit, capacity(prepared[0], self.jobs[positions[0]].config, self.memory))
         if size <= 1:
             why = "hydra.launcher.memory" if self.limit > 1 else "hydra.launcher.jobs, or ulimit -n,"
             self.alone |= dict.fromkeys(positions, f"{why} leaves room for one model alone")
             return
-        for position in positions:
-            if wrong := misshapen(prepared[0], self.jobs[position].config["model"]):
-                self.alone[position] = wrong
+        configs = [self.jobs[position].config for position in positions]
+        wrong = shared_by(configs, ("model",), lambda config: misshapen(prepared[0], config["model"]))
+        self.alone |= {position: text for position, text in zip(positions, wrong, strict=True) if text}
         by_key = {self.key(position): position for position in positions if position not in self.alone}
         chunks = [[by_key.pop(key) for key in keys] for keys in self.interrupted(by_key, size)]
         rest = list(by_key.values())
@@ -108,16 +110,21 @@ class Stacks:
     def key(self, position: int) -> str:
         """Name a job and its config."""
         job = self.jobs[position]
-        return f"{job.folder.name} {config_hash(job.config)}"
+        return f"{job.folder.name} {job.hash}"
 
     def interrupted(self, keys: Collection[str], size: int) -> list[list[str]]:
-        """Return the stacks that an interrupted command has left a checkpoint of; others of this kind are forgotten."""
+        """Return the stacks that an interrupted command has left a checkpoint of.
+
+        Others of these jobs, or of jobs that are none any more, are forgotten.
+        """
         found = []
         for path in self.folder.glob(f"{FOLDER}/*/{ORDER}"):
             order = json.loads(path.read_bytes())
             if (path.parent / LAST).exists() and len(order) <= size and all(key in keys for key in order):
                 found.append(order)
-            elif not any(is_held(self.folder / key.partition(" ")[0]) for key in order):
+            elif any(key in keys or key not in self.fresh for key in order) and not any(
+                is_held(self.folder / key.partition(" ")[0]) for key in order
+            ):
                 shutil.rmtree(path.parent, ignore_errors=True)
         return found
 
@@ -152,6 +159,7 @@ class Stacks:
                 for each in stack:
                     if each.run.record["status"] == "running":
                         each.run.clear()
+                shutil.rmtree(own, ignore_errors=True)
                 raise
             finally:
                 stop.training = False
@@ -179,24 +187,24 @@ class Stacks:
             raise HeldError(f"{job.folder}: another process trains in this folder")
         (job.folder / ".hydra").mkdir(parents=True, exist_ok=True)
         run = held.enter_context(Run(job.folder).lock())
-        fingerprint = config_hash(job.config)
-        if run.record and run.record.get("config_hash") != fingerprint:
+        if run.record and run.record.get("config_hash") != job.hash:
             raise UserError(f"{job.folder.name}: another command has trained it with another config meanwhile")
         if run.record.get("status") in ENDED:
-            self.done[position] = returned(run.record["metrics"].get(job.config["metric"]))
+            ended = run.record["metrics"] if run.record["status"] == "completed" else {}
+            self.done[position] = returned(ended.get(metric or job.config["metric"]))
             return None
         if run.record:
             run.clear()
         (job.folder / LAST).parent.mkdir(exist_ok=True)
         fields = {
             "seed": job.config["seed"],
-            "config_hash": fingerprint,
+            "config_hash": job.hash,
             "job": of_job(job.config, job.typed, self.composer.group(job.typed)),
         }
         run.record = {"status": "running", "error": None, "versions": versions(), **fields}
         typed = [*job.typed, *([f"metric={metric}"] if metric not in (None, job.config["metric"]) else [])]
         texts = self.composer.yaml(typed), self.composer.resolved_yaml(typed)
-        return StackedRun(run, job.config, *texts, job.typed, fields)
+        return StackedRun(run, job.config, *texts, job.typed, self.composer.referring(typed), fields)
 
     def own_folder(self, names: list[str]) -> Path:
         """Make the stack's own folder, or find it again, by its jobs."""

@@ -167,7 +167,7 @@ class GridSweeper(Sweeper):
         had begun one by one, so that one that kills its process takes no other with it.
         """
         left = self.missing(jobs)
-        self.before = {job.name: self.stamp(job) for job in left}
+        self.before = {job.name: self.stamp(job) for job in jobs}
         if left and hasattr(self.launcher, "leaves_rest"):
             if lost := self.launch(left):
                 self.launcher.notes.append(f"stacks  {lost}")
