@@ -202,7 +202,7 @@ def test_checkpoints_that_are_due_at_once_are_made_once(tmp_path, monkeypatch):
 
 def test_what_is_due_soon_is_written_once_an_interval_and_best_before_last(tmp_path, monkeypatch):
     now, written, plugin = [100.0], [], WholeFileIO()
-    monkeypatch.setattr("linear_lab.callbacks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("linear_lab.checkpoint_io.time.monotonic", lambda: now[0])
     monkeypatch.setattr(files, "replace", lambda path, content: written.append((path.name, step(content))))
 
     def step(content):
@@ -228,19 +228,42 @@ def test_what_is_due_soon_is_written_once_an_interval_and_best_before_last(tmp_p
     assert written == ["curves", ("best", 6), ("last", 7)]
     plugin.teardown()
     assert len(written) == 3
+    written.clear()
+    plugin.save_checkpoint({"step": values}, last, Soon([last], first))
+    plugin.write_due()
+    assert not written
+    now[0] += 1
+    plugin.write_due()  # after some step, where no validation comes
+    assert written == ["curves", ("last", 6)]
 
 
-def test_a_disk_that_is_full_when_training_ends_is_told(tmp_path, monkeypatch):
+def test_what_a_full_disk_leaves_unwritten_is_kept(tmp_path, monkeypatch):
+    plugin, original, last = WholeFileIO(), files.replace, tmp_path / "last"
+
+    def full(path, content):
+        raise UserError(f"cannot write {path}")
+
+    monkeypatch.setattr(files, "replace", full)
+    for write in (lambda: plugin.save_checkpoint({"step": 1}, last, Soon([last], [])), plugin.teardown):
+        with pytest.raises(UserError):
+            write()
+    monkeypatch.setattr(files, "replace", original)
+    plugin.teardown()
+    assert torch.load(last, weights_only=True) == {"step": 1}
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_disk_that_is_full_ends_the_run_with_its_name(written, tmp_path, monkeypatch):
     original, names = files.replace, []
 
     def full(path, content):
         names.append(path.name)
-        if names.count("last.ckpt") > 1:
+        if names.count("last.ckpt") > written:
             raise UserError(f"cannot write {path}: No space left on device")
         original(path, content)
 
     monkeypatch.setattr(files, "replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*last\.ckpt"):
+    with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
         train(tmp_path, *FULL_BATCH)
     assert record(tmp_path)["status"] == "failed"
     monkeypatch.undo()

@@ -299,6 +299,24 @@ class Noisy(LinearModule):
         return self.linear(x + 0.1 * torch.randn_like(x)) ** 2
 
 
+class LogsToo(LinearModule):
+    """Logs a number of its own beside the metrics."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        super().validation_step(batch, batch_idx, dataloader_idx)
+        if dataloader_idx == 0:
+            self.log("val/mine", float(self.trainer.global_step), add_dataloader_idx=False)
+
+
+def test_what_a_module_of_ones_own_logs_stands_at_the_step_of_the_metrics(tmp_path):
+    train(tmp_path, f"model._target_={__name__}.LogsToo", "trainer.max_epochs=30")
+    found = scalars(tmp_path)
+    assert (
+        found["val/mine"] == [(step, step) for step, _ in found["val/loss"]] == [(0, 0), (10, 10), (20, 20), (30, 30)]
+    )
+    assert "epoch" not in found
+
+
 class WithoutRate(torch.optim.Optimizer):
     """Subtracts a fixed share of the gradient."""
 

@@ -230,24 +230,6 @@ def test_a_resumed_run_keeps_what_made_it(tmp_path):
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 4
 
 
-def test_a_disk_that_fills_up_ends_the_run_with_its_name(tmp_path, monkeypatch):
-    from linear_lab import files
-
-    original = files.replace
-
-    def full(path, content):
-        if path.name == "last.ckpt":
-            raise UserError(f"cannot write {path}: No space left on device")
-        original(path, content)
-
-    monkeypatch.setattr(files, "replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
-        train(tmp_path, *SHORT)
-    assert record(tmp_path)["status"] == "failed"
-    monkeypatch.undo()
-    assert resume(tmp_path)["status"] == "completed"
-
-
 def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment.console, "show_plan", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -1,23 +1,19 @@
 """What happens beside training: checkpoints, the measure of the last step, stopping at a signal."""
 
-import io
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 
-from linear_lab import files, run
+from linear_lab import run
+from linear_lab.checkpoint_io import Soon, WholeFileIO, takes_options
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -58,12 +54,17 @@ class Checkpoint(callbacks.Checkpoint):
         paths = [Path(trainer.default_root_dir, callback.file) for callback in kept if callback.due]
         if self is not kept[-1] or not paths:
             return
-        if isinstance(trainer.strategy.checkpoint_io, WholeFileIO):
+        if isinstance(trainer.strategy.checkpoint_io, WholeFileIO) and takes_options(trainer.strategy):
             first = [logger.save for logger in trainer.loggers]
             trainer.save_checkpoint(paths[0], weights_only=False, storage_options=Soon(paths, first))
         else:
             for path in paths:
                 trainer.save_checkpoint(path, weights_only=False)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Have written what waits for its second, where the next validation is far."""
+        if isinstance(trainer.strategy.checkpoint_io, WholeFileIO):
+            trainer.strategy.checkpoint_io.write_due()
 
     def _is_due(self, trainer: Trainer) -> bool:
         step = trainer.global_step
@@ -90,52 +91,6 @@ class Checkpoint(callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best score so far."""
         self.best = state_dict["best_model_score"]
-
-
-class Soon(NamedTuple):
-    """How `WholeFileIO` is to write a checkpoint: into several files, soon, and after something else."""
-
-    paths: list[Path]
-    first: list[Callable[[], None]]  # so that the curves reach as far as the checkpoint after a kill
-
-
-class WholeFileIO(TorchCheckpointIO):
-    """Replaces a checkpoint in one step and on disk; Lightning's own goes through another folder and may be cut.
-
-    What is to be written `Soon` is kept, and written at most once in `INTERVAL` seconds: a run killed by -9 loses that
-    much of its work. Lightning calls `teardown` however else training ends.
-    """
-
-    INTERVAL = 1.0
-
-    def __init__(self) -> None:
-        self.kept: dict[Path, bytes] = {}
-        self.first: list[Callable[[], None]] = []
-        self.written = -math.inf
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the checkpoint, at once or `Soon`."""
-        if not (storage_options is None or isinstance(storage_options, Soon)):
-            raise TypeError("storage_options are not supported")
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        paths, self.first = storage_options or ([Path(path)], self.first)
-        for file in paths:
-            self.kept.pop(file, None)  # they are written in the order of this dict: best.ckpt is never behind last.ckpt
-            self.kept[file] = content.getvalue()
-        if not storage_options or time.monotonic() - self.written >= self.INTERVAL:
-            self.teardown()
-
-    def teardown(self) -> None:
-        """Write what is kept."""
-        kept, self.kept = self.kept, {}
-        for call in self.first if kept else ():
-            call()
-        for path, content in kept.items():
-            path.parent.mkdir(exist_ok=True)
-            files.replace(path, content)
-        if kept:
-            self.written = time.monotonic()
 
 
 class Unprofiled(PassThroughProfiler):
@@ -252,7 +207,7 @@ class StopOnSignal(Callback):
         self.training = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal ends the run at once: all is saved."""
+        """From here on a signal ends the run at once; what is still to be written is written by `teardown`."""
         self.training = False
 
     def on_train_batch_end(

@@ -116,10 +116,13 @@ def write_all(contents: dict[Path, bytes]) -> None:
             path.write_bytes(content)
         os.sync()
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "make room, or choose another folder with output_root=<folder>"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Say that a file could not be written."""
+    remedy = "make room, or choose another folder with output_root=<folder>"
+    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
 
 
 def replace_all(contents: dict[Path, bytes]) -> None:
@@ -133,6 +136,8 @@ def replace_all(contents: dict[Path, bytes]) -> None:
         write_all({parts[path]: content for path, content in contents.items()})
         for path, part in parts.items():
             part.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

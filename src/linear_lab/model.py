@@ -182,6 +182,8 @@ class LinearModule(LightningModule):
             trainer.logged_metrics.update(values)
             for logger in trainer.loggers:
                 logger.log_metrics({name: value.item() for name, value in values.items()}, trainer.global_step)
+            if trainer._results:  # a module of one's own has logged something
+                self.log("step", float(trainer.global_step))  # the loggers' x axis: else it lags by one
             return metrics
         for name, value in values.items():
             self.log(name, value, sync_dist=True)

@@ -147,7 +147,8 @@ class Dashboard(Callback):
         """Take it from the checkpoint."""
         for name in KEPT:
             setattr(self, name, state_dict[name])
-        self.path = torch.as_tensor(state_dict["path"]).tolist()  # a list in the checkpoint of an older version
+        path = state_dict["path"]  # a list in the checkpoint of an older version
+        self.path = torch.as_tensor(path, dtype=torch.float64).tolist()
 
     def _log_scalars(self, step: int, model: LinearModule, measured: dict[str, float]) -> None:
         known, before, self.logged = self.known, self.logged, step
