@@ -10,7 +10,9 @@ NAMES = ("start", "step", "data", "size", "sweep", "table", "dashboard")
 
 def main() -> None:
     """Run all."""
-    with (HERE.parent / "outputs" / "benchmarks.txt").open("w") as file:
+    outputs = HERE.parent / "outputs"
+    outputs.mkdir(exist_ok=True)
+    with (outputs / "benchmarks.txt").open("w") as file:
         for name in NAMES:
             run = subprocess.run([sys.executable, HERE / f"{name}.py"], stdout=subprocess.PIPE, text=True, check=True)
             print(run.stdout, flush=True)

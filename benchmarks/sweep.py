@@ -1,9 +1,10 @@
 """What a sweep costs: stacked, one by one, in joblib's processes, and as a plain PyTorch loop that leaves no files.
 
 Each sweep is the whole command, less the import of the libraries, in a process of its own: half of the jobs SGD and
-half Adam, rates times seeds, 200 epochs on four points. One by one each job draws its pictures, unless told otherwise.
+half Adam, rates times seeds, 200 epochs on four points. One by one each job draws its pictures, unless told otherwise;
+"times launch=local" is jobs a second against those of ten jobs one by one in the same round, with and without pictures.
 "plan", "train" and "write" are parts of it; the rest is Hydra, the leaderboard and the page. Memory is the largest that
-the process had, with the libraries. How it grows is drawn in docs/speed.png.
+the process had, with the libraries. How it grows is drawn in outputs/speed.png.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 
 EPOCHS = 200
-ROUNDS = 2  # of sweeps up to 100 jobs; larger ones take their time once
+ROUNDS = 2
 SIZES: dict[str, list[int]] = {
     "launch=stacked": [10, 100, 1000, 10_000],
     "launch=local": [10],
@@ -42,7 +43,9 @@ SIZES: dict[str, list[int]] = {
     "launch=joblib": [10],
     "plain PyTorch loop": [10, 100],
 }
-PICTURE = Path(__file__).parents[1] / "docs" / "speed.png"
+ONCE = [("launch=stacked", 10_000), ("launch=local logger.pictures=false", 100)]  # they take a minute
+OUTPUTS = Path(__file__).parents[1] / "outputs"
+PICTURE = OUTPUTS / "speed.png"
 PARTS = ("plan", "train", "write")
 
 
@@ -122,28 +125,33 @@ def picture(seconds: dict[str, dict[int, float]]) -> None:
 def table() -> Table:
     """Measure all, and draw it."""
     quiet()
-    titles = ("", "jobs", "jobs a second", "times launch=local", "smallest to largest", "seconds", *PARTS, "MB")
-    shown = Table(title=f"whole sweeps of {EPOCHS} epochs, less the import; up to {ROUNDS} rounds")
+    OUTPUTS.mkdir(exist_ok=True)
+    titles = ("", "jobs", "jobs a second", "times launch=local", "without pictures", "seconds", *PARTS, "MB")
+    shown = Table(title=f"whole sweeps of {EPOCHS} epochs, less the import; up to {ROUNDS} rounds, each with its ratio")
     for title in titles:
         shown.add_column(title, justify="right" if title else "left")
-    folder = tempfile.mkdtemp(prefix="sweeps-", dir=Path(__file__).parents[1] / "outputs")
+    folder = tempfile.mkdtemp(prefix="sweeps-", dir=OUTPUTS)
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     for turn in range(ROUNDS):
         for way, sizes in SIZES.items():
-            for jobs in sizes if not turn else [size for size in sizes if size <= 100]:
-                place = (
-                    f"{folder}/{files.plain(way)}-{jobs}-{turn}"  # none is deleted meanwhile: that slows new files down
-                )
+            for jobs in sizes:
+                if turn and (way, jobs) in ONCE:
+                    continue
+                place = f"{folder}/{files.plain(way)}-{jobs}-{turn}"  # deleted late: new files would be slow to make
                 found.setdefault((way, jobs), []).append(measured(way, jobs, place))
-    base = statistics.median(one["seconds"] / 10 for one in found["launch=local", 10])
+    bases = [
+        [one["seconds"] / 10 for one in found[way, 10]]
+        for way in ("launch=local", "launch=local logger.pictures=false")
+    ]
     for (way, jobs), runs in found.items():
         speeds = [jobs / one["seconds"] for one in runs]
-        ratios = sorted(speed * base for speed in speeds)
+        ratios = [[speed * base for speed, base in zip(speeds, of_each, strict=False)] for of_each in bases]
         middle = sorted(runs, key=lambda one: one["seconds"])[len(runs) // 2]
         parts = [f"{middle[part]:.2f}" if middle.get(part) else "" for part in PARTS]
         shown.add_row(
-            way, f"{jobs:,}", f"{statistics.median(speeds):.3g}", f"{statistics.median(ratios):.3g}",
-            f"{ratios[0]:.3g} to {ratios[-1]:.3g}", f"{middle['seconds']:.1f}", *parts, f"{middle['memory']:.0f}",
+            way, f"{jobs:,}", f"{statistics.median(speeds):.3g}",
+            *(" to ".join(dict.fromkeys(f"{ratio:.3g}" for ratio in (min(some), max(some)))) for some in ratios),
+            f"{middle['seconds']:.1f}", *parts, f"{middle['memory']:.0f}",
         )  # fmt: skip
     picture({
         way: {jobs: statistics.median(one["seconds"] for one in found[way, jobs]) for jobs in sizes}
