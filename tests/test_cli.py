@@ -198,7 +198,7 @@ def test_train_evaluate_resume(tmp_path):
     assert "trainer.max_epochs=5" in overrides
     assert [path.name for path in (root / "runs").iterdir()] == [folder.name]
 
-    code, out, _ = command(train_entry, f"resume={folder}", "--cfg", "job")
+    code, out, _ = command(train_entry, f"resume='{folder}'", "--cfg", "job")
     assert code == 0
     assert "max_epochs: 5" in out
     for arguments, words in {

@@ -62,6 +62,12 @@ def saved(cfg):
     return OmegaConf.to_yaml(OmegaConf.merge(cfg, {"scheduler": plain(cfg)["scheduler"], "resume": None}))
 
 
+def referring(cfg):
+    """Groups and keys of values with a reference in them."""
+    groups = {name: values for name, values in OmegaConf.to_container(cfg).items() if isinstance(values, dict)}
+    return [(name, key) for name, values in groups.items() for key in values if "${" in str(values[key])]
+
+
 def tried(function, *arguments):
     """What a function returns, as text, so that 1 is not true; or that it refuses."""
     try:
@@ -77,6 +83,7 @@ def check(overrides, times=1):
         expected = ["refused"] * 3
     else:
         expected = [tried(plain, cfg), tried(saved, cfg), repr(cfg)]
+        assert composer().referring(overrides) == referring(cfg)
     for _ in range(times):
         assert [tried(function, overrides) for function in (composer(), composer().yaml, composer().config)] == expected
 

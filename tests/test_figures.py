@@ -160,6 +160,18 @@ def test_paths():
     read(surfaces.paths(Bowl(), None, {"sgd": [], "adam": [np.full((3, 2), np.nan)]}))
 
 
+def test_paths_draws_each_run(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures.Picture, "render", lambda self, title: drawn.append(self) or b"")
+    runs = {"sgd": [descent(0.05, 50), descent(0.01, 50)], "adam": [descent(0.02, 9)]}
+    surfaces.paths(Bowl(), OPTIMUM, runs)
+    lines = drawn[0].axes.lines[:3]
+    for line, path in zip(lines, [*runs["sgd"], *runs["adam"]], strict=True):
+        np.testing.assert_allclose(np.transpose(line.get_data()), path)
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    assert [name for name, _ in drawn[0].legend][:2] == ["sgd", "adam"]
+
+
 def test_agreement():
     y = random.normal(size=(3000, 1))
     picture = Agreement({"train": y, "val": y[:3]}, ["$y$ _"])

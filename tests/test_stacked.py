@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from runs import command, events, record, resume, scalars, train
 from tensorboard.summary.writer.record_writer import RecordWriter
-from test_dashboard import cells
+from test_dashboard import cells, status
 from test_sweep import end, fork
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from linear_lab import CONF, UserError, cli, files
 from linear_lab import train as entry
+from linear_lab.dashboard import hparams
 from linear_lab.dashboard.events import records
 from linear_lab.dashboard.logger import event_files
 from linear_lab.data import SyntheticData
@@ -36,6 +37,7 @@ from linear_lab.stacked.losses import stacked_loss
 from linear_lab.stacked.optimizers import StackedOptimizer, own_state
 from linear_lab.sweep import page
 from linear_lab.sweep.stacking import obstacle
+from linear_lab.sweep.stacks import has_begun
 
 SPEED = "time/steps_per_second"
 OPTIMIZERS = [
@@ -208,6 +210,7 @@ CASES = {
     "nesterov": ("optimizer.nesterov=true", "optimizer.momentum=0.5,0.9", "data.batch_size=2", "seed=1,2"),
     "adam": ("optimizer=adam", "optimizer.lr=0.01,0.1", "data=toy_classes", "loss=cross_entropy", "data.batch_size=32",
         "loss.label_smoothing=0,0.1", "metric=val/accuracy", "mode=max"),
+    "a reference": ("optimizer=adam", "optimizer.betas=[0.8,'${optimizer.lr}']", "optimizer.lr=0.5,0.9"),
     "adamw": ("optimizer=adamw", "data=table", "data.path=rows.csv", "data.y=[y]", "optimizer.lr=0.01,0.1",
         "data.batch_size=20", "seed=0,1"),
     "double": ("optimizer=adam,sgd", "trainer.precision=64-true", "optimizer.lr=0.01,0.02", "seed=0,1",
@@ -341,21 +344,28 @@ def test_a_job_goes_on_alone_and_is_evaluated(stacked, tmp_path):
 
 
 @pytest.mark.parametrize("more", [(), ("optimizer.lr=0.02,0.05,0.1",)])
-def test_an_interrupted_stack_goes_on(more, stacked, monkeypatch, tmp_path, without_page):
+@pytest.mark.parametrize("moment", [83, 80])  # steps: in the middle of an epoch, and where a validation follows
+def test_an_interrupted_stack_goes_on(moment, more, stacked, monkeypatch, tmp_path, without_page):
     batch_end, seen = recorder.StackRecorder.on_train_batch_end, []
 
     def interrupting(self, trainer, *arguments):
         batch_end(self, trainer, *arguments)
         seen.append(trainer.global_step)
-        if len(seen) == 83:  # in the second stack, in the middle of an epoch
+        if len(seen) == moment:  # in the second stack
             time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(recorder.StackRecorder, "on_train_batch_end", interrupting)
-    code, said = sweep(monkeypatch, tmp_path, *GRID, "hydra.launcher.pictures=0")
+    code, said = sweep(monkeypatch, tmp_path, *GRID)
     assert code == 143, said
     assert "go on" in said
     folder = tmp_path / "outputs/sweeps/study"
+    drawn = [path.parent.name for path in folder.glob("*/result.json") if events(path.parent).Tags()["images"]]
+    assert [name[:4] for name in drawn] == ["sgd-"]  # the best of what has ended
+    for path in folder.glob("adam-*"):  # as any run that is interrupted
+        assert cells(path) == cells(stacked / "outputs/sweeps/study" / path.name)
+        assert hparams.ends(path) == []
+        assert Run.open(str(path), "resume").record["status"] == "interrupted"
     assert {path.parent.name[:4]: record(path.parent)["status"] for path in folder.glob("*/result.json")} == {
         "sgd-": "completed", "adam": "interrupted"
     }  # fmt: skip
@@ -367,6 +377,29 @@ def test_an_interrupted_stack_goes_on(more, stacked, monkeypatch, tmp_path, with
     assert {name: found[name] for name in wanted} == wanted
     assert all(record(path.parent)["stack"]["seconds"] > 0.5 for path in folder.glob("adam-lr=0.1*/result.json"))
     assert not (folder / "_stacks").exists()
+
+
+def test_another_launch_ends_what_a_stack_has_begun(stacked, monkeypatch, tmp_path, without_page):
+    batch_end = recorder.StackRecorder.on_train_batch_end
+
+    def interrupting(self, trainer, *arguments):
+        batch_end(self, trainer, *arguments)
+        if trainer.global_step == 33:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(recorder.StackRecorder, "on_train_batch_end", interrupting)
+    few = ("optimizer.lr=0.05,0.1", "trainer.max_epochs=30", "data.batch_size=2", "logger.pictures=false")
+    code, said = sweep(monkeypatch, tmp_path, *few)
+    assert code == 130, said
+    folder = tmp_path / "outputs/sweeps/study"
+    assert list(folder.glob("_stacks/*/checkpoints/last.ckpt"))
+    code, said = sweep(monkeypatch, tmp_path, *few, launch="local")
+    assert code == 0, said
+    assert not (folder / "_stacks").exists()
+    names = {path.parent.name for path in folder.glob("*/result.json")}
+    assert names == {"sgd-lr=0.05", "sgd-lr=0.1"}
+    assert not any(has_begun(folder / name) for name in names)  # not again
+    assert {status(folder / name) for name in names} == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("moment", ["write_all", "replace_all", "train"])

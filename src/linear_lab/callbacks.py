@@ -227,8 +227,9 @@ class StopOnSignal(Callback):
             self._stop_if_asked(trainer, save=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after the validation that ends the epoch."""
-        self._stop_if_asked(trainer, save=False)
+        """Stop after the validation that ends the epoch; it has left no last.ckpt if no callback keeps one."""
+        kept = [callback.file for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoint)]
+        self._stop_if_asked(trainer, save=run.LAST not in kept)
 
     def _install(self) -> None:
         for signum in self.handlers:

@@ -17,7 +17,8 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
@@ -69,8 +70,8 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
                 try:
                     config_path, config_name = CONF, name
                     check_choices(arguments[1:])
-                    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
-                    if name == "train" and resume != "null":
+                    resume = resumed(arguments) if name == "train" else None
+                    if resume is not None:
                         config_path = (run.Run.open(resume, "resume").path / run.CONFIG).parent.resolve()
                         config_name = "config"
                         sys.argv = [arguments[0], f"--config-dir={CONF}", *resuming(config_path.parent)]
@@ -178,6 +179,20 @@ def check_choices(arguments: list[str]) -> None:
 def options(group: str) -> list[str]:
     """Names of a group's options."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def resumed(arguments: list[str]) -> str | None:
+    """Return the folder that shall go on; None for none, or what Hydra will say that it cannot read.
+
+    >>> resumed(["resume=a=b"]), resumed(["resume='a=b'"]), resumed(["resume=null"])
+    ('a=b', 'a=b', None)
+    """
+    typed = next((argument for argument in arguments if argument.startswith("resume=")), "resume=null")
+    try:
+        value: Any = OverridesParser.create().parse_override(quoted(typed)).value()
+    except HydraException:
+        return None
+    return None if value is None else str(value)
 
 
 def resuming(folder: Path) -> list[str]:

@@ -46,7 +46,8 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     if best := run.record.get("best"):
         recorded.setdefault(best["step"], best["metrics"])
     # a run that goes on has a newer checkpoint than its record: then there is nothing to compare with
-    console.show_losses(terminal.screen(), f"{path.stem}, step {step}", metrics, recorded.get(step) or {})
+    columns = {f"{path.stem}, step {step}": metrics, "recorded": recorded.get(step) or {}}
+    console.show_losses(terminal.screen(), columns, stacked="stack" in run.record)
     return metrics
 
 

@@ -1,8 +1,10 @@
 """Train a run, or a sweep with -m: ``python -m linear_lab.train optimizer=adam optimizer.lr=0.1``."""
 
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError
 from linear_lab.cli import entry
@@ -22,11 +24,12 @@ def main(cfg: DictConfig) -> float | None:
         from linear_lab.experiment import train
         from linear_lab.sweep.page import refresh
 
-    typed = [item for item in hydra.overrides.task if item.partition("=")[0] in ("name", "overwrite", "fail_fast")]
-    if typed and not cfg.resume:
-        raise UserError(f"{', '.join(typed)}: is for sweeps; add -m, or leave it out")
+    typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed: an item that refers to a value stays so
+    steering = [item for item in typed if item.partition("=")[0] in ("name", "overwrite", "fail_fast")]
+    if steering and not cfg.resume:
+        raise UserError(f"{', '.join(steering)}: is for sweeps; add -m, or leave it out")
     with refresh(hydra.runtime.output_dir):
-        return train(cfg, hydra.runtime.output_dir, hydra.overrides.task)
+        return train(cfg, hydra.runtime.output_dir, typed)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def cells(columns: dict[str, Any]) -> Iterator[tuple[str, bool | float | str]]:
     for name, value in columns.items():
         if isinstance(value, (bool, int, float)):
             yield name, value
-        elif isinstance(value, (str, list)) and not str(value).startswith("${"):
+        elif isinstance(value, (str, list)) and "${" not in str(value):
             yield name, str(value)[:LONGEST]
 
 

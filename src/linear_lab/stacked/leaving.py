@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from torch.optim import Optimizer
 
 from linear_lab import console, files
 from linear_lab.dashboard import hparams
@@ -109,13 +110,9 @@ class Leaving:
         }  # fmt: skip
 
     def contents(self, job: int, record: dict[str, Any]) -> dict[Path, bytes]:
-        """Return all files but those of events and the record."""
-        one, folder, recorder = self.runs[job], self.runs[job].run.path, self.recorder
-        found = {
-            folder / CONFIG: one.yaml.encode(),
-            folder / OVERRIDES: as_yaml(one.typed),
-            folder / LOG: self.log(job, record),
-        }
+        """Return the log and the checkpoints."""
+        folder, recorder = self.runs[job].run.path, self.recorder
+        found = {folder / LOG: self.log(job, record)}
         if recorder.last is not None and recorder.last.step[job] >= 0:
             found[folder / LAST] = self.checkpoints.content(job, recorder.last, record)
         if recorder.best is not None and recorder.best.step[job] >= 0 and not self.best_is_last(job):
@@ -125,12 +122,10 @@ class Leaving:
     def event_contents(self, jobs: range, found: list[dict[str, Any]]) -> dict[Path, list[bytes]]:
         """Return the serialized events of all event files of some jobs."""
         assert self.events
-        rows, contents = len(self.trained.data.parts["train"][0]), {}
+        contents = {}
         ends = {status: hparams.end_events(status) for status in {found[job]["status"] for job in jobs}}
         for job, events in zip(jobs, self.events.of(jobs, found), strict=True):
             path = self.runs[job].run.path / event_file_name(job)
-            columns = hparams.hyperparameters(self._unresolved(job), self.trained.own[job], rows)
-            contents[path.with_name(hparams.START)] = hparams.start_events(columns)
             contents[path] = events
             contents[path.with_name(path.name + hparams.END)] = ends[found[job]["status"]]
         return contents
@@ -153,15 +148,6 @@ class Leaving:
         before = self.runs[job].run.path / LOG
         return (before.read_bytes() if before.exists() else b"") + written.encode()
 
-    def _unresolved(self, job: int) -> dict[str, Any]:
-        """Return a run's config less the values that refer to others, which have no column of their own."""
-        config = {
-            name: dict(value) if isinstance(value, dict) else value for name, value in self.runs[job].config.items()
-        }
-        for group, key in self.runs[job].referring:
-            config[group].pop(key, None)
-        return config
-
     def _divergence(self, job: int, record: dict[str, Any]) -> str | None:
         """Say that the run diverged, as single training says it."""
         found, known = self.recorder.diverged.get(job), self.trained.known[job]
@@ -172,6 +158,33 @@ class Leaving:
         cfg = OmegaConf.create({name: config[name] for name in ("optimizer", "scheduler", "data")})
         diverged = DivergenceError(*found[:2]) if found else None
         return divergence(cfg, known, diverged, record, record.get("initial", {}))
+
+
+def begin(runs: list[StackedRun], own: list[Optimizer], rows: int) -> None:
+    """Write what runs have from their first moment: config, overrides, and a row on the HPARAMS page.
+
+    Args:
+        runs: of one stack.
+        own: each run's optimizer, as it starts.
+        rows: of the train part.
+    """
+    contents: dict[Path, bytes] = {}
+    starts: dict[Path, list[bytes]] = {}
+    for one, optimizer in zip(runs, own, strict=True):
+        folder = one.run.path
+        contents[folder / CONFIG], contents[folder / OVERRIDES] = one.yaml.encode(), as_yaml(one.typed)
+        if one.config["logger"]:
+            columns = hparams.hyperparameters(unresolved(one), optimizer, rows)
+            starts[folder / hparams.START] = hparams.start_events(columns)
+    files.write_all(contents | event_files(starts))
+
+
+def unresolved(one: StackedRun) -> dict[str, Any]:
+    """Return a run's config less the values that refer to others, which have no column of their own."""
+    config = {name: dict(value) if isinstance(value, dict) else value for name, value in one.config.items()}
+    for group, key in one.referring:
+        config[group].pop(key, None)
+    return config
 
 
 def link(path: Path, other: Path) -> None:

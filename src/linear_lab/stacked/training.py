@@ -69,7 +69,7 @@ class Trained:
         known: what each is held against.
         metric: what decides which weights are best.
         steps: how many were taken.
-        seconds: from the first run's build to the last step.
+        seconds: from the first measurement to the last, also before an interruption.
     """
 
     data: LinearData
@@ -126,6 +126,7 @@ def train_stack(
     folder: Path,
     stop: StopOnSignal,
     *,
+    begin: Callable[[list[StackedRun], list[Optimizer], int], None],
     pictures: bool,
 ) -> Trained:
     """Train runs that differ in numbers alone; go on from the stack's checkpoint if there is one.
@@ -135,6 +136,7 @@ def train_stack(
         prepared: what `prepare` has built of one of them.
         folder: where the stack keeps its own checkpoint while it trains.
         stop: heeds signals; it saves that checkpoint.
+        begin: is told of the runs, their own optimizers and the rows to train on, before anything is measured.
         pictures: whether to keep what pictures of a run want.
 
     Raises:
@@ -145,6 +147,7 @@ def train_stack(
     with restored_process(folder, first.get("threads")):
         weight, bias = initial_parameters(runs, data)
         own, schedulers = own_optimizers(runs, weight, bias)
+        begin(runs, own, len(data.parts["train"][0]))
         loss = stacked_loss([one.config["loss"] for one in runs])
         model = StackedModule(weight, bias, loss, own, list({id(one): one for one in schedulers}.values()))
         known = references(runs, data, template, own)

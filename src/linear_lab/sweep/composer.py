@@ -154,12 +154,13 @@ class Composer:
         return self.hash(tuple(others if "seed=0" in others else [*others, "seed=0"]), tuple(self.steering))
 
     def referring(self, overrides: Sequence[str]) -> list[tuple[str, str]]:
-        """Return the values that refer to others: group and key; raises as a call."""
+        """Return the values that refer to others, or hold one that does: group and key; raises as a call."""
         shape, patches = self.patcher.split([*overrides, *self.steering])
-        key = shape, tuple((patch.key, patch.plain or patch.value) for patch in patches)
+        key = shape, tuple((patch.key, patch.plain or repr(patch.value)) for patch in patches)
         if key not in self.references:
             config: Any = OmegaConf.to_container(self.composed((*overrides, *self.steering)))
-            self.references[key] = [path for path, leaf in leaves(config) if len(path) == 2 and refers(leaf)]
+            found = dict.fromkeys(path[:2] for path, leaf in leaves(config) if len(path) > 1 and refers(leaf))
+            self.references[key] = [*found]
         return self.references[key]
 
     def compose(self, kind: type[Tree | Text], overrides: Sequence[str]) -> Any:
@@ -252,8 +253,8 @@ def is_plain(value: Any) -> bool:
 
 
 def refers(leaf: Any) -> bool:
-    """Tell a value that begins with a reference to another one."""
-    return type(leaf) is str and leaf.startswith("${")
+    """Tell a value that has a reference to another one in it."""
+    return type(leaf) is str and "${" in leaf
 
 
 def is_special(text: str) -> bool:

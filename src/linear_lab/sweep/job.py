@@ -22,8 +22,8 @@ from linear_lab.sweep import board
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.plan import group_hash, of_job
 from linear_lab.sweep.pool import leased_gpu
-from linear_lab.sweep.records import is_steering
-from linear_lab.sweep.sweeper import ENDED, STOP
+from linear_lab.sweep.records import ENDED, is_steering
+from linear_lab.sweep.sweeper import STOP
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def train_job(cfg: DictConfig) -> float | None:
     run = Run(folder)
     try:
         with in_log_alone() as screen, run.lock():
-            return train_held(cfg, run, list(hydra.overrides.task), screen)
+            typed: Any = OmegaConf.to_container(hydra.overrides.task)  # not what references in it stand for
+            return train_held(cfg, run, typed, screen)
     except HeldError:
         return None
     except Interrupted:

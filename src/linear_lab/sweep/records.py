@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from linear_lab.run import RESULT, is_held
 from linear_lab.terminal import python, quoted
 
 PLAN = "sweep.json"
+STACKS = "_stacks"  # in the sweep's folder, while stacks are trained
+ORDER = "jobs.json"  # in a stack's own: its jobs, in the order of the stack
+ENDED = ("completed", "diverged", "pruned")  # what is not run again
 # What is wanted of a record; the lists of parameters in it may be long
 KEPT = ("status", "error", "seed", "metrics", "excess_loss", "steps", "seconds", "config_hash", "job", "initial")
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "hydra"}  # keys that no job is trained with
@@ -137,6 +141,16 @@ def read_record(path: Path) -> dict[str, Any]:
             record = {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}"}
         _records[path] = stamp, record
     return _records[path][1]
+
+
+def forget_stacks(folder: Path) -> None:
+    """Take away what stacks have kept to go on from, once all their jobs have ended, whoever trained them."""
+    for path in folder.glob(f"{STACKS}/*/{ORDER}"):
+        jobs = [paths(folder, key.partition(" ")[0]) for key in json.loads(path.read_bytes())]
+        if all(read_record(of_record).get("status") in ENDED and not is_held(of_job) for of_job, of_record in jobs):
+            shutil.rmtree(path.parent, ignore_errors=True)
+    with suppress(OSError):  # there is none, or another process trains a stack now
+        (folder / STACKS).rmdir()
 
 
 def are_texts(value: Any) -> bool:

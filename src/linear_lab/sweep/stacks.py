@@ -6,7 +6,7 @@ import logging
 import resource
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,16 @@ from linear_lab import UserError, files
 from linear_lab.callbacks import Interrupted, StopOnSignal
 from linear_lab.run import LAST, RESULT, HeldError, Run, as_json, is_held, versions
 from linear_lab.stacked.drawing import Candidates
-from linear_lab.stacked.leaving import Leaving
+from linear_lab.stacked.leaving import Leaving, begin
 from linear_lab.stacked.training import StackedRun, capacity, misshapen, prepare, shared_by, train_stack
 from linear_lab.sweep import board
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import of_job
-from linear_lab.sweep.records import read_record
+from linear_lab.sweep.records import ENDED, ORDER, STACKS, read_record
 from linear_lab.sweep.stacked_launcher import Job, tell
 from linear_lab.sweep.stacking import stacks
-from linear_lab.sweep.sweeper import ENDED, STOP
+from linear_lab.sweep.sweeper import STOP
 
-FOLDER = "_stacks"  # in the sweep's, while stacks are trained
-ORDER = "jobs.json"  # in a stack's own: its jobs, in the order of the stack
 LOG = "stacks.log"  # in the sweep's
 SPARE = 256  # files that may be open beside the jobs' locks
 
@@ -66,12 +64,14 @@ class Stacks:
         self.fresh = {self.key(position) for position in fresh}
         found, alone = stacks([self.jobs[position].config for position in fresh])
         self.alone |= {fresh[position]: reason for position, reason in alone.items()}
-        with StopOnSignal() as stop:
-            for positions in found:
-                self.train_kind([fresh[position] for position in positions], stop)
+        try:
+            with StopOnSignal() as stop:
+                for positions in found:
+                    self.train_kind([fresh[position] for position in positions], stop)
+        except Interrupted:
+            self.best.draw()  # those that go on later know nothing of these
+            raise
         self.best.draw()
-        with suppress(OSError):  # another process may train a stack now
-            (self.folder / FOLDER).rmdir()
 
     def train_kind(self, positions: list[int], stop: StopOnSignal) -> None:
         """Train jobs that fit together, as many at once as may be; those first of which a stack was interrupted."""
@@ -118,7 +118,7 @@ class Stacks:
         Others of these jobs, or of jobs that are none any more, are forgotten.
         """
         found = []
-        for path in self.folder.glob(f"{FOLDER}/*/{ORDER}"):
+        for path in self.folder.glob(f"{STACKS}/*/{ORDER}"):
             order = json.loads(path.read_bytes())
             if (path.parent / LAST).exists() and len(order) <= size and all(key in keys for key in order):
                 found.append(order)
@@ -146,7 +146,7 @@ class Stacks:
             own = self.own_folder([self.key(position) for position in runs])
             stack = list(runs.values())
             try:
-                trained = train_stack(stack, prepared, own, stop, pictures=self.best.wanted > 0)
+                trained = train_stack(stack, prepared, own, stop, begin=begin, pictures=self.best.wanted > 0)
                 stop.training = True  # a signal waits until all is written
                 records = Leaving(stack, trained).write()
             except (KeyboardInterrupt, SystemExit):
@@ -209,7 +209,7 @@ class Stacks:
     def own_folder(self, names: list[str]) -> Path:
         """Make the stack's own folder, or find it again, by its jobs."""
         key = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
-        folder = self.folder / FOLDER / key
+        folder = self.folder / STACKS / key
         folder.mkdir(parents=True, exist_ok=True)
         files.replace(folder / ORDER, json.dumps(names).encode())
         return folder
@@ -262,7 +262,8 @@ def in_log_alone(path: Path) -> Iterator[None]:
 
 def has_begun(folder: Path) -> bool:
     """Tell whether a job was trained alone, and interrupted; what a stack has left unfinished tells no start."""
-    return (folder / LAST).exists() and "initial" in read_record(folder / RESULT)
+    record = read_record(folder / RESULT)
+    return (folder / LAST).exists() and "initial" in record and record["status"] not in ENDED
 
 
 def returned(value: Any) -> JobReturn:

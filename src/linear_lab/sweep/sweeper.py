@@ -25,10 +25,9 @@ from linear_lab.sweep import board, page
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.plan import Job, changed, known_names, plan, write_plan
 from linear_lab.sweep.pool import end_with_parent
-from linear_lab.sweep.records import STEERING, is_steering, read_jobs, read_record
+from linear_lab.sweep.records import ENDED, STEERING, forget_stacks, is_steering, read_jobs, read_record
 from linear_lab.sweep.watch import Watch
 
-ENDED = ("completed", "diverged", "pruned")  # what is not run again
 STOP = ".stop"  # in the sweep's folder after a failure under fail_fast: jobs that find it do not start
 FIXED = STEERING | {"output_root"}  # what cannot differ between the jobs of a sweep
 
@@ -254,6 +253,7 @@ class GridSweeper(Sweeper):
     def conclude(self, arguments: Sequence[str]) -> bool:
         """Show the leaderboard and what failed; returns whether something did."""
         found = board.write(self.folder)
+        forget_stacks(self.folder)
         page.write_page(self.folder)
         board.show(self.screen, found)
         names = set(self.watch.names)
