@@ -20,8 +20,7 @@ def importing() -> Iterator[None]:
     finally:
         if not gc.get_freeze_count():  # once: again, it would keep the config of each job of a sweep
             gc.freeze()
-        gc.set_threshold(
-            10_000, 20, 50
-        )  # new objects, and searches of these, before those that have stayed are searched
+        # new objects, and searches of these, before those that have stayed are searched
+        gc.set_threshold(10_000, 20, 50)
         gc.enable()
     heed()
