@@ -206,7 +206,8 @@ def close(one, other, tolerance, where=""):
 
 
 CASES = {
-    "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.01,0.1", "seed=0,1", "optimizer.weight_decay=0,0.1"),
+    "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002,0.0005", "seed=0,1", "optimizer.weight_decay=0,0.1",
+        "data=synthetic", "data.samples=100"),
     "nesterov": ("optimizer.nesterov=true", "optimizer.momentum=0.5,0.9", "data.batch_size=2", "seed=1,2"),
     "adam": ("optimizer=adam", "optimizer.lr=0.01,0.1", "data=toy_classes", "loss=cross_entropy", "data.batch_size=32",
         "loss.label_smoothing=0,0.1", "metric=val/accuracy", "mode=max"),
