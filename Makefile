@@ -64,8 +64,8 @@ types: $(INSTALLED)
 format: $(INSTALLED)  ## format the code, and mend what the linter can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## start, steps, rows, sweeps, tables, the dashboard, against peers and plain loops; outputs/benchmarks.txt
-	@$(BIN)/python benchmarks
+bench: $(INSTALLED)  ## start, steps, rows, sweeps, tables, the dashboard, against peers; ARGS=trainer=gpu
+	@$(BIN)/python benchmarks $(ARGS)
 
 digits: $(INSTALLED)  ## digits of certified coefficients that the optimum and training reach
 	@$(BIN)/python benchmarks/certified.py

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from hardware import OVERRIDES
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,7 @@ WAYS = {"logger=none": ("logger=none",), "without pictures": ("logger.pictures=f
 def timed(folder: str, *overrides: str) -> float:
     """Train in a process of its own; seconds from its start to its end."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "linear_lab.train", f"output_root={folder}", *overrides]
+    command = [sys.executable, "-m", "linear_lab.train", f"output_root={folder}", *OVERRIDES, *overrides]
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - started
 

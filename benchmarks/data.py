@@ -3,7 +3,8 @@
 Batches of 256 rows of 10 features, in a new order each epoch. Alone each is only iterated over. In the Trainer, the
 same for both, the time that it waits for batches is taken apart from the whole. Each round times all of them one after
 the other; the table shows the median over rounds, and how many times as many rows a second ours serves, with the
-smallest and largest ratio of a round.
+smallest and largest ratio of a round. With ``trainer=gpu`` ours and the loop have the rows in the GPU's memory; a
+DataLoader has not, and the Trainer brings each of its batches there.
 """
 
 import statistics
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from hardware import DEVICE
 from rich.console import Console
 from rich.table import Table
 from step import bare_trainer, quiet, timed
@@ -32,7 +34,7 @@ class Slices:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch."""
-        order = torch.randperm(len(self.x))
+        order = torch.randperm(len(self.x), device=self.x.device)
         for rows in order.split(BATCH):
             yield self.x[rows], self.y[rows]
 
@@ -65,9 +67,10 @@ def iterate(batches: Iterable[Any]) -> None:
 def sources(rows: int) -> dict[str, Any]:
     """Who serves so many rows."""
     x, y = torch.randn(rows, FEATURES), torch.randn(rows, 1)
+    near = x.to(DEVICE), y.to(DEVICE)
     return {
-        OURS: Batches(x, y, BATCH, seed=0),
-        SLICES: Slices(x, y),
+        OURS: Batches(*near, BATCH, seed=0),
+        SLICES: Slices(*near),
         LOADER: DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True),
     }
 

@@ -2,6 +2,7 @@
 
 import statistics
 
+from hardware import DEVICE
 from rich.console import Console
 from rich.table import Table
 from step import ours, plain_loop, quiet, timed
@@ -23,6 +24,7 @@ def table() -> Table:
     for rows, features in SIZES:
         data = SyntheticData(samples=rows, features=features, fractions=[1, 0, 0])
         data.setup()
+        batches = [[values.to(DEVICE) for values in data.parts["train"]]]
         many = max(60, min(2000, 600_000_000 // (rows * features)))
         few = many // 5
         fixed = ["data=synthetic", f"data.samples={rows}", f"data.features={features}", "data.fractions=[1,0,0]"]
@@ -30,7 +32,6 @@ def table() -> Table:
         slopes: list[tuple[float, float]] = []
         for _ in range(ROUNDS + 1):
             mine = timed(ours, fixed, many) - timed(ours, fixed, few)
-            batches = [data.parts["train"]]
             slopes.append(
                 (mine, timed(plain_loop, batches, features, many) - timed(plain_loop, batches, features, few))
             )

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+from hardware import DEVICE, OVERRIDES
 from rich.console import Console
 from rich.table import Table
 
@@ -22,8 +23,8 @@ PLAIN_LOOP = f"""
 import torch
 from torch import nn
 
-x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
-model, loss_function = nn.Linear(1, 1), nn.MSELoss()
+x = torch.tensor([[1.0], [2.0], [3.0], [4.0]], device="{DEVICE}")
+model, loss_function = nn.Linear(1, 1, device="{DEVICE}"), nn.MSELoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for _ in range(500):
     optimizer.zero_grad()
@@ -36,8 +37,8 @@ WAYS = {
     "import": ("-c", IMPORT),
     "--help": (*TRAIN, "--help"),
     "import and loop": ("-c", PLAIN_LOOP),
-    "default run": TRAIN,
-    "default run, logger=none": (*TRAIN, "logger=none"),
+    "default run": (*TRAIN, *OVERRIDES),
+    "default run, logger=none": (*TRAIN, *OVERRIDES, "logger=none"),
 }
 AGAINST = {
     "--help": "import",

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from hardware import ACCELERATOR, DEVICE, OVERRIDES, finish
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
@@ -66,8 +67,8 @@ class Bare(LightningModule):
 def bare_trainer(batches: Iterable[Any], features: int, epochs: int, parts: Sequence[Any] = (), every: int = 1) -> None:
     """Train without logger and callbacks; with ``parts`` to measure, every so many epochs."""
     trainer = Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, check_val_every_n_epoch=every, num_sanity_val_steps=0,
+        accelerator=ACCELERATOR, devices=1, max_epochs=epochs, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, check_val_every_n_epoch=every, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(Bare(features), batches, list(parts) or None)
 
@@ -80,7 +81,7 @@ def plain_loop(
     lr: float = 0.01,
 ) -> None:
     """Train as the tutorial does."""
-    model, loss_function = nn.Linear(features, 1), nn.MSELoss()
+    model, loss_function = nn.Linear(features, 1, device=DEVICE), nn.MSELoss()
     optimizer = kind(model.parameters(), lr=lr)  # type: ignore[call-arg]
     for _ in range(epochs):
         for x, y in batches:
@@ -93,7 +94,7 @@ def plain_loop(
 def ours(overrides: list[str], epochs: int) -> None:
     """Train with all that a run leaves."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*overrides, f"trainer.max_epochs={epochs}"])
+        cfg = compose("train", [*overrides, *OVERRIDES, f"trainer.max_epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:
         experiment.train(cfg, folder)
 
@@ -103,8 +104,8 @@ def contestants(overrides: list[str]) -> tuple[dict[str, Callable[[int], None]],
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
     data, _ = build(cfg)
-    x, y = data.parts["train"]
-    parts = [Batches(*data.parts[name], EVALUATION_ROWS, seed=None) for name in ("train", "val")]
+    (x, y), val = ([values.to(DEVICE) for values in data.parts[name]] for name in ("train", "val"))
+    parts = [Batches(*part, EVALUATION_ROWS, seed=None) for part in ((x, y), val)]
     every = cfg.trainer.check_val_every_n_epoch
     batches = Batches(x, y, data.batch_size or len(x), seed=None if data.batch_size is None else 0)
     return {
@@ -121,6 +122,7 @@ def timed(call: Callable[..., None], *arguments: Any) -> float:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         started = time.perf_counter()
         call(*arguments)
+        finish()
         return time.perf_counter() - started
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
+from hardware import DEVICE, OVERRIDES, finish
 from rich.console import Console
 from rich.table import Table
 from step import X, plain_loop, quiet
@@ -74,7 +75,7 @@ def command(launch: str, jobs: int, folder: str) -> dict[str, float]:
     stacks.train_stack = clocked("train", stacks.train_stack)
     stacks.begin = clocked("first files", stacks.begin)
     stacks.Leaving.write = clocked("write", stacks.Leaving.write)
-    sys.argv = ["train", "-m", *launch.split(), f"output_root={folder}", "name=study", *grid(jobs)]
+    sys.argv = ["train", "-m", *launch.split(), f"output_root={folder}", "name=study", *OVERRIDES, *grid(jobs)]
     train.main()
     first_files = parts.pop("first files")  # they are written while training begins
     return parts | {"train": parts["train"] - first_files, "write": parts["write"] + first_files}
@@ -82,9 +83,11 @@ def command(launch: str, jobs: int, folder: str) -> dict[str, float]:
 
 def plain(jobs: int) -> dict[str, float]:
     """Train as many models one after the other, and keep nothing."""
+    x = X.to(DEVICE)
     for kind in (torch.optim.SGD, torch.optim.Adam):
         for rate in np.geomspace(0.001, 0.1, jobs // 2):
-            plain_loop([(X, 2 * X)], 1, EPOCHS, kind, float(rate))
+            plain_loop([(x, 2 * x)], 1, EPOCHS, kind, float(rate))
+    finish()
     return {}
 
 

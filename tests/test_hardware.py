@@ -1,0 +1,27 @@
+"""What benchmarks say of hardware that is not there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("trainer=tpu", "benchmarks take trainer=cpu or trainer=gpu, got trainer=tpu\n"),
+        pytest.param(
+            "trainer=gpu",
+            f"trainer=gpu: torch {torch.__version__} sees no GPU; leave it out to measure on the CPU\n",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it would be measured"),
+        ),
+    ],
+)
+def test_hardware_that_is_not_there_is_refused_before_anything_is_measured(argument, said):
+    for name in ("", "step.py"):
+        run = subprocess.run([sys.executable, BENCHMARKS / name, argument], capture_output=True, text=True)
+        assert (run.returncode, run.stdout, run.stderr) == (1, "", said)
