@@ -192,7 +192,7 @@ def test_the_graph_goes_from_x_and_y_to_the_loss(page):
     driver, address = page
     visit(driver, address, "graphs")
     assert count(driver, "g.node") == 5
-    assert {node.get("name") for node in read(driver, "g.node", "dataset")} == {"x", "y", "linear", "loss", "output"}
+    assert {node.get("name") for node in read(driver, "g.node", "dataset")} == {"x", "y", "network", "loss", "output"}
 
 
 def test_texts_show_leaderboard_config_and_outcome(page, swept):

@@ -147,7 +147,7 @@ def test_curves_start_untouched_and_end_with_the_final_model(overrides, steps, t
     if steps != [0]:
         best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
         assert best["global_step"] == min((value, step) for step, value in curves["val/loss"] if step)[1]
-    assert last["state_dict"]["linear.weight"].tolist() == result["parameters"]["weight"]
+    assert last["state_dict"]["network.weight"].tolist() == result["parameters"]["weight"]
 
 
 def test_max_time_ends_with_the_final_model_too(tmp_path):
@@ -172,7 +172,7 @@ def test_best_checkpoint_has_the_lowest_val_loss(tmp_path):
     assert result["best"]["step"] == best_step < 60
     assert result["best"]["metrics"]["val/loss"] == pytest.approx(best_loss)
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["state_dict"]["linear.bias"].tolist() == result["best"]["parameters"]["bias"]
+    assert best["state_dict"]["network.bias"].tolist() == result["best"]["parameters"]["bias"]
 
 
 def test_the_best_score_outlives_a_move_of_the_folder(tmp_path):

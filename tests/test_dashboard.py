@@ -27,7 +27,7 @@ from linear_lab.dashboard.logger import RunLogger, event_files
 from linear_lab.dashboard.pictures import Pictures
 from linear_lab.dashboard.texts import markdown_table
 from linear_lab.experiment import find_reference
-from linear_lab.model import LinearModule
+from linear_lab.models import LinearModule
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -179,12 +179,12 @@ def test_pictures_of_a_standardized_table_are_in_its_units(tmp_path):
     cfg = compose("data=table", f"data.path={table}", "data.y=[c]")
     data, model = build(cfg)
     with torch.no_grad():
-        model.linear.weight.copy_(torch.tensor([[0.5, -0.25]]))
+        model.network.weight.copy_(torch.tensor([[0.5, -0.25]]))
     pictures = Pictures(data, model, find_reference(cfg, data, model))
     pictures.draw(0, [])
     x, y = (values.numpy() for values in data.raw["train"])
     (mean, scale), (y_mean, y_scale) = ((v.mean(0), v.std(0)) for v in (x, y))
-    bias = model.linear.bias.item()
+    bias = model.network.bias.item()
     y_hat = y_mean + y_scale * ((x - mean) / scale @ np.array([[0.5], [-0.25]]) + bias)
     low, high = pictures.agreement.limits
     shown = pictures.agreement.dots["train"].get_ydata()
@@ -288,15 +288,15 @@ class WithDropout(LinearModule):
     def __init__(self, in_features, out_features, **arguments):
         super().__init__(in_features, out_features, **arguments)
         layers = nn.Linear(in_features, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, out_features)
-        self.linear = nn.Sequential(*layers)
-        self.linear.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+        self.network = nn.Sequential(*layers)
+        self.network.register_parameter("unused", nn.Parameter(torch.zeros(1)))
 
 
 class Noisy(LinearModule):
     """nn.Linear, and something around it that draws random numbers at any time."""
 
     def forward(self, x):
-        return self.linear(x + 0.1 * torch.randn_like(x)) ** 2
+        return self.network(x + 0.1 * torch.randn_like(x)) ** 2
 
 
 class LogsToo(LinearModule):
@@ -470,12 +470,12 @@ def test_the_graph_goes_from_x_and_y_to_the_loss(finished):
     content = next(event.graph_def for event in LegacyEventFileLoader(str(path)).Load() if event.graph_def)
     nodes = {node.name: node for node in GraphDef.FromString(content).node}
     assert {name: node.op for name, node in nodes.items()} == {
-        "x": "x", "y": "y", "linear/weight": "Parameter", "linear/bias": "Parameter", "linear": "Linear",
+        "x": "x", "y": "y", "network/weight": "Parameter", "network/bias": "Parameter", "network": "Linear",
         "loss": "MSELoss", "output": "output",
     }  # fmt: skip
-    assert list(nodes["linear"].input) == ["x", "linear/weight", "linear/bias"]
-    assert list(nodes["loss"].input) == ["linear", "y"]
-    (shape,) = nodes["linear"].attr["_output_shapes"].list.shape
+    assert list(nodes["network"].input) == ["x", "network/weight", "network/bias"]
+    assert list(nodes["loss"].input) == ["network", "y"]
+    (shape,) = nodes["network"].attr["_output_shapes"].list.shape
     assert [dim.size for dim in shape.dim] == [1, 1]
 
 

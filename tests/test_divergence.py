@@ -56,7 +56,7 @@ def test_slow_growth_is_divergence_too(tmp_path):
 def test_weights_are_kept_where_nothing_was_measured_yet(tmp_path):
     _, result = diverges(tmp_path, "optimizer.lr=0.5")
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["state_dict"]["linear.weight"].tolist() == result["parameters"]["weight"]
+    assert last["state_dict"]["network.weight"].tolist() == result["parameters"]["weight"]
     assert result["best"] is None
 
 

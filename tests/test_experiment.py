@@ -13,7 +13,7 @@ from torch import nn
 
 from linear_lab import UserError, experiment
 from linear_lab.checks import check
-from linear_lab.model import LinearModule
+from linear_lab.models import LinearModule, SupervisedModule
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -84,18 +84,17 @@ def test_evaluate_keeps_every_digit_of_float64(tmp_path):
     assert experiment.evaluate(str(tmp_path), "last") == result["metrics"]
 
 
-class MLP(LinearModule):
-    """What a builder would put in the place of the linear layer."""
+class MLP(SupervisedModule):
+    """A network of a builder's own."""
 
-    def __init__(self, in_features, out_features, **arguments):
-        super().__init__(in_features, out_features, **arguments)
-        self.linear = nn.Sequential(nn.Linear(in_features, 8), nn.Tanh(), nn.Linear(8, out_features))
+    def __init__(self, in_features, out_features, bias=True, weight=None, **training):
+        super().__init__(nn.Sequential(nn.Linear(in_features, 8), nn.Tanh(), nn.Linear(8, out_features)), **training)
 
 
 def test_a_module_of_ones_own(tmp_path, capsys):
     result = train(tmp_path, f"model._target_={__name__}.MLP", "console.steps=2", *SHORT)
     assert result["status"] == "completed"
-    assert result["parameters"]["linear.0.weight"] != result["initial"]["linear.0.weight"]
+    assert result["parameters"]["0.weight"] != result["initial"]["0.weight"]
     assert experiment.evaluate(str(tmp_path), "last") == result["metrics"]
     assert "MLP, 25 parameters" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from linear_lab.dashboard.figures import Agreement, Coefficients, Fit, rates
 from linear_lab.dashboard.pictures import surface
 from linear_lab.dashboard.surfaces import Surface
 from linear_lab.data import ToyData
-from linear_lab.model import LinearModule
+from linear_lab.models import LinearModule
 
 random = np.random.default_rng(0)
 OPTIMUM = (2.0, 0.5)

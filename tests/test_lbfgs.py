@@ -6,7 +6,7 @@ from certified import SETS
 from torch import nn
 
 from linear_lab.data.schema import standardize, units
-from linear_lab.lbfgs import LBFGS
+from linear_lab.models.lbfgs import LBFGS
 
 ARGUMENTS = {
     "max_iter": 20,

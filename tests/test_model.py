@@ -12,7 +12,7 @@ from runs import compose, train
 from torch import nn
 
 from linear_lab.experiment import build
-from linear_lab.model import LinearModule
+from linear_lab.models import LinearModule
 
 X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
 
@@ -78,9 +78,9 @@ def test_gradient_equals_its_formula():
     data, model = build(compose("data=synthetic", "data.features=3"))
     x, y = data.parts["train"]
     model._loss((x, y)).backward()
-    error = x @ model.linear.weight.T + model.linear.bias - y
-    torch.testing.assert_close(model.linear.weight.grad, 2 / len(x) * error.T @ x)
-    torch.testing.assert_close(model.linear.bias.grad, 2 * error.mean(0))
+    error = x @ model.network.weight.T + model.network.bias - y
+    torch.testing.assert_close(model.network.weight.grad, 2 / len(x) * error.T @ x)
+    torch.testing.assert_close(model.network.bias.grad, 2 * error.mean(0))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -97,11 +97,11 @@ def test_full_batch_training_reaches_least_squares(optimizer, tmp_path):
 
 def test_bias_is_off_random_or_given():
     torch.manual_seed(0)
-    assert LinearModule(2, 3, bias=False).linear.bias is None
-    assert LinearModule(2, 3).linear.bias.abs().min() > 0
-    assert LinearModule(2, 3, bias=0).linear.bias.tolist() == [0, 0, 0]
-    assert LinearModule(2, 3, bias=[1, 2, 3], weight=4).linear.bias.tolist() == [1, 2, 3]
-    assert LinearModule(2, 1, weight=[1, 2]).linear.weight.tolist() == [[1, 2]]
+    assert LinearModule(2, 3, bias=False).network.bias is None
+    assert LinearModule(2, 3).network.bias.abs().min() > 0
+    assert LinearModule(2, 3, bias=0).network.bias.tolist() == [0, 0, 0]
+    assert LinearModule(2, 3, bias=[1, 2, 3], weight=4).network.bias.tolist() == [1, 2, 3]
+    assert LinearModule(2, 1, weight=[1, 2]).network.weight.tolist() == [[1, 2]]
 
 
 def test_wrong_shapes_are_refused_with_both_shapes():
@@ -175,8 +175,8 @@ def test_the_gradient_of_cross_entropy_equals_its_formula():
     x, y = data.parts["train"]
     model._loss((x, y)).backward()
     error = (model(x).softmax(1) - torch.nn.functional.one_hot(y, 3)).detach()
-    torch.testing.assert_close(model.linear.weight.grad, error.T @ x / len(x))
-    torch.testing.assert_close(model.linear.bias.grad, error.mean(0))
+    torch.testing.assert_close(model.network.weight.grad, error.T @ x / len(x))
+    torch.testing.assert_close(model.network.bias.grad, error.mean(0))
 
 
 def test_toy_classes_can_be_told_apart(tmp_path, capsys):

@@ -463,10 +463,13 @@ def test_what_cannot_be_stacked_runs_alone_and_says_why(monkeypatch, tmp_path, w
     overrides = ("optimizer=sgd,adam,lbfgs", "seed=0,1", "trainer.max_epochs=4", "logger=none")
     code, said = sweep(monkeypatch, tmp_path, *overrides)
     assert code == 0, said
-    assert "one by one  2 jobs: optimizer is linear_lab.lbfgs.LBFGS" in said
+    assert "one by one  2 jobs: optimizer is linear_lab.models.lbfgs.LBFGS" in said
     folder = tmp_path / "outputs/sweeps/study"
     assert "stack" not in record(folder / "lbfgs-seed=0")
-    assert "not stacked: optimizer is linear_lab.lbfgs.LBFGS\n" in (folder / "lbfgs-seed=0" / "train.log").read_text()
+    assert (
+        "not stacked: optimizer is linear_lab.models.lbfgs.LBFGS\n"
+        in (folder / "lbfgs-seed=0" / "train.log").read_text()
+    )
     assert "stack" in record(folder / "sgd-seed=0")
     assert "with 1 others as one stacked model" in (folder / "sgd-seed=0" / "train.log").read_text()
     wrong = ("optimizer.lr=0.1,-1,0.05", "trainer.max_epochs=4", "logger=none")

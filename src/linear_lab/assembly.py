@@ -20,13 +20,13 @@ from linear_lab import UserError
 from linear_lab.callbacks import MeasureLastStep, StopOnSignal
 from linear_lab.checks import user_errors
 from linear_lab.data import LinearData
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 from linear_lab.terminal import names
 
 logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
 
 
-def build(cfg: DictConfig) -> tuple[LinearData, LinearModule]:
+def build(cfg: DictConfig) -> tuple[LinearData, SupervisedModule]:
     """Build data and model; the model takes its features from the data, and its start from the seed.
 
     Where the data have no val part, ``cfg.metric`` becomes the train part's.
@@ -50,7 +50,7 @@ def build(cfg: DictConfig) -> tuple[LinearData, LinearModule]:
     torch.manual_seed(cfg.seed)
     # born in float64, so that no number of it was ever rounded to float32
     with user_errors("model"), DoublePrecision().module_init_context() if double else nullcontext():
-        model: LinearModule = instantiate(
+        model: SupervisedModule = instantiate(
             cfg.model,
             in_features=data.in_features,
             out_features=data.out_features,

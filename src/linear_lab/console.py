@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
@@ -194,7 +193,7 @@ def show_losses(console: Console, columns: dict[str, dict[str, float]], *, stack
 def formula(model: LightningModule) -> str:
     """Write the model with its shapes: ``y_hat = x W^T + b, W (1, 1), b (1,)``."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    weight, bias = shapes.get("linear.weight"), shapes.get("linear.bias")
+    weight, bias = shapes.get("network.weight"), shapes.get("network.bias")
     if weight is None:
         return f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters"
     return f"y_hat = x W^T{' + b' if bias else ''}, W {weight}{f', b {bias}' if bias else ''}"
@@ -204,11 +203,3 @@ def describe(spec: dict[str, Any]) -> str:
     """Write a class and its arguments: ``SGD lr=0.1 momentum=0``."""
     arguments = [f"{key}={value}" for key, value in spec.items() if key != "_target_"]
     return " ".join([str(spec["_target_"]).rpartition(".")[2], *arguments])
-
-
-def parameters(module: torch.nn.Module) -> dict[str, Any]:
-    """Weight and bias as plain lists, bias None without one; of another network than nn.Linear all by their names."""
-    linear = module.linear
-    if isinstance(linear, torch.nn.Linear):
-        return {"weight": linear.weight.tolist(), "bias": None if linear.bias is None else linear.bias.tolist()}
-    return {name: values.tolist() for name, values in module.named_parameters()}

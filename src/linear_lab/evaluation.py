@@ -13,7 +13,7 @@ from linear_lab import UserError, console, terminal
 from linear_lab.assembly import build, restored_process
 from linear_lab.checks import check_accelerator, user_errors
 from linear_lab.data import LinearData
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 from linear_lab.run import Run, release
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     return metrics
 
 
-def measure(cfg: DictConfig, data: LinearData, model: LinearModule) -> dict[str, float]:
+def measure(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> dict[str, float]:
     """Metrics of all parts, by Lightning's test loop on one device: the same numbers whoever asks."""
     devices = cfg.trainer.devices
     with user_errors("trainer"):

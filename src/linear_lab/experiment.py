@@ -25,7 +25,7 @@ from linear_lab.dashboard.texts import outcome_text
 from linear_lab.data import LinearData
 from linear_lab.divergence import DivergenceError, StopOnDivergence, divergence, rounded_down, too_fast
 from linear_lab.evaluation import check_same_data, evaluate, measure, measured, readable_checkpoint
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 from linear_lab.optimum import Reference, reference
 from linear_lab.progress import ProgressBar
 from linear_lab.run import LAST, Run, config_hash, git_revision
@@ -41,7 +41,7 @@ class Fit:
     """What training leaves in memory."""
 
     data: LinearData
-    model: LinearModule
+    model: SupervisedModule
     trainer: Trainer
     reference: Reference
     dashboard: Dashboard | None = None
@@ -238,17 +238,19 @@ def log_outcome(fitted: Fit, record: dict[str, Any]) -> None:
         logger.save()
 
 
-def learned(data: LinearData, model: LinearModule, known: Reference) -> dict[str, Any]:
+def learned(data: LinearData, model: SupervisedModule, known: Reference) -> dict[str, Any]:
     """Return the parameters in the units of the file, and how far their loss is from the least one."""
-    parameters = data.schema.in_file_units(console.parameters(model))
-    return {"parameters": parameters, "excess_loss": known.excess(model.linear)}
+    parameters = data.schema.in_file_units(model.learned())
+    return {"parameters": parameters, "excess_loss": known.excess(model.network)}
 
 
-def find_reference(cfg: DictConfig, data: LinearData, model: LinearModule) -> Reference:
+def find_reference(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> Reference:
     """Compute what the run is held against, in the first process; what a scheduler or clipping changes has no bound."""
     if not cfg.get("optimum", True) or getattr(rank_zero_only, "rank", None):
         return Reference()
     optimizers: Any = model.configure_optimizers()
     optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
-    found = reference(model.linear, model.loss, optimizer, *data.raw["train"], data.schema.x_units, data.schema.y_units)
+    found = reference(
+        model.network, model.loss, optimizer, *data.raw["train"], data.schema.x_units, data.schema.y_units
+    )
     return found if cfg.trainer.gradient_clip_val is None else found._replace(stable_lr=None)

@@ -195,11 +195,11 @@ class Reference(NamedTuple):
     stable_lr: float | None = None
     weight_decay: float = 0.0  # whose penalty is part of what the optimum minimises
 
-    def excess(self, linear: nn.Linear) -> float | None:
+    def excess(self, network: nn.Module) -> float | None:
         """Loss of nn.Linear, in training's units, minus the least loss; None where that is not known."""
-        if self.optimum is None:
+        if self.optimum is None or not isinstance(network, nn.Linear):
             return None
-        bias = linear.bias
+        linear, bias = network, network.bias
         return self.optimum.excess(linear.weight.detach().cpu(), None if bias is None else bias.detach().cpu())
 
 

@@ -71,7 +71,7 @@ def load(folder: str, which: str = "best") -> tuple[Run, DictConfig, Predictor]:
     with user_errors("model"):
         kind: Any = get_class(cfg.model._target_)
         model = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    return run, cfg, Predictor(model.linear, Schema(**kept["schema"])).eval()
+    return run, cfg, Predictor(model.network, Schema(**kept["schema"])).eval()
 
 
 def predict(

@@ -37,14 +37,14 @@ class FirstSteps(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note W and b, and have the forward pass leave its y_hat."""
-        plain = isinstance(pl_module.linear, nn.Linear)  # another network has other steps in between
+        plain = isinstance(pl_module.network, nn.Linear)  # another network has other steps in between
         self.following = trainer.global_step < max(self.steps, 1) and plain
         if self.following:
             self.formula = formula(pl_module)
             self.before = self._parameters(pl_module)
             self.y_hats: list[Tensor] = []
             self.gradients: list[dict[str, Tensor]] = []
-            self.hook = pl_module.linear.register_forward_hook(  # type: ignore[union-attr]
+            self.hook = pl_module.network.register_forward_hook(  # type: ignore[union-attr]
                 lambda module, args, y_hat: self.y_hats.append(y_hat.detach())
             )
 
@@ -53,7 +53,7 @@ class FirstSteps(Callback):
         if not self.following:
             return
         self.gradients.append(
-            {name: p.grad.clone() for name, p in pl_module.linear.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
+            {name: p.grad.clone() for name, p in pl_module.network.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
         )
         group = optimizer.param_groups[0]
         own_rule = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
@@ -137,4 +137,4 @@ class FirstSteps(Callback):
 
     @staticmethod
     def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in pl_module.linear.named_parameters()}  # type: ignore[union-attr]
+        return {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}  # type: ignore[union-attr]

@@ -10,14 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from linear_lab import console
 from linear_lab.dashboard import hparams
 from linear_lab.dashboard.gradients import gradient_norms, untouched
 from linear_lab.dashboard.graph import graph
 from linear_lab.dashboard.logger import RunLogger
 from linear_lab.dashboard.pictures import Pictures
 from linear_lab.data import LinearData
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 from linear_lab.optimum import Reference
 
 SINGLY = 16  # coefficients that have a curve each; of more there is the norm
@@ -67,10 +66,10 @@ class Dashboard(Callback):
         self.since: tuple[int, float] | None = None  # step and time when training went on after a validation
         self.speed: float | None = None
 
-    def begin(self, model: LinearModule) -> None:
+    def begin(self, model: SupervisedModule) -> None:
         """Log what does not change, and pictures of the untouched model."""
         self.describe(model, 0)
-        self.logger.log_layout(layout(self._coefficients("param", console.parameters(model))))
+        self.logger.log_layout(layout(self._coefficients("param", model.learned())))
         with untouched(model):
             traced = graph(model, *(values[:1] for values in self.data.parts["train"]))
         if traced:
@@ -79,7 +78,7 @@ class Dashboard(Callback):
             self._follow(0, model)
             self._log_pictures(0, model)
 
-    def describe(self, model: LinearModule, step: int) -> None:
+    def describe(self, model: SupervisedModule, step: int) -> None:
         """Open the run's row, or open it anew where a run goes on otherwise than it began; and show the config."""
         optimizers: Any = model.configure_optimizers()
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
@@ -94,7 +93,7 @@ class Dashboard(Callback):
         self.speed = (step - self.since[0]) / (now - self.since[1]) if self.since and step > self.since[0] else None
         self.since = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LinearModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, pl_module: SupervisedModule) -> None:  # type: ignore[override]
         """Log what belongs to the weights that were measured."""
         if trainer.is_global_zero and not trainer.sanity_checking:
             measured = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -109,7 +108,7 @@ class Dashboard(Callback):
         """Take the rate of the step; once it is done, a scheduler may have changed it for the next."""
         self.lr = optimizer.param_groups[0].get("lr")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LinearModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, pl_module: SupervisedModule, *_: Any) -> None:  # type: ignore[override]
         """Follow the optimizer's path, and take pictures at some steps."""
         step = trainer.global_step
         if step == self.seen or not trainer.is_global_zero:  # gradients add up over batches
@@ -124,7 +123,7 @@ class Dashboard(Callback):
                 if self.since:  # drawing is not training
                     self.since = self.since[0], self.since[1] + time.perf_counter() - started
 
-    def finish(self, step: int, model: LinearModule, measured: dict[str, float]) -> None:
+    def finish(self, step: int, model: SupervisedModule, measured: dict[str, float]) -> None:
         """Take pictures of the final model, and log its numbers if no validation came to it, as in a run that diverged.
 
         Args:
@@ -150,9 +149,9 @@ class Dashboard(Callback):
         path = state_dict["path"]  # a list in the checkpoint of an older version
         self.path = torch.as_tensor(path, dtype=torch.float64).tolist()
 
-    def _log_scalars(self, step: int, model: LinearModule, measured: dict[str, float]) -> None:
+    def _log_scalars(self, step: int, model: SupervisedModule, measured: dict[str, float]) -> None:
         known, before, self.logged = self.known, self.logged, step
-        excess = known.excess(model.linear)
+        excess = known.excess(model.network)
         loss = measured["train/loss"] if excess is None else excess
         value = measured[self.metric]
         if step == 0:
@@ -165,7 +164,7 @@ class Dashboard(Callback):
             self.best = min(self.best, value) if self.mode == "min" else max(self.best, value)
         with untouched(model):
             norm, _ = gradient_norms(model, *self.data.near("train"), of_rows=False)
-        parameters = self.data.schema.in_file_units(console.parameters(model))
+        parameters = self.data.schema.in_file_units(model.learned())
         scalars: dict[str, float | None] = {
             "train/excess": excess,
             "train/log10_excess": math.log10(excess) if excess else None,
@@ -190,16 +189,16 @@ class Dashboard(Callback):
         schema = self.data.schema
         return coefficients(group, parameters, schema.x, schema.labels or schema.y)
 
-    def _follow(self, step: int, model: LinearModule) -> None:
+    def _follow(self, step: int, model: SupervisedModule) -> None:
         if self._pictures(model).has_path:
-            values = self.data.schema.in_file_units(console.parameters(model))
+            values = self.data.schema.in_file_units(model.learned())
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 
-    def _pictures(self, model: LinearModule) -> Pictures:
+    def _pictures(self, model: SupervisedModule) -> Pictures:
         self.pictures = self.pictures or Pictures(self.data, model, self.known)
         return self.pictures
 
-    def _log_pictures(self, step: int, model: LinearModule) -> None:
+    def _log_pictures(self, step: int, model: SupervisedModule) -> None:
         pictures = self._pictures(model)
         self.drawn = step
         if pictures.has_path and [point[0] for point in self.path[-1:]] != [step]:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from linear_lab.dashboard.pictures import is_plain
 from linear_lab.data.source import EVALUATION_ROWS
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 
 
 @contextmanager
-def untouched(model: LinearModule) -> Iterator[None]:
+def untouched(model: SupervisedModule) -> Iterator[None]:
     """Run a model beside its training: without Dropout, and so that neither its buffers nor random numbers change."""
     training = {module: module.training for module in model.modules()}
     devices = [model.device] if model.device.type == "cuda" else []
@@ -25,7 +25,9 @@ def untouched(model: LinearModule) -> Iterator[None]:
             module.training = mode
 
 
-def gradient_norms(model: LinearModule, x: Tensor, y: Tensor, *, of_rows: bool = True) -> tuple[float, Tensor | None]:
+def gradient_norms(
+    model: SupervisedModule, x: Tensor, y: Tensor, *, of_rows: bool = True
+) -> tuple[float, Tensor | None]:
     """Norm of the gradient of the loss over all rows, and the norms of the rows' own gradients.
 
     A row's gradient is that of its own loss: with ``g`` the derivative by its y_hat, ``g x^T`` for the weight and ``g``
@@ -40,7 +42,7 @@ def gradient_norms(model: LinearModule, x: Tensor, y: Tensor, *, of_rows: bool =
     Returns:
         a number, and ``(B,)``, float64, on the CPU; None for another network than nn.Linear.
     """
-    linear = model.linear if of_rows and is_plain(model) else None
+    linear = model.network if of_rows and is_plain(model) else None
     parameters = [p for p in model.parameters() if p.requires_grad]
     dtype = parameters[0].dtype  # of half precision, whose batches Lightning rounds
     total, norms = torch.zeros((), dtype=torch.float64), []

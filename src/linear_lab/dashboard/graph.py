@@ -9,30 +9,30 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 
 
 class Forward(nn.Module):
-    """``loss(linear(x), y)``."""
+    """``loss(network(x), y)``."""
 
-    def __init__(self, model: LinearModule) -> None:
+    def __init__(self, model: SupervisedModule) -> None:
         super().__init__()
-        self.linear, self.loss = model.linear, model.loss
+        self.network, self.loss = model.network, model.loss
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch."""
-        loss: Tensor = self.loss(self.linear(x), y)
+        loss: Tensor = self.loss(self.network(x), y)
         return loss
 
 
-def graph(model: LinearModule, x: Tensor, y: Tensor) -> GraphDef | None:
+def graph(model: SupervisedModule, x: Tensor, y: Tensor) -> GraphDef | None:
     """Trace the model from a row of x ``(1, F)`` and y to the loss, with the shapes of all that flows.
 
     Returns:
         the graph; None for a network whose way depends on values, which cannot be traced.
     """
     module = Forward(model)
-    if type(model).forward is not LinearModule.forward:
+    if type(model).forward is not SupervisedModule.forward:
         return None
     try:
         traced = fx.symbolic_trace(module)

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linear_lab import console, terminal
+from linear_lab import terminal
 from linear_lab.dashboard import classes, figures, surfaces
 from linear_lab.dashboard.figures import Array
 from linear_lab.data import LinearData
 from linear_lab.data.schema import restore, standardize
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 from linear_lab.optimum import Reference
 
 
@@ -27,7 +27,7 @@ class Pictures:
         known: what it is held against.
     """
 
-    def __init__(self, data: LinearData, model: LinearModule, known: Reference) -> None:
+    def __init__(self, data: LinearData, model: SupervisedModule, known: Reference) -> None:
         self.data, self.model = data, model
         schema = data.schema
         self.rows = {
@@ -46,7 +46,7 @@ class Pictures:
             points = {name: (x[:, 0], y[:, 0]) for name, (x, y) in raw.items()}
             optimal = least_squares_line(known)
             self.fit = figures.Fit(points, schema.x[0], schema.y[0], optimal)
-            if console.parameters(model)["bias"] is not None:
+            if model.learned()["bias"] is not None:
                 self.surface = surfaces.Surface(surface(data, model), optimal)
         else:
             self.agreement = figures.Agreement({name: y for name, (_, y) in raw.items()}, schema.y)
@@ -73,7 +73,7 @@ class Pictures:
         """
         drawn = {}
         if self.fit or self.regions:
-            values = self.data.schema.in_file_units(console.parameters(self.model))
+            values = self.data.schema.in_file_units(self.model.learned())
             weight = np.array(values["weight"])
             bias = np.array(values["bias"] or [0.0] * len(weight))
             if self.fit:
@@ -86,7 +86,7 @@ class Pictures:
             y_hat = {name: restore(self._y_hat(name), *self.data.schema.y_units).numpy() for name in self.rows}
             drawn["predictions"] = self.agreement.draw(step, y_hat)
         if self.coefficients:
-            weight = self.model.linear.weight.detach().cpu().double().numpy().reshape(-1)
+            weight = self.model.network.weight.detach().cpu().double().numpy().reshape(-1)
             drawn["coefficients"] = self.coefficients.draw(step, weight)
         if self.confusion:
             true = self.data.parts["train"][1][self.rows["train"]].numpy()
@@ -118,12 +118,12 @@ def least_squares_line(known: Reference) -> tuple[float, float] | None:
     return known.optimum.weight.item(), 0.0 if known.optimum.bias is None else known.optimum.bias.item()
 
 
-def is_plain(model: LinearModule) -> bool:
+def is_plain(model: SupervisedModule) -> bool:
     """Tell nn.Linear as it is from networks that compute something else."""
-    return type(model.linear) is nn.Linear and type(model).forward is LinearModule.forward
+    return type(model.network) is nn.Linear and type(model).forward is SupervisedModule.forward
 
 
-def surface(data: LinearData, model: LinearModule) -> surfaces.Loss:
+def surface(data: LinearData, model: SupervisedModule) -> surfaces.Loss:
     """Make the loss of one feature and one target a function of weight and bias, in the units of the file.
 
     The loss itself is in the units of training, as everywhere.

@@ -75,9 +75,10 @@ class Schema:
         ``scale_y W / scale_x`` and the bias ``mean_y + scale_y b - weight mean_x``, in float64.
 
         Args:
-            parameters: ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` or None, as lists. Others are left as they are.
+            parameters: ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` or None, as lists. Those of other networks
+                are left as they are.
         """
-        if not self.standardized or "weight" not in parameters:
+        if not self.standardized or set(parameters) != {"weight", "bias"}:
             return parameters
         bias = parameters["bias"]
         weight, bias = self.tensors_in_file_units(

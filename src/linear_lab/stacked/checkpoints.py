@@ -34,7 +34,7 @@ class Checkpoints:
         config, data = self.runs[job].config, self.trained.data
         own = self.trained.own[job]
         own_values = snapshot.of_model(job)
-        state = {f"linear.{name}": own_values.pop(name) for name in ("weight", "bias") if name in own_values}
+        state = {f"network.{name}": own_values.pop(name) for name in ("weight", "bias") if name in own_values}
         tensors = [{name: own_values[f"{k}.{name}"] for name in kept} for k, kept in enumerate(snapshot.tensors)]
         if snapshot.rates:
             own.param_groups[0]["lr"] = snapshot.rates[job]

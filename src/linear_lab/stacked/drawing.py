@@ -10,7 +10,8 @@ from linear_lab.dashboard.gradients import gradient_norms
 from linear_lab.dashboard.logger import RunLogger
 from linear_lab.dashboard.pictures import Pictures
 from linear_lab.data import LinearData
-from linear_lab.model import LinearModule, build
+from linear_lab.models import LinearModule
+from linear_lab.models.supervised import build
 from linear_lab.optimum import Reference
 from linear_lab.stacked.measured import ways
 from linear_lab.stacked.training import StackedRun, Trained
@@ -91,9 +92,9 @@ def draw(candidate: Candidate) -> None:
     logger = RunLogger(str(candidate.run.run.path))
     for step, (weight, bias) in candidate.moments.items():
         with torch.no_grad():
-            model.linear.weight.copy_(weight)
+            model.network.weight.copy_(weight)
             if bias is not None:
-                model.linear.bias.copy_(bias)
+                model.network.bias.copy_(bias)
         way = [point[1:] for point in candidate.path if point[0] <= step]
         for tag, png in pictures.draw(step, way).items():
             logger.log_picture(f"pictures/{tag}", png, step)

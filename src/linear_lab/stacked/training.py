@@ -22,8 +22,8 @@ from linear_lab.assembly import build, restored_process
 from linear_lab.callbacks import MeasureLastStep, StopOnSignal
 from linear_lab.data import LinearData
 from linear_lab.data.batches import BLOCK
-from linear_lab.model import LinearModule, initial_linear
-from linear_lab.model import build as build_class
+from linear_lab.models import LinearModule
+from linear_lab.models.supervised import build as build_class
 from linear_lab.optimum import Optimum, Reference, reference
 from linear_lab.run import Run
 from linear_lab.stacked.losses import stacked_loss
@@ -198,7 +198,7 @@ def is_of(checkpoint: Path, data: LinearData) -> bool:
 def misshapen(data: LinearData, model: dict[str, Any]) -> str | None:
     """Say what is wrong with the initial weights that a config gives; None if nothing."""
     try:
-        initial_linear(data.in_features, data.out_features, model.get("bias", True), model.get("weight"))
+        LinearModule(data.in_features, data.out_features, bias=model.get("bias", True), weight=model.get("weight"))
     except ValueError as error:
         return str(error)
     return None
@@ -211,7 +211,9 @@ def initial_parameters(runs: list[StackedRun], data: LinearData) -> tuple[Tensor
         spec = config["model"]
         torch.manual_seed(config["seed"])
         with DoublePrecision().module_init_context() if data.dtype == torch.float64 else nullcontext():
-            linear = initial_linear(data.in_features, data.out_features, spec.get("bias", True), spec.get("weight"))
+            linear = LinearModule(
+                data.in_features, data.out_features, bias=spec.get("bias", True), weight=spec.get("weight")
+            ).network
         return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
 
     starts = shared_by([one.config for one in runs], ("seed", "model"), start)
@@ -256,7 +258,7 @@ def references(
     for optimizer in own:
         if id(optimizer) not in found:
             found[id(optimizer)] = reference(
-                template.linear, template.loss, optimizer, *data.raw["train"], *units, solved=solved
+                template.network, template.loss, optimizer, *data.raw["train"], *units, solved=solved
             )
     return [found[id(optimizer)] for optimizer in own]
 

@@ -22,7 +22,7 @@ from linear_lab.dashboard.figures import Array
 from linear_lab.dashboard.logger import RunLogger, event_files
 from linear_lab.dashboard.pictures import least_squares_line, surface
 from linear_lab.data import LinearData
-from linear_lab.model import LinearModule
+from linear_lab.models import SupervisedModule
 from linear_lab.optimum import Reference, reference
 from linear_lab.run import CONFIG, LAST
 from linear_lab.sweep.board import Board, Job, markdown
@@ -104,14 +104,14 @@ def log_page(board: Board, folder: Path) -> None:
                 logger.log_metrics(numbers, step)
 
 
-def least_squares_reference(data: LinearData, model: LinearModule) -> Reference:
+def least_squares_reference(data: LinearData, model: SupervisedModule) -> Reference:
     """Compute least squares, without the weight decay that some job may have."""
     plain = SGD(model.parameters(), lr=1.0)
-    return reference(model.linear, model.loss, plain, *data.raw["train"], data.schema.x_units, data.schema.y_units)
+    return reference(model.network, model.loss, plain, *data.raw["train"], data.schema.x_units, data.schema.y_units)
 
 
 def pictures(
-    jobs: list[tuple[Job, Way]], board: Board, data: LinearData, model: LinearModule, known: Reference
+    jobs: list[tuple[Job, Way]], board: Board, data: LinearData, model: SupervisedModule, known: Reference
 ) -> dict[str, bytes]:
     """Draw jobs that fit the same data, as PNG files by name."""
     curves: dict[str, list[tuple[float, float | None]]] = {}
@@ -144,13 +144,13 @@ def replaced_events(folder: Path) -> Iterator[RunLogger]:
 
 
 @torch.no_grad()
-def at_the_optimum(data: LinearData, model: LinearModule, known: Reference) -> dict[str, float]:
+def at_the_optimum(data: LinearData, model: SupervisedModule, known: Reference) -> dict[str, float]:
     """Measure the least-squares solution as a run is measured."""
     assert known.optimum
     optimum, features = known.optimum, data.in_features
-    model.linear.weight.copy_(optimum.solution[:features].T)
-    if model.linear.bias is not None:
-        model.linear.bias.copy_(optimum.solution[features])
+    model.network.weight.copy_(optimum.solution[:features].T)
+    if model.network.bias is not None:
+        model.network.bias.copy_(optimum.solution[features])
     bias = None if optimum.bias is None else optimum.bias.tolist()
     parameters = {"weight": optimum.weight.tolist(), "bias": bias}
     losses = {f"{part}/loss": model.loss(model(x), y).item() for part, (x, y) in data.parts.items()}

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from linear_lab import CONF, UserError
 from linear_lab.checks import check
-from linear_lab.model import LinearModule
+from linear_lab.models import LinearModule
 from linear_lab.stacked.losses import NUMBERS as LOSS_NUMBERS
 from linear_lab.stacked.optimizers import MODES, NUMBERS
 
@@ -40,7 +40,7 @@ def obstacle(config: dict[str, Any]) -> str | None:
 def obstacles(config: dict[str, Any]) -> Iterator[str]:
     """Yield the keys, with their values, that stacked training cannot do."""
     model, optimizer, scheduler, loss = (config[name] for name in ("model", "optimizer", "scheduler", "loss"))
-    if model["_target_"] != "linear_lab.model.LinearModule" or {*model} - {"_target_", "weight", "bias"}:
+    if model["_target_"] != "linear_lab.models.linear.LinearModule" or {*model} - {"_target_", "weight", "bias"}:
         yield f"model is {model['_target_']}"
     for name, spec, known in (("optimizer", optimizer, OPTIMIZERS), ("loss", loss, LOSS_NUMBERS)):
         if spec["_target_"] not in known:

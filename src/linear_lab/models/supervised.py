@@ -1,4 +1,4 @@
-"""The LightningModule around nn.Linear."""
+"""A network, a loss and an optimizer as a LightningModule."""
 
 import math
 import sys
@@ -18,41 +18,34 @@ Spec = dict[str, Any]  # a class by its dotted name under `_target_`, and its ar
 T = TypeVar("T")
 
 
-class LinearModule(LightningModule):
-    """``y_hat = x W^T + b``, fitted by gradient descent; for classification y_hat are the logits of C classes.
+class SupervisedModule(LightningModule):
+    """``y_hat = network(x)``, fitted by gradient descent; for classification y_hat are the logits of C classes.
 
-    A subclass may put another network, from ``(B, F)`` to ``(B, T)``, into ``self.linear``.
+    All arguments but the network are plain numbers, strings, lists and dicts. A subclass builds its network from such
+    arguments too, so that the checkpoint holds them all, and ``load_from_checkpoint(path)`` needs no argument and runs
+    no code from the file::
 
-    All arguments are plain numbers, strings, lists and dicts. The checkpoint holds them, so that
-    ``LinearModule.load_from_checkpoint(path)`` needs no argument; loading runs no code from the file.
+        class MyModule(SupervisedModule):
+            def __init__(self, in_features, out_features, width=8, **training):
+                hidden, output = nn.Linear(in_features, width), nn.Linear(width, out_features)
+                super().__init__(nn.Sequential(hidden, nn.ReLU(), output), **training)
 
     Args:
-        in_features: F, columns of x.
-        out_features: T, columns of y, or the number of classes.
-        bias: False leaves b out; True starts it at random; a number or a list of T numbers starts it there.
-        weight: where W starts: a number, or ``(T, F)`` numbers; None for a random start.
-        loss: a loss class of torch.nn, called with ``y_hat`` and ``y``.
-        optimizer: an optimizer class.
+        network: maps x ``(B, F)`` to y_hat ``(B, T)``, or to logits ``(B, C)``.
+        loss: a loss class of torch.nn, called with ``y_hat`` and ``y``; the mean squared error by default.
+        optimizer: an optimizer class; SGD by default.
         scheduler: a learning rate scheduler class, stepped once an epoch; ReduceLROnPlateau once a validation.
         metric: what ReduceLROnPlateau watches.
         schema: names and units of the columns, which the checkpoint keeps for whoever predicts with it.
 
     Raises:
-        ValueError: naming the argument: an initial weight of the wrong shape, an lr that is not positive, a target
-            that is not a class of its kind.
-
-    >>> module = LinearModule(1, 1, weight=0.5636951923370361, bias=0.46575701236724854)
-    >>> module(torch.tensor([[2.0]])).item()
-    1.5931473970413208
+        ValueError: naming the argument: an lr that is not positive, a target that is not a class of its kind.
     """
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        network: nn.Module,
         *,
-        bias: bool | float | list[float] = True,
-        weight: float | list[Any] | None = None,
         loss: Spec | None = None,
         optimizer: Spec | None = None,
         scheduler: Spec | None = None,
@@ -60,8 +53,8 @@ class LinearModule(LightningModule):
         schema: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
-        self.linear = initial_linear(in_features, out_features, bias, weight)
+        self.save_hyperparameters(ignore=["network"], logger=False)
+        self.network = network
         self.loss = build(loss or {"_target_": "torch.nn.MSELoss"}, nn.Module)
         if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
             raise ValueError(f"loss.reduction must be mean, so that batches of any size compare, got {reduction}")
@@ -84,8 +77,12 @@ class LinearModule(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x ``(B, F)`` to y_hat ``(B, T)``."""
-        y_hat: Tensor = self.linear(x)
+        y_hat: Tensor = self.network(x)
         return y_hat
+
+    def learned(self) -> dict[str, Any]:
+        """Return the parameters as nested lists, by their names in the network."""
+        return {name: values.tolist() for name, values in self.network.named_parameters()}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of the batch, averaged over its rows and targets.
@@ -192,21 +189,6 @@ class LinearModule(LightningModule):
         return metrics
 
 
-def initial_linear(
-    in_features: int,
-    out_features: int,
-    bias: bool | float | list[float] = True,
-    weight: float | list[Any] | None = None,
-) -> nn.Linear:
-    """Make nn.Linear as training starts with it; arguments as of `LinearModule`."""
-    linear = nn.Linear(in_features, out_features, bias=bias is not False)
-    if weight is not None:
-        set_parameter(linear.weight, weight, "weight")
-    if not isinstance(bias, bool):
-        set_parameter(linear.bias, bias, "bias")
-    return linear
-
-
 def build(spec: Spec, kind: type[T], *args: Any) -> T:
     """Build ``spec["_target_"]`` with the positional and the spec's arguments.
 
@@ -225,21 +207,3 @@ def build(spec: Spec, kind: type[T], *args: Any) -> T:
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(f"{target} is not a subclass of {kind.__name__} in a module that is imported")
     return found(*args, **{key: value for key, value in spec.items() if key != "_target_"})
-
-
-@torch.no_grad()
-def set_parameter(parameter: Tensor, values: Any, name: str) -> None:
-    """Start a parameter at the given numbers; a single number fills it.
-
-    Raises:
-        ValueError: naming both shapes.
-    """
-    try:
-        tensor = torch.tensor(values, dtype=parameter.dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a number, or rows of numbers of equal length, got {values}") from error
-    if tensor.ndim == 1 and parameter.ndim == 2 and parameter.shape[0] == 1:
-        tensor = tensor.unsqueeze(0)  # one target: a plain list has its coefficients
-    if tensor.ndim and tensor.shape != parameter.shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but the data want {tuple(parameter.shape)}")
-    parameter.copy_(tensor.expand_as(parameter))

@@ -1,0 +1,67 @@
+"""The LightningModule around nn.Linear."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linear_lab.models.supervised import SupervisedModule
+
+
+class LinearModule(SupervisedModule):
+    """``y_hat = x W^T + b``, fitted by gradient descent; for classification y_hat are the logits of C classes.
+
+    Args:
+        in_features: F, columns of x.
+        out_features: T, columns of y, or the number of classes.
+        bias: False leaves b out; True starts it at random; a number or a list of T numbers starts it there.
+        weight: where W starts: a number, or ``(T, F)`` numbers; None for a random start.
+        **training: loss, optimizer, scheduler, metric and schema, see `SupervisedModule`.
+
+    Raises:
+        ValueError: naming the argument: an initial weight of the wrong shape, and as `SupervisedModule`.
+
+    >>> module = LinearModule(1, 1, weight=0.5636951923370361, bias=0.46575701236724854)
+    >>> module(torch.tensor([[2.0]])).item()
+    1.5931473970413208
+    """
+
+    network: nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool | float | list[float] = True,
+        weight: float | list[Any] | None = None,
+        **training: Any,
+    ) -> None:
+        linear = nn.Linear(in_features, out_features, bias=bias is not False)
+        if weight is not None:
+            set_parameter(linear.weight, weight, "weight")
+        if not isinstance(bias, bool):
+            set_parameter(linear.bias, bias, "bias")
+        super().__init__(linear, **training)
+
+    def learned(self) -> dict[str, Any]:
+        """Return ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` as lists; bias is None for a model without."""
+        return {"bias": None} | super().learned()
+
+
+@torch.no_grad()
+def set_parameter(parameter: Tensor, values: Any, name: str) -> None:
+    """Start a parameter at the given numbers; a single number fills it.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    try:
+        tensor = torch.tensor(values, dtype=parameter.dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number, or rows of numbers of equal length, got {values}") from error
+    if tensor.ndim == 1 and parameter.ndim == 2 and parameter.shape[0] == 1:
+        tensor = tensor.unsqueeze(0)  # one target: a plain list has its coefficients
+    if tensor.ndim and tensor.shape != parameter.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but the data want {tuple(parameter.shape)}")
+    parameter.copy_(tensor.expand_as(parameter))
