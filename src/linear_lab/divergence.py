@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
+from linear_lab.fitting.summary import Summary
 from linear_lab.optimum import Reference
 
 
@@ -23,40 +25,44 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Raises `DivergenceError` after the step, or before the checkpoint, that shows it.
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step, or validation, that shows divergence.
 
-    A loss counts as grown beyond all bounds at `GROWTH` times its first value, or `GROWTH` if that was below 1: the
-    weights are then a million times too large, so that float32 has hardly a digit left for the answer.
+    Args:
+        known: what the run is held against.
+        metric: what decides which weights are best.
+        mode: ``min`` or ``max``.
     """
 
-    GROWTH = 1e12
-
-    def __init__(self) -> None:
-        self.bound: float | None = None
+    def __init__(self, known: Reference, metric: str, mode: str) -> None:
+        self.known, self.summary = known, Summary(1, metric, mode)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Look at the loss that the step began with."""
-        loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # Lightning has divided by it
-        self.bound = self.bound or self.GROWTH * max(loss, 1.0)
-        diverged = not abs(loss) <= self.bound
+        loss = (
+            outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
+        )  # Lightning has divided by it
+        diverged = self.summary.after_step(trainer.global_step, loss)
         if trainer.world_size > 1:  # each process has seen its own rows
             diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
         if diverged:
-            raise DivergenceError("train/loss", loss)
+            raise DivergenceError("train/loss", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what was measured; Lightning has checkpoints follow after it."""
-        for name, value in trainer.callback_metrics.items():
-            if not math.isfinite(value.item()):
-                raise DivergenceError(name, value.item())
+        """Look at what was measured; the dashboard and Lightning's checkpoints follow after it."""
+        measured = {name: value.detach().cpu().reshape(1) for name, value in trainer.callback_metrics.items()}
+        excess = self.known.excess(pl_module.network)  # type: ignore[arg-type]
+        loss = measured["train/loss"] if excess is None else torch.tensor([excess], dtype=torch.float64)
+        if self.summary.after_validation(trainer.global_step, measured, loss):
+            name, value = self.summary.metrics[int(self.summary.diverged_by)], float(self.summary.diverged_value)
+            raise DivergenceError(name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the bound in the checkpoint, for a run that is resumed."""
-        return {"bound": self.bound}
+        """Keep the summary in the checkpoint, for a run that is resumed."""
+        return self.summary.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the bound from the checkpoint."""
-        self.bound = state_dict["bound"]
+        """Restore it."""
+        self.summary.load_state_dict(state_dict)
 
 
 def too_fast(cfg: DictConfig, known: Reference) -> bool:
@@ -90,15 +96,30 @@ def divergence(
         result: ``steps`` and ``metrics`` at the end.
         initial: metrics of the untouched model.
     """
-    lr, stable, metrics, steps = cfg.optimizer.get("lr"), known.stable_lr, result["metrics"], result["steps"]
+    metrics, steps = result["metrics"], result["steps"]
     grown = too_fast(cfg, known) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
     unsound = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
     diverged = diverged or unsound or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
         return None
+    raw = cfg.data.get("standardize") is False
+    return explain(diverged.metric, diverged.value, steps, cfg.optimizer.get("lr"), known.stable_lr, raw=raw)
+
+
+def explain(metric: str, value: float, steps: int, lr: float | None, stable: float | None, *, raw: bool) -> str:
+    """Say that a run diverged, where, why, and what to try.
+
+    Args:
+        metric: that showed it.
+        value: of the metric.
+        steps: that were taken.
+        lr: of the optimizer, if it has one.
+        stable: the largest stable rate, if it is known.
+        raw: whether the data could be standardized and are not.
+    """
     if not steps:
         return (
-            f"diverged before the first step ({diverged}): the values are too large for this precision; "
+            f"diverged before the first step ({metric} {value:.2g}): the values are too large for this precision; "
             "standardize the data, or try trainer.precision=64-true"
         )
     if stable is None or lr is None:
@@ -113,6 +134,4 @@ def divergence(
             f"lr {lr:g} is below {stable:.4g}, the largest stable rate for all rows together, but a batch of few may "
             f"have a smaller one; try optimizer.lr={rounded_down(lr):g} or a larger data.batch_size"
         )
-    if cfg.data.get("standardize") is False:
-        why += ", or data.standardize=true"
-    return f"diverged at step {steps} ({diverged}): {why}"
+    return f"diverged at step {steps} ({metric} {value:.2g}): {why}{', or data.standardize=true' if raw else ''}"

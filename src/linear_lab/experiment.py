@@ -25,10 +25,11 @@ from linear_lab.dashboard.texts import outcome_text
 from linear_lab.data import LinearData
 from linear_lab.divergence import DivergenceError, StopOnDivergence, divergence, rounded_down, too_fast
 from linear_lab.evaluation import check_same_data, evaluate, measure, measured, readable_checkpoint
+from linear_lab.fingerprints import config_hash
 from linear_lab.models import SupervisedModule
 from linear_lab.optimum import Reference, reference
 from linear_lab.progress import ProgressBar
-from linear_lab.run import LAST, Run, config_hash, git_revision
+from linear_lab.run import LAST, Run, git_revision
 from linear_lab.steps import FirstSteps
 
 __all__ = ["evaluate", "fit", "outcome", "train"]
@@ -132,7 +133,7 @@ def fit(
     check_same_data(cfg, data, checkpoint)
     known = find_reference(cfg, data, model)
     first_steps = FirstSteps(screen, cfg.console.steps, plain)
-    stop_on_divergence = StopOnDivergence()
+    stop_on_divergence = StopOnDivergence(known, cfg.metric, cfg.get("mode", "min"))
     ours = [stop_on_divergence, first_steps, *callbacks, ProgressBar(screen), stop]
     step = checkpoint.get("global_step", 0)
     purge_step = step + (path is not None) if cfg.resume else None  # what comes after the checkpoint is logged again
@@ -144,7 +145,7 @@ def fit(
         if isinstance(logger, RunLogger):
             config: Any = OmegaConf.to_container(cfg)
             yaml = OmegaConf.to_yaml(cfg, resolve=True)
-            dashboard = Dashboard(logger, data, known, config, yaml, cfg.metric, cfg.get("mode", "min"))
+            dashboard = Dashboard(logger, data, known, config, yaml, cfg.metric, stop_on_divergence.summary)
             # what has diverged is not logged, and what is logged is on disk before a checkpoint
             trainer.callbacks.insert(trainer.callbacks.index(stop_on_divergence) + 1, dashboard)  # type: ignore[attr-defined]
             if at_the_end:

@@ -17,6 +17,7 @@ from linear_lab import UserError
 
 LONGEST_NAME = 120  # characters of a folder's name
 ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model leaves less
+ROOM_REMEDY = "make room, or choose another folder with output_root=<folder>"
 PATIENCE = 0.5  # seconds to wait for a lock: who looks whether one is held takes it for a moment
 
 
@@ -98,7 +99,7 @@ def replace(path: Path, content: bytes) -> None:
     Raises:
         UserError: if the disk is full, or does not let itself be written.
     """
-    with writing(path, "make room, or choose another folder with output_root=<folder>") as part:
+    with writing(path, ROOM_REMEDY) as part:
         part.write_bytes(content)
 
 

@@ -33,12 +33,13 @@ def leaderboard(cfg: DictConfig) -> None:
     if not folder.is_dir():
         raise UserError(f"sweep={cfg.folder}: there is no such folder; {example}")
     if not board.is_sweep(folder):
-        raise UserError(f"sweep={cfg.folder}: no {board.PLAN} in it, so it is no sweep; {example}")
+        raise UserError(f"sweep={cfg.folder}: no plan in it, so it is no sweep; {example}")
     if type(cfg.top) is not int or cfg.top < 1:
         raise UserError(f"top={cfg.top}: must be a whole number from 1, the rows of a table")
     board.read(folder, cfg.metric, cfg.mode)  # refuses before anything is written
     found = board.write(folder, cfg.metric, cfg.mode)
-    page.write_page(folder)
+    if cfg.page:
+        page.write_page(folder)
     screen = terminal.screen()
     board.show(screen, found, cfg.top)
     terminal.show_commands(screen, board.commands(found))

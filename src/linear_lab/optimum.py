@@ -54,9 +54,9 @@ class Optimum:
     def excesses(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the excess of J models, ``(J,)``; weight is ``(J, T, F)`` and bias ``(J, T)``."""
         columns = [weight] if bias is None else [weight, bias[..., None]]
-        distance = torch.cat(columns, -1).double().mT - self.solution
-        squares = (self._factor @ distance).square().sum((1, 2)) + self._weight_decay * distance.square().sum((1, 2))
-        return squares / 2
+        distance = torch.cat(columns, -1).double() - self.solution.T.to(weight.device)
+        curved = distance @ self._factor.T.to(weight.device)
+        return (curved.square().sum((1, 2)) + self._weight_decay * distance.square().sum((1, 2))) / 2
 
 
 def least_squares(

@@ -2,7 +2,6 @@
 
 import fcntl
 import functools
-import hashlib
 import json
 import math
 import os
@@ -26,15 +25,6 @@ CHECKPOINTS = {"best": BEST, "last": LAST}
 PREDICTIONS = "predictions.csv"
 LOCK = ".lock"
 LOG = "train.log"
-FREE = (
-    "output_root",
-    "resume",
-    "console",
-    "logger",
-    "name",
-    "overwrite",
-    "fail_fast",
-)  # keys of a config that decide no number
 
 
 class HeldError(UserError):
@@ -186,12 +176,6 @@ def is_held(folder: Path) -> bool:
     finally:
         os.close(file)
     return False
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """Fingerprint of what decides a run's numbers: not of where it lies and what it shows."""
-    deciding = {key: value for key, value in config.items() if key not in FREE}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -16,12 +16,12 @@ from linear_lab.dashboard.graph import graph
 from linear_lab.dashboard.logger import RunLogger
 from linear_lab.dashboard.pictures import Pictures
 from linear_lab.data import LinearData
+from linear_lab.fitting.summary import Summary
 from linear_lab.models import SupervisedModule
 from linear_lab.optimum import Reference
 
 SINGLY = 16  # coefficients that have a curve each; of more there is the norm
-KEPT = ("first", "best", "small_at", "path", "logged", "drawn", "lr")  # in the checkpoint
-SMALL = 0.01  # of the start: when a loss counts as small
+KEPT = ("path", "logged", "drawn", "lr")  # in the checkpoint
 
 
 class Dashboard(Callback):
@@ -37,7 +37,7 @@ class Dashboard(Callback):
         config: the config as plain containers, without references resolved.
         yaml: the config as a text.
         metric: what decides which weights are best.
-        mode: ``min`` or ``max`` of it.
+        summary: what is remembered of the run, kept up to date by whoever acts before.
     """
 
     def __init__(
@@ -48,15 +48,12 @@ class Dashboard(Callback):
         config: dict[str, Any],
         yaml: str,
         metric: str,
-        mode: str,
+        summary: Summary,
     ) -> None:
         self.logger, self.data, self.known = logger, data, known
         self.config, self.yaml = config, yaml
-        self.metric, self.mode = metric, mode
+        self.metric, self.summary = metric, summary
         self.pictures: Pictures | None = None
-        self.first: float | None = None  # the loss that "small" is measured by, at the start
-        self.best: float | None = None
-        self.small_at: int | None = None
         self.path: list[list[float]] = []  # [step, weight, bias] of one-feature models
         self.seen = -1  # the last step that was looked at
         self.caught_up = False  # whether the last numbers are not those of a validation
@@ -133,6 +130,9 @@ class Dashboard(Callback):
         """
         self.caught_up = step != self.logged
         if self.caught_up:
+            excess = self.known.excess(model.network)
+            loss = measured["train/loss"] if excess is None else excess
+            self.summary.note_small(step, torch.tensor([loss]))
             self._log_scalars(step, model, measured)
         if self.logger.pictures and step != self.drawn:
             self._log_pictures(step, model)
@@ -150,18 +150,10 @@ class Dashboard(Callback):
         self.path = torch.as_tensor(path, dtype=torch.float64).tolist()
 
     def _log_scalars(self, step: int, model: SupervisedModule, measured: dict[str, float]) -> None:
-        known, before, self.logged = self.known, self.logged, step
+        known, self.logged = self.known, step
         excess = known.excess(model.network)
-        loss = measured["train/loss"] if excess is None else excess
-        value = measured[self.metric]
-        if step == 0:
-            self.first, self.best = loss, value
-        if self.first is not None and self.small_at is None and loss <= SMALL * self.first:
-            self.small_at = step
-        if before == 0 and not self.caught_up:  # of checkpoints, and the untouched model has none
-            self.best = value
-        elif self.best is not None and not self.caught_up:
-            self.best = min(self.best, value) if self.mode == "min" else max(self.best, value)
+        value, small = measured[self.metric], int(self.summary.small_at)
+        best = float(self.summary.best) if self.summary.best_step >= 0 else value
         with untouched(model):
             norm, _ = gradient_norms(model, *self.data.near("train"), of_rows=False)
         parameters = self.data.schema.in_file_units(model.learned())
@@ -172,13 +164,8 @@ class Dashboard(Callback):
             "optim/grad_norm": norm,
             "time/steps_per_second": self.speed,
             **self._coefficients("param", parameters),
-            "hp/train_loss": measured["train/loss"],
-            "hp/excess_loss": excess,
-            f"hp/{self.metric.replace('/', '_')}": value,
-            f"hp/best_{self.metric.replace('/', '_')}": self.best,
+            **hparams.metrics(self.metric, measured["train/loss"], excess, value, best, step if small < 0 else small),
         }
-        if self.first is not None:  # it is not in the checkpoint of an older version
-            scalars["hp/steps_above_1_percent"] = step if self.small_at is None else self.small_at
         if known.optimum:
             bias = known.optimum.bias
             optimal = {"weight": known.optimum.weight.tolist(), "bias": None if bias is None else bias.tolist()}

@@ -7,6 +7,7 @@ runs with different hyperparameters keep all of theirs. It ticks the first five 
 hp/ come first.
 """
 
+import io
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,11 +18,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.optim import Optimizer
 
 from linear_lab import UserError, files
-from linear_lab.dashboard.events import records
 from linear_lab.dashboard.logger import event_files
 
 # Event files of their own: TensorBoard keeps to the first start and the first end that it reads, by the order of names
@@ -82,18 +84,44 @@ def class_name(spec: dict[str, Any]) -> str:
     return str(spec["_target_"]).rpartition(".")[2]
 
 
+def metrics(
+    metric: str, train_loss: float | None, excess: float | None, value: float | None, best: float | None,
+    steps_above: int | None,
+) -> dict[str, float]:  # fmt: skip
+    """Return the row's numbers by tag; those that are None are left out.
+
+    Args:
+        metric: what decides which weights are best.
+        train_loss: of the model as it is.
+        excess: over the least loss, likewise.
+        value: of the metric, likewise.
+        best: value of the metric.
+        steps_above: steps until the loss was at most 1 % of its start.
+    """
+    name = metric.replace("/", "_")
+    found = {
+        "hp/train_loss": train_loss, "hp/excess_loss": excess, f"hp/{name}": value, f"hp/best_{name}": best,
+        "hp/steps_above_1_percent": steps_above,
+    }  # fmt: skip
+    return {tag: number for tag, number in found.items() if number is not None}
+
+
 def start(folder: Path, columns: dict[str, bool | float | str]) -> None:
     """Open a run's row, in place of one that was there; until it has an end its status is UNKNOWN."""
-    files.replace(folder / START, b"".join(records(start_events(columns))))
+    write(folder / START, started(folder, columns))
 
 
-def start_events(columns: dict[str, bool | float | str]) -> list[bytes]:
-    """Return the serialized events that open a row."""
-    info = SessionStartInfo(start_time_secs=time.time())
-    for name, value in columns.items():
-        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
-        setattr(info.hparams[name], kind, value)
-    return events(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+def write_row(
+    folder: Path, columns: dict[str, bool | float | str], numbers: dict[str, float], step: int, status: str
+) -> None:
+    """Write a whole row, of a run that has ended."""
+    values = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()])
+    write(folder / START, started(folder, columns), values, ended(status), step=step)
+
+
+def started(folder: Path, columns: dict[str, bool | float | str]) -> Summary:
+    """Return the record that opens a row; the trial has a name, or rows with equal columns would be one."""
+    return hparams_pb(columns, trial_id=f"{folder.parent.name}/{folder.name}")
 
 
 def end(folder: Path, status: str | None) -> None:
@@ -101,13 +129,16 @@ def end(folder: Path, status: str | None) -> None:
     found = event_files(folder)
     if status in STATUSES and (folder / START).exists() and found and not ends(folder):
         with suppress(UserError):  # a full disk has been told already
-            files.replace(found[-1].with_name(found[-1].name + END), b"".join(records(end_events(status))))
+            write(found[-1].with_name(found[-1].name + END), ended(status))
 
 
-def end_events(status: str) -> list[bytes]:
-    """Return the serialized events that end a row."""
-    info = SessionEndInfo(status=STATUSES[status], end_time_secs=time.time())
-    return events(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+def ended(status: str) -> Summary:
+    """Return the record that ends a row."""
+    content = HParamsPluginData(session_end_info=SessionEndInfo(status=STATUSES[status], end_time_secs=time.time()))
+    summary = Summary()
+    described = metadata.create_summary_metadata(content)
+    summary.value.add(tag=metadata.SESSION_END_INFO_TAG, metadata=described, tensor=metadata.NULL_TENSOR)
+    return summary
 
 
 def take_back_end(folder: Path) -> None:
@@ -121,9 +152,13 @@ def ends(folder: Path) -> list[Path]:
     return list(folder.glob(f"events.out.tfevents.*{END}"))
 
 
-def events(tag: str, content: HParamsPluginData) -> list[bytes]:
-    """Return what an event file with one record holds, as the HPARAMS plugin wants it."""
-    summary, now = Summary(), time.time()
-    summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR)
-    both = Event(file_version="brain.Event:2", wall_time=now), Event(summary=summary, wall_time=now)
-    return [event.SerializeToString() for event in both]
+def write(path: Path, *summaries: Summary, step: int = 0) -> None:
+    """Write an event file of its own, as a whole."""
+    content, now = io.BytesIO(), time.time()
+    writer = RecordWriter(content)
+    for event in (
+        Event(file_version="brain.Event:2", wall_time=now),
+        *(Event(summary=summary, wall_time=now, step=step) for summary in summaries),
+    ):
+        writer.write(event.SerializeToString())
+    files.replace(path, content.getvalue())

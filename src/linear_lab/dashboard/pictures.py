@@ -86,7 +86,7 @@ class Pictures:
             y_hat = {name: restore(self._y_hat(name), *self.data.schema.y_units).numpy() for name in self.rows}
             drawn["predictions"] = self.agreement.draw(step, y_hat)
         if self.coefficients:
-            weight = self.model.network.weight.detach().cpu().double().numpy().reshape(-1)
+            weight = dict(self.model.network.named_parameters())["weight"].detach().cpu().double().numpy().reshape(-1)
             drawn["coefficients"] = self.coefficients.draw(step, weight)
         if self.confusion:
             true = self.data.parts["train"][1][self.rows["train"]].numpy()

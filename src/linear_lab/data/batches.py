@@ -10,6 +10,13 @@ Part = tuple[Tensor, Tensor]  # x (B, F) floating and y (B, T) floating, or (B,)
 BLOCK = 1 << 20  # numbers of x that are put in order at once: they fit into the processor's cache
 
 
+def epoch_order(seed: int, epoch: int, rows: int) -> Tensor:
+    """Return the order of the rows in an epoch, ``(rows,)`` int64, on the CPU: a function of its arguments alone."""
+    # SeedSequence mixes the two numbers, so that neighbouring seeds share no epoch's order
+    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(int(mixed[0])))
+
+
 class Batches:
     """Batches of rows held in memory, cut as slices: a DataLoader would collate them row by row.
 
@@ -58,9 +65,7 @@ class Batches:
         epoch, size, rank, processes = self.epoch(), self.batch_size, self.rank, self.world_size
         order, block, x, y = None, -1, self.x, self.y
         if self.seed is not None:
-            # SeedSequence mixes the two numbers, so that neighbouring seeds share no epoch's order
-            epoch_seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(int(epoch_seed[0]))).to(x.device)
+            order = epoch_order(self.seed, epoch, len(x)).to(x.device)
         width = max(1, BLOCK // (size * max(1, x[:1].numel())))  # batches that are put in order at once
         for k in range(self._start if epoch == self._start_epoch else 0, len(self)):
             self._taken, self._taken_epoch = k + 1, epoch

@@ -1,60 +1,47 @@
-"""Losses of many models at once: what torch.nn computes of one, with numbers that differ from model to model."""
+"""Losses of torch.nn with numbers that are tensors, so that they may differ from model to model under vmap.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+``torch.nn.functional`` takes plain numbers for ``delta`` and ``label_smoothing``, and refuses a tensor under vmap.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-NUMBERS: dict[str, dict[str, float]] = {  # classes of torch.nn, and the numbers that may differ, with their defaults
-    "torch.nn.MSELoss": {},
-    "torch.nn.L1Loss": {},
-    "torch.nn.HuberLoss": {"delta": 1.0},
-    "torch.nn.CrossEntropyLoss": {"label_smoothing": 0.0},
-}
+Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # of y_hat, y and numbers
 
 
-def stacked_loss(specs: Sequence[dict[str, Any]]) -> Loss:
-    """Make the loss of J models, whose specs name one class and differ in numbers alone.
+def mse(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    """``mean((y_hat - y)^2)``, of y_hat and y ``(B, T)``."""
+    return (y_hat - y).square().mean()
 
-    Args:
-        specs: of each model, the class under ``_target_`` and its numbers; see `NUMBERS`.
 
-    Returns:
-        A function of y_hat ``(J, T, B)`` and y ``(T, B)`` or ``(J, T, B)``, floating, or class indices ``(B,)`` or
-        ``(J, B)``; it returns ``(J,)``, the mean over rows and targets of each.
+def mae(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    """``mean(|y_hat - y|)``, of y_hat and y ``(B, T)``."""
+    return (y_hat - y).abs().mean()
 
-    >>> loss = stacked_loss([{"_target_": "torch.nn.HuberLoss", "delta": delta} for delta in (1.0, 2.0)])
-    >>> loss(torch.full((2, 1, 1), 3.0), torch.zeros(1, 1)).tolist()
-    [2.5, 4.0]
+
+def huber(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    """``mean(e^2 / 2)`` where ``|e| < delta``, else ``delta (|e| - delta / 2)``, ``e = y_hat - y``.
+
+    >>> huber(torch.full((1, 1), 3.0), torch.zeros(1, 1), {"delta": torch.tensor(2.0)}).item()
+    4.0
     """
-    name = str(specs[0]["_target_"])
-    numbers = {
-        key: torch.tensor([float(spec.get(key, default)) for spec in specs], dtype=torch.float64)
-        for key, default in NUMBERS[name].items()
-    }
+    error, delta = (y_hat - y).abs(), numbers["delta"].to(y_hat.dtype)
+    return torch.where(error < delta, error.square() / 2, delta * (error - delta / 2)).mean()
 
-    def of(key: str, like: Tensor, dimensions: int) -> Tensor:
-        return numbers[key].to(like).reshape(-1, *[1] * dimensions)
 
-    def mse(y_hat: Tensor, y: Tensor) -> Tensor:
-        return (y_hat - y).square().mean((1, 2))
+def cross_entropy(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    """``mean(-(1 - s) log p[y] - s mean(log p))``, ``p = softmax(y_hat)``; y_hat ``(B, C)``, y ``(B,)`` int64."""
+    surprise, smoothing = -y_hat.log_softmax(1), numbers["label_smoothing"].to(y_hat.dtype)
+    of_label = surprise.gather(1, y[:, None])[:, 0]
+    return ((1 - smoothing) * of_label + smoothing * surprise.mean(1)).mean()
 
-    def mae(y_hat: Tensor, y: Tensor) -> Tensor:
-        return (y_hat - y).abs().mean((1, 2))
 
-    def huber(y_hat: Tensor, y: Tensor) -> Tensor:
-        error, delta = (y_hat - y).abs(), of("delta", y_hat, 2)
-        return torch.where(error < delta, error.square() / 2, delta * (error - delta / 2)).mean((1, 2))
-
-    def cross_entropy(y_hat: Tensor, y: Tensor) -> Tensor:
-        surprise = -y_hat.log_softmax(1)  # (J, C, B)
-        labels = y.expand(len(y_hat), -1)[:, None]
-        smoothing = of("label_smoothing", y_hat, 1)
-        rows = (1 - smoothing) * surprise.gather(1, labels)[:, 0] + smoothing * surprise.mean(1)
-        return rows.mean(1)
-
-    return {"MSELoss": mse, "L1Loss": mae, "HuberLoss": huber, "CrossEntropyLoss": cross_entropy}[
-        name.rpartition(".")[2]
-    ]
+LOSSES: dict[str, tuple[Loss, dict[str, float]]] = {  # by class; with the numbers that may differ, and their defaults
+    "torch.nn.MSELoss": (mse, {}),
+    "torch.nn.L1Loss": (mae, {}),
+    "torch.nn.HuberLoss": (huber, {"delta": 1.0}),
+    "torch.nn.CrossEntropyLoss": (cross_entropy, {"label_smoothing": 0.0}),
+}
+BOUNDS = {"delta": (0.0, torch.inf, "()"), "label_smoothing": (0.0, 1.0, "[]")}  # outside of which torch refuses

@@ -1,164 +1,141 @@
-"""PyTorch's optimizers for many models at once.
+"""PyTorch's optimizers as functions of one model, whose numbers are tensors: under vmap they may differ.
 
-Those of torch.optim take one learning rate for a tensor (``lr`` may be a tensor, but of one element), so a stack whose
-models differ in it cannot be handed to them. The rules below are theirs, with each number a column ``(J, 1, ...)``.
+Those of torch.optim take one learning rate for all models. The rules below are theirs, and products are grouped as
+theirs are: in float32 the same gradients give the same bits, or nearly so.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-NUMBERS = {  # what may differ from model to model; betas are two
-    SGD: ("lr", "momentum", "dampening", "weight_decay"),
-    Adam: ("lr", "betas", "eps", "weight_decay"),
-    AdamW: ("lr", "betas", "eps", "weight_decay"),
-    RMSprop: ("lr", "alpha", "eps", "weight_decay", "momentum"),
-}
-MODES = ("nesterov", "maximize", "amsgrad", "centered", "decoupled_weight_decay")  # what must agree
-STATE: dict[type, dict[str, str | None]] = {  # tensors that belong to a parameter, and what switches them on
-    SGD: {"momentum_buffer": "momentum"},
-    Adam: {"exp_avg": None, "exp_avg_sq": None, "max_exp_avg_sq": "amsgrad"},
-    AdamW: {"exp_avg": None, "exp_avg_sq": None, "max_exp_avg_sq": "amsgrad"},
-    RMSprop: {"square_avg": None, "momentum_buffer": "momentum", "grad_avg": "centered"},
-}
+Numbers = dict[str, Tensor]  # 0-dimensional, float64
+State = dict[str, Tensor]  # of one parameter, in its shape
 
 
-class StackedOptimizer(Optimizer):
-    """One optimizer of J models, as J optimizers of torch.optim would be.
-
-    Numbers such as ``1 - beta^t`` are computed in float64 and then rounded to the dtype of the parameters, and products
-    are grouped, as torch.optim does: the same gradients give the same bits on the CPU, or nearly so in float64.
-
-    Args:
-        parameters: tensors whose first dimension is J.
-        own: an optimizer of torch.optim for each model, of one class and with the same `MODES`. A scheduler may change
-            its rate; `read_rates` takes that on.
+class Rule(NamedTuple):
+    """An optimizer.
 
     Attributes:
-        steps: how many were taken.
+        kind: the class of torch.optim.
+        numbers: what may differ from model to model; ``betas`` are ``betas.0`` and ``betas.1``.
+        derive: makes of the numbers, and of the number t of the step (from 1), what `update` wants; in float64.
+        update: of a parameter, its gradient, its state, what `derive` made (in the parameter's dtype), and the modes;
+            returns the new parameter and the new state.
+        state: names what is kept of a parameter, given the modes and the names of the numbers that are not 0.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], own: list[Optimizer]) -> None:
-        super().__init__(parameters, {"lr": own[0].param_groups[0]["lr"]})
-        self.own = own
-        self.kind = type(own[0])
-        self.rule: Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Any]], None] = {
-            SGD: self._sgd, Adam: self._adam, AdamW: self._adam, RMSprop: self._rmsprop,
-        }[self.kind]  # fmt: skip
-        self.mode = own[0].param_groups[0]
-        self.steps = 0
-        groups = [optimizer.param_groups[0] for optimizer in own]
-        self.constants: dict[str, Tensor] = {}
-        for name in NUMBERS[self.kind]:
-            values = torch.tensor([group[name] for group in groups], dtype=torch.float64)
-            self.constants |= {"beta1": values[:, 0], "beta2": values[:, 1]} if name == "betas" else {name: values}
-
-    def read_rates(self) -> None:
-        """Take on the rates that schedulers have set."""
-        rates = [optimizer.param_groups[0]["lr"] for optimizer in self.own]
-        self.constants["lr"] = torch.tensor(rates, dtype=torch.float64)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take a step of all models; returns what the closure does."""
-        with torch.enable_grad():
-            loss = closure() if closure else None
-        self.steps += 1
-        numbers = self._numbers()
-        for parameter in self.param_groups[0]["params"]:
-            if not self.state[parameter]:
-                self.state[parameter] = {name: torch.zeros_like(parameter) for name in STATE[self.kind]}
-            shape = (-1, *[1] * (parameter.ndim - 1))
-            columns = {name: values.to(parameter).reshape(shape) for name, values in numbers.items()}
-            gradient = -parameter.grad if self.mode["maximize"] else parameter.grad
-            if not self.mode.get("decoupled_weight_decay") and "weight_decay" in columns:
-                gradient = torch.addcmul(gradient, parameter, columns["weight_decay"])
-            self.rule(parameter, gradient, columns, self.state[parameter])
-        return loss
-
-    def _numbers(self) -> dict[str, Tensor]:
-        """Return the numbers of this step, ``(J,)`` each, float64; weight decay only where some model has it."""
-        found = dict(self.constants)
-        if not found["weight_decay"].any():
-            del found["weight_decay"]
-        if "beta1" in found:
-            roots = (1 - found["beta2"] ** self.steps).sqrt()
-            found |= {"rate": found["lr"] / (1 - found["beta1"] ** self.steps), "root": roots}
-        for name in ("beta1", "beta2", "alpha", "dampening"):
-            if name in found:
-                found[f"rest of {name}"] = 1 - found[name]
-        if "weight_decay" in found:
-            found["kept"] = 1 - found["lr"] * found["weight_decay"]
-        return found
-
-    def _sgd(self, parameter: Tensor, gradient: Tensor, n: dict[str, Tensor], state: dict[str, Any]) -> None:
-        buffer = state["momentum_buffer"]
-        if self.steps == 1:
-            buffer.copy_(gradient)
-        else:  # of a model without momentum it is the gradient itself
-            share = torch.where(n["momentum"] == 0, 1.0, n["rest of dampening"])
-            buffer.mul_(n["momentum"]).addcmul_(gradient, share)
-        direction = torch.addcmul(gradient, buffer, n["momentum"]) if self.mode["nesterov"] else buffer
-        parameter.addcmul_(direction, -n["lr"])
-
-    def _adam(self, parameter: Tensor, gradient: Tensor, n: dict[str, Tensor], state: dict[str, Any]) -> None:
-        if self.mode["decoupled_weight_decay"] and "kept" in n:
-            parameter.mul_(n["kept"])
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        mean.lerp_(gradient, n["rest of beta1"].expand_as(gradient))
-        square.mul_(n["beta2"]).addcmul_(n["rest of beta2"] * gradient, gradient)
-        if self.mode["amsgrad"]:
-            square = torch.maximum(state["max_exp_avg_sq"], square, out=state["max_exp_avg_sq"])
-        parameter.add_(-n["rate"] * mean / (square.sqrt() / n["root"] + n["eps"]))
-
-    def _rmsprop(self, parameter: Tensor, gradient: Tensor, n: dict[str, Tensor], state: dict[str, Any]) -> None:
-        square, mean, buffer = state["square_avg"], state["grad_avg"], state["momentum_buffer"]
-        square.mul_(n["alpha"]).addcmul_(n["rest of alpha"] * gradient, gradient)
-        variance = square
-        if self.mode["centered"]:
-            mean.lerp_(gradient, n["rest of alpha"].expand_as(gradient))
-            variance = torch.addcmul(square, -mean, mean)
-        root = variance.sqrt() + n["eps"]
-        buffer.mul_(n["momentum"]).add_(gradient / root)
-        plain = parameter - n["lr"] * gradient / root
-        parameter.copy_(torch.where(n["momentum"] == 0, plain, torch.addcmul(parameter, buffer, -n["lr"])))
-
-    def tensors(self) -> list[dict[str, Tensor]]:
-        """Return what is kept of each parameter; nothing before the first step."""
-        return [dict(self.state[parameter]) for parameter in self.param_groups[0]["params"]]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the tensors, and the rates of the models."""
-        tensors = self.tensors()
-        return {"tensors": tensors, "steps": self.steps, "lr": [own.param_groups[0]["lr"] for own in self.own]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
-        self.steps = state_dict["steps"]
-        for parameter, tensors in zip(self.param_groups[0]["params"], state_dict["tensors"], strict=True):
-            self.state[parameter] = {name: values.to(parameter) for name, values in tensors.items()}
-        for own, lr in zip(self.own, state_dict["lr"], strict=True):
-            own.param_groups[0]["lr"] = lr
-        self.read_rates()
+    kind: type[Optimizer]
+    numbers: tuple[str, ...]
+    derive: Callable[[Numbers, Tensor], Numbers]
+    update: Callable[[Tensor, Tensor, State, Numbers, dict[str, Any]], tuple[Tensor, State]]
+    state: Callable[[dict[str, Any], Numbers], list[str]]
 
 
-def own_state(own: Optimizer, steps: int, tensors: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Return what torch.optim would have as the state dict of one model's optimizer.
+def sgd_numbers(n: Numbers, t: Tensor) -> Numbers:
+    """Of SGD; without momentum the buffer is the gradient itself."""
+    if "momentum" not in n:
+        return n
+    dampening = n.get("dampening", torch.zeros_like(n["lr"]))
+    share = torch.where((t == 1) | (n["momentum"] == 0), 1.0, 1 - dampening)
+    return n | {"share": share, "decay": torch.where(t == 1, 0.0, n["momentum"])}
 
-    Args:
-        own: the model's.
-        steps: how many it has taken.
-        tensors: what `StackedOptimizer.tensors` has of this model.
+
+def sgd(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -> tuple[Tensor, State]:
+    """``b <- m b + (1 - d) g``, ``p <- p - lr b``; with Nesterov's momentum ``p <- p - lr (g + m b)``."""
+    g = decayed(p, g, n, modes)
+    if "momentum" not in n:
+        return torch.addcmul(p, g, -n["lr"]), state
+    buffer = torch.addcmul(n["decay"] * state["momentum_buffer"], g, n["share"])
+    direction = torch.addcmul(g, buffer, n["momentum"]) if modes.get("nesterov") else buffer
+    return torch.addcmul(p, direction, -n["lr"]), {"momentum_buffer": buffer}
+
+
+def adam_numbers(n: Numbers, t: Tensor) -> Numbers:
+    """Of Adam: the corrections ``1 - beta^t``, and the share of the weights that decay leaves."""
+    beta1, beta2 = n["betas.0"], n["betas.1"]
+    corrected = {"rate": n["lr"] / (1 - beta1**t), "root": (1 - beta2**t).sqrt()}
+    left = {"left": 1 - n["lr"] * n["weight_decay"]} if "weight_decay" in n else {}
+    return n | corrected | left | {"rest1": 1 - beta1, "rest2": 1 - beta2}
+
+
+def adam(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -> tuple[Tensor, State]:
+    """``p <- p - lr m' / (sqrt(v') + eps)`` with the corrected means m' of g and v' of its square."""
+    if not modes["decoupled_weight_decay"]:
+        g = decayed(p, g, n, modes)
+    else:
+        g = -g if modes.get("maximize") else g
+        p = n["left"] * p if "left" in n else p
+    mean = torch.lerp(state["exp_avg"], g, n["rest1"].expand_as(g))
+    square = torch.addcmul(n["betas.1"] * state["exp_avg_sq"], n["rest2"] * g, g)
+    kept, largest = {"exp_avg": mean, "exp_avg_sq": square}, square
+    if modes.get("amsgrad"):
+        largest = kept["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+    return p - n["rate"] * mean / (largest.sqrt() / n["root"] + n["eps"]), kept
+
+
+def rmsprop_numbers(n: Numbers, t: Tensor) -> Numbers:
+    """Of RMSprop."""
+    return n | {"rest": 1 - n["alpha"]}
+
+
+def rmsprop(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -> tuple[Tensor, State]:
+    """``p <- p - lr g / (sqrt(v) + eps)`` with v the mean of g^2, less the squared mean of g if centered."""
+    g = decayed(p, g, n, modes)
+    square = torch.addcmul(n["alpha"] * state["square_avg"], n["rest"] * g, g)
+    kept, variance = {"square_avg": square}, square
+    if modes.get("centered"):
+        mean = kept["grad_avg"] = torch.lerp(state["grad_avg"], g, n["rest"].expand_as(g))
+        variance = torch.addcmul(square, mean, mean, value=-1)
+    scaled = g / (variance.sqrt() + n["eps"])
+    if "momentum" in n:
+        scaled = kept["momentum_buffer"] = n["momentum"] * state["momentum_buffer"] + scaled
+    return torch.addcmul(p, scaled, -n["lr"]), kept
+
+
+def decayed(p: Tensor, g: Tensor, n: Numbers, modes: dict[str, Any]) -> Tensor:
+    """Gradient of the loss and of the penalty of weight decay."""
+    g = -g if modes.get("maximize") else g
+    return torch.addcmul(g, p, n["weight_decay"]) if "weight_decay" in n else g
+
+
+def adam_state(modes: dict[str, Any], n: Numbers) -> list[str]:
+    """What Adam keeps of a parameter."""
+    return ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * bool(modes.get("amsgrad"))]
+
+
+def rmsprop_state(modes: dict[str, Any], n: Numbers) -> list[str]:
+    """What RMSprop keeps of a parameter."""
+    return ["square_avg", *["grad_avg"] * bool(modes.get("centered")), *["momentum_buffer"] * ("momentum" in n)]
+
+
+ADAM = ("lr", "betas.0", "betas.1", "eps", "weight_decay")
+RULES = {
+    f"torch.optim.{rule.kind.__name__}": rule
+    for rule in (
+        Rule(SGD, ("lr", "momentum", "dampening", "weight_decay"), sgd_numbers, sgd,
+             lambda modes, n: ["momentum_buffer"] * ("momentum" in n)),
+        Rule(Adam, ADAM, adam_numbers, adam, adam_state),
+        Rule(AdamW, ADAM, adam_numbers, adam, adam_state),
+        Rule(RMSprop, ("lr", "alpha", "eps", "weight_decay", "momentum"), rmsprop_numbers, rmsprop, rmsprop_state),
+    )
+}  # fmt: skip
+MODES = ("nesterov", "maximize", "amsgrad", "centered", "decoupled_weight_decay")  # what must agree in a stack
+BOUNDS = {  # outside of which torch.optim, or this project, refuses a number
+    "lr": (0.0, torch.inf, "()"), "momentum": (0.0, torch.inf, "[)"), "dampening": (-torch.inf, torch.inf, "()"),
+    "weight_decay": (0.0, torch.inf, "[)"), "betas.0": (0.0, 1.0, "[)"), "betas.1": (0.0, 1.0, "[)"),
+    "eps": (0.0, torch.inf, "[)"), "alpha": (0.0, torch.inf, "[)"),
+}  # fmt: skip
+OPTIONAL = ("momentum", "dampening", "weight_decay")  # numbers that do nothing where they are 0
+
+
+def within(values: Tensor, low: float, high: float, ends: str) -> Tensor:
+    """Tell which values lie in an interval; ``ends`` says which of its ends belong to it, as in ``[)``.
+
+    >>> within(torch.tensor([0.0, 0.5, 1.0]), 0, 1, "[)").tolist()
+    [True, True, False]
     """
-    group, state = own.param_groups[0], {}
-    for number, kept in enumerate(tensors if steps else ()):
-        own_kept: dict[str, Any] = {} if type(own) is SGD else {"step": torch.tensor(float(steps))}
-        for name, switch in STATE[type(own)].items():
-            if switch is None or group[switch]:
-                own_kept[name] = kept[name]
-        if own_kept:
-            state[number] = own_kept
-    return {"state": state, "param_groups": own.state_dict()["param_groups"]}
+    above = values >= low if ends[0] == "[" else values > low
+    return above & (values <= high if ends[1] == "]" else values < high)

@@ -3,43 +3,32 @@
 Any process may write it at any time: it is made of the plan and the jobs' records alone.
 """
 
-import csv
 import fcntl
-import io
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
 
-from linear_lab import UserError
-from linear_lab.sweep.ranking import Board
-from linear_lab.sweep.records import PLAN, Job, finite, read_jobs
+from linear_lab.sweep.plan import PLAN, SETTINGS
+from linear_lab.sweep.ranking import Board, read
+from linear_lab.sweep.records import KEYS, finite, read_jobs
+from linear_lab.sweep.results import RESULTS
 from linear_lab.terminal import markdown_table, number, quoted, short, show_table
 
-__all__ = [
-    "PLAN",
-    "Board",
-    "Job",
-    "commands",
-    "is_sweep",
-    "markdown",
-    "read",
-    "show",
-    "table",
-    "write",
-    "write_sparingly",
-]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Board", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_sparingly"]
 
 TABLE, SEEDS, TEXT = "leaderboard.csv", "leaderboard_seeds.csv", "leaderboard.md"
 LOCK = ".leaderboard.lock"
 TOP = 20  # rows on the terminal
+MOST = 1000  # rows of leaderboard.md
 LONGEST = 32  # characters of a value there
-SAME_DATA = ("data.batch_size", "data.order_seed")  # of the data's keys those that change no part of them
-
 SHARE = 0.05  # of a process's time that may go into the leaderboard while jobs run
 
 log = logging.getLogger(__name__)
@@ -47,46 +36,10 @@ _written: dict[Path, tuple[float, float]] = {}  # when it was written last, and 
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is one of a sweep, be it of an older version or with its plan lost."""
-    if (folder / PLAN).exists() or (folder / "multirun.yaml").exists():
+    """Whether a folder is one of a sweep, be it with its plan lost."""
+    if any((folder / name).exists() for name in (PLAN, SETTINGS, RESULTS, "multirun.yaml")):
         return True
-    return any(job.record.get("job") for job in read_jobs(folder)[1])
-
-
-def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
-    """Read what a sweep has found so far; a folder without jobs gives an empty board.
-
-    Args:
-        folder: the sweep's.
-        metric: to rank by, as the records name it; None takes the sweep's own.
-        mode: min | max; None takes the sweep's own, and for another metric what makes sense: max for an accuracy.
-
-    Raises:
-        UserError: for a metric that no job has measured, and for another mode.
-    """
-    folder = Path(folder)
-    plan, jobs, notes = read_jobs(folder)
-    told = [plan, *(job.record.get("job", {}) for job in jobs)]
-    own = next((item["metric"] for item in told if isinstance(item.get("metric"), str)), "val/loss")
-    own_mode = next((item["mode"] for item in told if item.get("mode") in ("min", "max")), "min")
-    measured = list(dict.fromkeys(name for job in jobs for name in job.record.get("metrics", {})))
-    if metric is not None and metric not in measured:
-        remedy = f"choose one of {', '.join(measured)}" if measured else "none has measured anything yet"
-        raise UserError(f"metric={metric}: no job of {short(folder)} has measured it; {remedy}")
-    if mode not in (None, "min", "max"):
-        raise UserError(f"mode={mode}: choose min or max")
-    if own not in measured and own.replace("val/", "train/") in measured:
-        own = own.replace("val/", "train/")  # there is no val part: it is what decided which weights are best
-    if metric not in (None, own):
-        own_mode = "max" if str(metric).endswith("accuracy") else "min"
-    board = Board(folder, metric or own, mode or own_mode, jobs, notes)
-    for job in jobs:
-        job.value = finite(job.record.get("metrics", {}).get(board.metric)) if job.status == "completed" else None
-    other = [key for key in board.differing if key.startswith("data") and key not in SAME_DATA]
-    other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
-    if other:
-        notes.append(f"jobs differ in {', '.join(other)}: losses of other data, or other losses, do not compare")
-    return board
+    return bool(read_jobs(folder)[0]["typed"].is_not_null().any())
 
 
 def write(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
@@ -101,8 +54,8 @@ def write(folder: str | Path, metric: str | None = None, mode: str | None = None
             fcntl.flock(lock, fcntl.LOCK_EX)
             board = read(folder, metric, mode)
             replace(folder / TABLE, table(board))
-            replace(folder / TEXT, markdown(board))
-            if board.groups:
+            replace(folder / TEXT, markdown(board, MOST))
+            if len(board.groups):
                 replace(folder / SEEDS, seeds_table(board))
             else:
                 (folder / SEEDS).unlink(missing_ok=True)
@@ -129,38 +82,31 @@ def replace(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def as_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Write rows with all their digits."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def table(board: Board) -> str:
     """Write all jobs as CSV; what is not there is empty."""
-    headings = ["rank", "job", *board.differing, board.metric, "excess_loss", "steps", "status", "seconds", "error"]
-    rows: list[list[Any]] = [headings]
-    for place, job in board.ranked:
-        values = [job.overrides.get(key) for key in board.differing]
-        steps, seconds, error = job.record.get("steps"), finite(job.record.get("seconds")), job.record.get("error")
-        rows.append([place, job.name, *values, job.value, excess(job), steps, job.status, seconds, error])
-    return as_csv(rows)
+    import polars as pl
+
+    rows = board.ranked.select(
+        "rank", pl.col("name").alias("job"), *(pl.col(KEYS + key).alias(key) for key in board.differing),
+        pl.col("value").alias(board.metric), excess(), "steps", "status", "seconds", "error",
+    )  # fmt: skip
+    return rows.write_csv()
 
 
 def seeds_table(board: Board) -> str:
     """Write the groups over seeds as CSV."""
-    keys = [key for key in board.differing if key != "seed"]
-    headings = ["rank", *keys, "n", "diverged_or_failed", "mean", "standard_deviation", "best", "worst"]
-    rows: list[list[Any]] = [headings]
-    for place, group in board.groups:
-        values = [group.jobs[0].overrides.get(key) for key in keys]
-        rows.append([place, *values, len(group.values), group.lost, *group.summary(board.mode)])
-    return as_csv(rows)
+    import polars as pl
+
+    keys = [pl.col(KEYS + key).alias(key) for key in board.differing if key != "seed"]
+    lost = pl.col("lost").alias("diverged_or_failed")
+    return board.groups.select("rank", *keys, "n", lost, "mean", "standard_deviation", "best", "worst").write_csv()
 
 
-def excess(job: Job) -> float | None:
+def excess() -> "pl.Expr":
     """The final model's excess loss, if the job was completed."""
-    return finite(job.record.get("excess_loss")) if job.status == "completed" else None
+    import polars as pl
+
+    return pl.when(pl.col("status") == "completed").then("excess_loss").alias("excess_loss")
 
 
 def headings(keys: Sequence[str]) -> list[str]:
@@ -173,28 +119,29 @@ def headings(keys: Sequence[str]) -> list[str]:
     return [name if brief.count(name) == 1 else key for key, name in zip(keys, brief, strict=True)]
 
 
-def job_rows(board: Board, limit: int | None = None) -> list[list[str]]:
+def job_rows(board: Board, limit: int) -> list[list[str]]:
     """Make the rows of people's table of jobs, headings first."""
     rows = [["rank", *headings(board.differing), board.metric, "excess loss", "steps", "status", "seconds", "job"]]
-    for place, job in board.ranked[:limit]:
-        steps, seconds = job.record.get("steps"), finite(job.record.get("seconds"))
+    for job in board.ranked.head(limit).with_columns(excess()).iter_rows(named=True):
+        steps, seconds = job["steps"], finite(job["seconds"])
         rows.append([
-            str(place or "-"), *(printable(job.overrides.get(key, "-")) for key in board.differing),
-            number(job.value), number(excess(job)), "-" if steps is None else str(steps),
-            job.status, "-" if seconds is None else f"{seconds:.1f}", job.name,
+            str(job["rank"] or "-"), *(printable(job[KEYS + key] or "-") for key in board.differing),
+            number(job["value"]), number(job["excess_loss"]), "-" if steps is None else str(steps),
+            job["status"], "-" if seconds is None else f"{seconds:.1f}", job["name"],
         ])  # fmt: skip
     return rows
 
 
-def seed_rows(board: Board, limit: int | None = None) -> list[list[str]]:
+def seed_rows(board: Board, limit: int) -> list[list[str]]:
     """Make the rows of people's table over seeds, headings first."""
     keys = [key for key in board.differing if key != "seed"]
-    lost = any(group.lost for _, group in board.groups)
+    lost = bool((board.groups["lost"] > 0).any())
     rows = [["rank", *headings(keys), "n", *["lost"] * lost, "mean", "standard deviation", "best", "worst"]]
-    for place, group in board.groups[:limit]:
-        values = [printable(group.jobs[0].overrides.get(key, "-")) for key in keys]
-        counts = [str(len(group.values)), *[str(group.lost)] * lost]
-        rows.append([str(place or "-"), *values, *counts, *map(number, group.summary(board.mode))])
+    for group in board.groups.head(limit).iter_rows(named=True):
+        values = [printable(group[KEYS + key] or "-") for key in keys]
+        counts = [str(group["n"]), *[str(group["lost"])] * lost]
+        numbers = [number(group[name]) for name in ("mean", "standard_deviation", "best", "worst")]
+        rows.append([str(group["rank"] or "-"), *values, *counts, *numbers])
     return rows
 
 
@@ -206,7 +153,7 @@ def printable(text: str) -> str:
 def caption(board: Board) -> str:
     """Say how far the sweep is: ``6 jobs: 4 completed, 1 diverged, 1 waiting``."""
     counts = ", ".join(f"{count} {status}" for status, count in board.counts.items())
-    return f"{len(board.jobs)} job{'s' if len(board.jobs) != 1 else ''}: {counts}" if board.jobs else "no jobs"
+    return f"{len(board.jobs)} job{'s' if len(board.jobs) != 1 else ''}: {counts}" if len(board.jobs) else "no jobs"
 
 
 def verdict(board: Board) -> dict[str, str]:
@@ -216,13 +163,13 @@ def verdict(board: Board) -> dict[str, str]:
     return {"train again": board.best.command or f"as {board.best.folder / '.hydra'} says"}
 
 
-def markdown(board: Board, rows: int | None = None) -> str:
+def markdown(board: Board, rows: int) -> str:
     """Write both tables, of so many rows each, and the command that trains the winner again, as Markdown."""
     better = "higher" if board.mode == "max" else "lower"
     parts = [f"{caption(board)}; a {better} {board.metric} is better", as_markdown(job_rows(board, rows))]
-    if rows is not None and len(board.jobs) > rows:
+    if len(board.jobs) > rows:
         parts.append(f"{len(board.jobs) - rows} more jobs are not shown.")
-    if board.groups:
+    if len(board.groups):
         parts += [f"{board.metric} over seeds", as_markdown(seed_rows(board, rows))]
     parts += board.notes
     if board.best and board.best.command:
@@ -243,7 +190,7 @@ def show(screen: Console, board: Board, top: int = TOP) -> None:
     hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names that say the same again
     show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
     show_left(screen, len(board.jobs) - top, board.folder / TABLE)
-    if board.groups:
+    if len(board.groups):
         screen.print(f"\n{board.metric} over seeds", style="dim")
         show_rows(screen, seed_rows(board, top))
         show_left(screen, len(board.groups) - top, board.folder / SEEDS)

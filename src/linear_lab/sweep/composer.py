@@ -1,4 +1,4 @@
-"""The configs of many jobs: composed once for each choice of groups, single values put in."""
+"""The configs of a sweep's jobs: Hydra composes once for each choice of groups, single values are put into copies."""
 
 import copy
 import functools
@@ -13,12 +13,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab.run import config_hash
-from linear_lab.sweep.templates import BLANK, ResolvedText, Text, Tree, leaves
+from linear_lab import fingerprints
+from linear_lab.fingerprints import leaves
 
 NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another value, as it stands
 PATH = "data.path"
+MARK = "\0{}\0"  # stands for the value of a key, where it goes is where the value goes
+MARKS = re.compile("\0(\\d+)\0")
 
 
 class Patch(NamedTuple):
@@ -51,14 +52,18 @@ class Patcher:
         self.load, self.options = load, functools.cache(options)  # Hydra looks at the disk
         self.loaded: dict[tuple[str, ...], DictConfig] = {}
         self.parser = OverridesParser.create()
-        self.parse = functools.cache(self.parse_anew)  # a grid repeats them
+        self.parse_once = functools.cache(self.parse_anew)  # a grid repeats them
 
-    def parse_anew(self, line: str) -> Patch:
+    def parse(self, line: str) -> Patch:
         """Parse an override."""
         number = NUMBER.fullmatch(line)
         if number and not self.is_structural(number[1]):  # Hydra's grammar takes half a millisecond
             kind = float if number[2] or number[3] else int
             return Patch(line, number[1], kind(line.partition("=")[2]))
+        return self.parse_once(line)
+
+    def parse_anew(self, line: str) -> Patch:
+        """Parse an override by Hydra's grammar."""
         (override,) = self.parser.parse_overrides([line])
         key, value = override.key_or_group, override.value()
         structural = override.type is not OverrideType.CHANGE or self.is_structural(key)
@@ -88,8 +93,20 @@ class Patcher:
         return cfg
 
 
+class Places(NamedTuple):
+    """Where the values of some keys stand in a resolved config.
+
+    Attributes:
+        of_key: for each key the paths of the leaves that are its value; those that refer to it are among them.
+        fixed: all other leaves.
+    """
+
+    of_key: dict[str, list[fingerprints.Path]]
+    fixed: list[tuple[fingerprints.Path, Any]]
+
+
 class Composer:
-    """Composes the configs of a sweep's jobs; of those that set the same keys only the first one takes its time.
+    """Composes the configs of a sweep's jobs.
 
     Args:
         load: composes a config from overrides, as Hydra does.
@@ -111,95 +128,64 @@ class Composer:
         self.patcher = Patcher(lambda lines: without_hydra(load(lines)), options)
         self.options, self.default, self.folder = self.patcher.options, default, folder
         self.steering: Sequence[str] = ()
-        self.templates: dict[Any, Tree | Text | None] = {}
-        self.composed = functools.lru_cache(maxsize=1)(self.compose_anew)  # texts are made of the same one
-        self.blank = functools.lru_cache(maxsize=1)(self.compose_blank)
-        self.references: dict[Any, list[tuple[str, str]]] = {}
-        self.hash = functools.cache(lambda overrides, steering: config_hash(self(overrides)))  # seeds share it
 
-    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Compose, with references resolved. Other jobs share parts of what is returned: change nothing in it.
+    def __call__(self, overrides: Sequence[str], *, resolve: bool = True) -> dict[str, Any]:
+        """Compose, with references resolved or as they stand.
 
         Raises:
             OmegaConfBaseException: for a key that the chosen groups do not have.
             HydraException: for what Hydra refuses.
         """
-        found: dict[str, Any] = self.compose(Tree, overrides)
-        return found
-
-    def config(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose a config that the caller may change, with references as they stand; raises as a call."""
-        return self.compose_anew((*overrides, *self.steering))
-
-    def compose_anew(self, overrides: tuple[str, ...]) -> DictConfig:
-        """Compose, with Hydra what changes the shape."""
-        shape, patches = self.patcher.split(overrides)
+        shape, patches = self.patcher.split([*overrides, *self.steering])
         cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
         absolute_paths(cfg, self.folder)
-        return cfg
+        plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
+        return dict(plain)
 
-    def yaml(self, overrides: Sequence[str]) -> str:
-        """Compose what a run keeps as ``.hydra/config.yaml``; raises as a call."""
-        found: str = self.compose(Text, overrides)
-        return found
+    def value(self, key: str, text: str) -> Any:
+        """Return the value that an override gives."""
+        patch = self.patcher.parse(f"{key}={text}")
+        return absolute(patch.value, self.folder) if patch.key == PATH else patch.value
 
-    def resolved_yaml(self, overrides: Sequence[str]) -> str:
-        """Compose what a run shows as its config: with references resolved; raises as a call."""
-        found: str = self.compose(ResolvedText, overrides)
-        return found
+    def is_column(self, key: str, text: str) -> bool:
+        """Tell whether an override sets a single value, which can be put into a config without composing it anew."""
+        patch = self.patcher.parse(f"{key}={text}")
+        return patch.plain and not patch.structural
 
-    def group(self, overrides: Sequence[str]) -> str:
-        """Fingerprint of a config less its seed: jobs of one fingerprint differ by chance alone; raises as a call."""
-        others = ["seed=0" if item.startswith("seed=") else item for item in overrides]  # whose values may follow it
-        return self.hash(tuple(others if "seed=0" in others else [*others, "seed=0"]), tuple(self.steering))
+    def places(self, overrides: Sequence[str], keys: Sequence[str]) -> Places | set[str]:
+        """Find where the values of some keys go, by composing with marks in their places.
 
-    def referring(self, overrides: Sequence[str]) -> list[tuple[str, str]]:
-        """Return the values that refer to others, or hold one that does: group and key; raises as a call."""
+        Args:
+            overrides: all others of a job.
+            keys: whose values vary.
+
+        Returns:
+            the places; or those keys whose values become a part of another one, as in ``${seed}-${data.seed}``.
+
+        Raises:
+            as a call.
+        """
+        overlapping = {one for one in keys for other in keys if one != other and one.startswith(f"{other}.")}
+        if overlapping:
+            return overlapping
         shape, patches = self.patcher.split([*overrides, *self.steering])
-        key = shape, tuple((patch.key, patch.plain or repr(patch.value)) for patch in patches)
-        if key not in self.references:
-            config: Any = OmegaConf.to_container(self.composed((*overrides, *self.steering)))
-            found = dict.fromkeys(path[:2] for path, leaf in leaves(config) if len(path) > 1 and refers(leaf))
-            self.references[key] = [*found]
-        return self.references[key]
-
-    def compose(self, kind: type[Tree | Text], overrides: Sequence[str]) -> Any:
-        """Compose by a template, where there is one; the first job of its kind makes it, and has to agree with it."""
-        shape, patches = self.patcher.split([*overrides, *self.steering])
-        values = {patch.key: patch.value for patch in patches}
-        plain = all(patch.plain for patch in patches)
-        if PATH in values:
-            values[PATH] = absolute(values[PATH], self.folder)
-        # what a number may take the place of, a list may not
-        key = kind, shape, tuple(values), tuple(type(value) is list for value in values.values())
-        if plain and (template := self.templates.get(key)):
-            return template.filled([*values.values()])
-        whole = kind.whole(self.composed((*overrides, *self.steering)))
-        if plain and key not in self.templates:
-            self.templates[key] = None
-            if template := self.template(kind, shape, tuple(values)):
-                # as text: 1 is not true there, and nan is nan
-                self.templates[key] = template if repr(template.filled([*values.values()])) == repr(whole) else None
-        return whole
-
-    def template(self, kind: type[Tree | Text], shape: tuple[str, ...], keys: tuple[str, ...]) -> Tree | Text | None:
-        """Make a template with blanks as values; None where a value may become part of another one."""
-        try:
-            return None if (cfg := self.blank(shape, keys)) is None else kind(cfg)
-        except (OmegaConfBaseException, ValueError):
-            return None
-
-    def compose_blank(self, shape: tuple[str, ...], keys: tuple[str, ...]) -> DictConfig | None:
-        """Compose with blanks as values; None where a value may become part of another one."""
-        if any(one != other and one.startswith(f"{other}.") for one in keys for other in keys):
-            return None
-        plain: Any = OmegaConf.to_container(self.patcher.config(shape, []))
-        if any(isinstance(leaf, str) and "${" in leaf and not REFERENCE.fullmatch(leaf) for _, leaf in leaves(plain)):
-            return None
-        cfg = self.patcher.config(shape, [(key, BLANK.format(number)) for number, key in enumerate(keys)])
+        marks = [(key, MARK.format(number)) for number, key in enumerate(keys)]
+        cfg = self.patcher.config(shape, [*((patch.key, patch.value) for patch in patches), *marks])
         if PATH not in keys:
             absolute_paths(cfg, self.folder)
-        return cfg
+        try:
+            found = [*leaves(OmegaConf.to_container(cfg, resolve=True))]
+        except (OmegaConfBaseException, ValueError, TypeError):  # of a function in the config that wants a number
+            return set(keys)
+        of_key: dict[str, list[fingerprints.Path]] = {key: [] for key in keys}
+        inside: set[str] = set()
+        for path, value in found:
+            if isinstance(value, str) and "\0" in value:
+                if mark := MARKS.fullmatch(value):
+                    of_key[keys[int(mark[1])]].append(path)
+                else:
+                    inside |= {keys[int(number)] for number in MARKS.findall(value)}
+        return inside or Places(of_key, [leaf for leaf in found if "\0" not in str(leaf[1])])
 
     def choices(self, overrides: Sequence[str]) -> list[str]:
         """Return those overrides that choose an option of a group."""
@@ -250,11 +236,6 @@ def is_plain(value: Any) -> bool:
     if type(value) is list:
         return all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float) or (type(value) is str and not is_special(value))
-
-
-def refers(leaf: Any) -> bool:
-    """Tell a value that has a reference to another one in it."""
-    return type(leaf) is str and "${" in leaf
 
 
 def is_special(text: str) -> bool:

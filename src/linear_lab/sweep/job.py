@@ -17,8 +17,9 @@ from linear_lab import UserError
 from linear_lab.callbacks import Interrupted, StopIfHopeless
 from linear_lab.evaluation import LostError, readable_checkpoint
 from linear_lab.experiment import train_in
-from linear_lab.run import HeldError, Run, config_hash, versions
-from linear_lab.sweep import board
+from linear_lab.fingerprints import config_hash
+from linear_lab.run import HeldError, Run, versions
+from linear_lab.sweep import board, results
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.plan import group_hash, of_job
 from linear_lab.sweep.pool import leased_gpu
@@ -77,6 +78,10 @@ def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> 
         raise UserError(f"{run.path.name}: another command has trained it with another config meanwhile")
     if record.get("status") in ENDED:
         return record["metrics"].get(cfg.metric) if record["status"] == "completed" else None
+    if not str(HydraConfig.get().launcher.get("_target_")).endswith("StackedLauncher"):  # it trains its best ones alone
+        sweep, name = run.path.parent, run.path.name
+        if results.is_stacking(sweep) or results.has_ended(sweep, name, fingerprint):
+            return None
     overrides = [item for item in typed if not is_steering(item)]
     if "initial" in record and can_go_on(run):
         cfg.resume, overrides = str(run.path), []  # it has them already

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from linear_lab.sweep import board
+from linear_lab.sweep.plan import PLAN
+from linear_lab.sweep.results import RESULTS
 
 PAGE = "_sweep"  # a folder beside the jobs; no job's name begins so
 SHOWN = "shown"  # in it, the fingerprint of what the page shows
@@ -26,7 +28,7 @@ def refresh(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         sweep = Path(folder).parent
-        if (sweep / board.PLAN).exists() or (sweep / PAGE).is_dir():
+        if (sweep / PLAN).exists() or (sweep / PAGE).is_dir():
             board.write(sweep)
             write_page(sweep)
 
@@ -49,7 +51,7 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
         return
     shown = folder / PAGE / SHOWN
     try:
-        if not any(folder.glob("*/events.out.tfevents.*")):
+        if not any(folder.glob("*/events.out.tfevents.*")) and not (folder / RESULTS).exists():
             return
         with (folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if sparingly else 0))

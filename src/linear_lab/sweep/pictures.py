@@ -1,14 +1,14 @@
-"""What a sweep's page shows: curves over the learning rate, paths on one surface, least squares beside the jobs."""
+"""What a sweep's page shows: curves over the learning rate, a map, paths on one surface, least squares."""
 
 import functools
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import torch
 import yaml
 from omegaconf import OmegaConf
@@ -20,53 +20,54 @@ from linear_lab.dashboard import figures, surfaces
 from linear_lab.dashboard.callbacks import coefficients
 from linear_lab.dashboard.figures import Array
 from linear_lab.dashboard.logger import RunLogger, event_files
+from linear_lab.dashboard.maps import Map
 from linear_lab.dashboard.pictures import least_squares_line, surface
 from linear_lab.data import LinearData
-from linear_lab.models import SupervisedModule
+from linear_lab.models import LinearModule, SupervisedModule
 from linear_lab.optimum import Reference, reference
 from linear_lab.run import CONFIG, LAST
-from linear_lab.sweep.board import Board, Job, markdown
-from linear_lab.sweep.plan import of_job
+from linear_lab.sweep.board import markdown
+from linear_lab.sweep.ranking import Board
+from linear_lab.sweep.records import KEYS
 
 LEAST_SQUARES = "_least_squares"  # a folder beside the jobs
 ROWS = 200  # of the leaderboard that are shown
 PATHS = 50  # that are drawn: of the best jobs
+POINTS = 2000  # of an optimizer's curve
+FEWEST = 3  # distinct values of both numbers that make a map
 
 
-@dataclass
-class Way:
-    """What a job was to do, and the way that its optimizer took."""
-
-    folder: Path
-    problem: str  # what must agree for two losses to be the same function of weight and bias
-    optimizer: str
-    lr: float | None
-    pictures: bool  # whether the job was to make some
-
-    @functools.cached_property
-    def path(self) -> Array | None:
-        """Weight and bias along the optimizer's way, ``(N, 2)``; None if they were not followed."""
-        try:
-            checkpoint = torch.load(self.folder / LAST, weights_only=True, map_location="cpu")
-            return torch.as_tensor(checkpoint["callbacks"]["Dashboard"]["path"], dtype=torch.float64).numpy()[:, 1:]
-        except (OSError, RuntimeError, LookupError, ValueError):  # not yet there, or of a run without pictures
-            return None
-
-
-def way_of(job: Job) -> Way | None:
-    """Take from a job's record what it was to do; in an older one it does not stand, so its config is read."""
-    known = job.record.get("job", {})
-    if "problem" not in known:
-        config = read_config(job.folder, job.record.get("seconds", 0.0))
-        if config is None:
-            return None
-        known = of_job(config, [], "")
-    return Way(job.folder, *(known[name] for name in ("problem", "optimizer", "lr", "pictures")))
+def log_page(board: Board, folder: Path) -> None:
+    """Write the events of both runs, the page's into ``folder``, each in place of those that were there."""
+    ended = board.ranked.filter(pl.col("status").is_in(["completed", "diverged"]) & pl.col("problem").is_not_null())
+    alike = ended.filter(pl.col("problem") == pl.col("problem").first())
+    config = next(filter(None, (read_config(board.folder / name) for name in alike.filter("folder")["name"])), None)
+    wanted = bool(alike["pictures"].any())
+    step = len(ended)
+    with restored_process(board.folder):
+        data, model, known = None, None, Reference()
+        if config:
+            data, model = build(OmegaConf.create(config))
+            known = least_squares_reference(data, model)
+        with replaced_events(folder) as logger:
+            logger.log_text("leaderboard", markdown(board, ROWS), step)
+            drawn = pictures(alike, board) if wanted else {}
+            if wanted and data and model and (of_jobs := paths_of(alike, board)):
+                drawn["paths"] = surfaces.paths(surface(data, model), least_squares_line(known), of_jobs)
+            for tag, png in drawn.items():
+                logger.log_picture(f"sweep/{tag}", png, step)
+        if data is None or model is None or not known.optimum or len(alike) < len(ended):
+            shutil.rmtree(board.folder / LEAST_SQUARES, ignore_errors=True)  # of when jobs fitted the same data still
+            return
+        with replaced_events(board.folder / LEAST_SQUARES) as logger:
+            numbers = at_the_optimum(data, model, known)
+            for at in (0, alike["steps"].max()):
+                logger.log_metrics(numbers, at)  # type: ignore[arg-type]
 
 
 @functools.cache  # YAML takes its time, and a page is written often
-def read_config(folder: Path, seconds: float) -> dict[str, Any] | None:
-    """Read a job's config, anew where the record tells another time; None if it cannot be read."""
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Read a job's config; None if it cannot be read."""
     try:
         plain = yaml.load((folder / CONFIG).read_text(), yaml.CSafeLoader)  # OmegaConf's own, in Python, is slow
         config: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
@@ -75,59 +76,67 @@ def read_config(folder: Path, seconds: float) -> dict[str, Any] | None:
     return dict(config)
 
 
-def log_page(board: Board, folder: Path) -> None:
-    """Write the events of both runs, the page's into ``folder``, each in place of those that were there."""
-    ended = [job for job in board.jobs if job.status in ("completed", "diverged")]
-    known_ways = [(job, way_of(job)) for job in ended]
-    ways = [(job, way) for job, way in known_ways if way]
-    alike = [(job, way) for job, way in ways if way.problem == ways[0][1].problem]
-    configs = (read_config(job.folder, job.record.get("seconds", 0.0)) for job, _ in alike)
-    config = next((config for config in configs if config), None)
-    with restored_process(board.folder):
-        with replaced_events(folder) as logger:
-            logger.log_text("leaderboard", markdown(board, ROWS), len(ended))
-            if config is None:
-                return
-            data, model = build(OmegaConf.create(config))
-            known = least_squares_reference(data, model)
-            if any(way.pictures for _, way in alike):
-                for tag, png in pictures(alike, board, data, model, known).items():
-                    logger.log_picture(f"sweep/{tag}", png, len(ended))
-        if not known.optimum or len(alike) < len(ways):
-            shutil.rmtree(
-                board.folder / LEAST_SQUARES, ignore_errors=True
-            )  # of when the jobs fitted the same data still
-            return
-        with replaced_events(board.folder / LEAST_SQUARES) as logger:
-            numbers = at_the_optimum(data, model, known)
-            for step in (0, max(job.record["steps"] for job, _ in alike)):
-                logger.log_metrics(numbers, step)
-
-
 def least_squares_reference(data: LinearData, model: SupervisedModule) -> Reference:
     """Compute least squares, without the weight decay that some job may have."""
     plain = SGD(model.parameters(), lr=1.0)
     return reference(model.network, model.loss, plain, *data.raw["train"], data.schema.x_units, data.schema.y_units)
 
 
-def pictures(
-    jobs: list[tuple[Job, Way]], board: Board, data: LinearData, model: SupervisedModule, known: Reference
-) -> dict[str, bytes]:
+def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
     """Draw jobs that fit the same data, as PNG files by name."""
+    drawn = {}
     curves: dict[str, list[tuple[float, float | None]]] = {}
-    paths: dict[str, list[Array]] = {}
-    for job, way in jobs:
-        if way.lr is not None:
-            curves.setdefault(way.optimizer, []).append((way.lr, job.value))
-    sign = -1 if board.mode == "max" else 1
-    best = sorted(jobs, key=lambda one: math.inf if one[0].value is None else sign * one[0].value)[:PATHS]
-    for _, way in best:
-        if way.path is not None and len(way.path):
-            paths.setdefault(way.optimizer, []).append(way.path)
-    drawn = {"lr": figures.rates(curves, board.metric)} if curves else {}
-    if paths:
-        drawn["paths"] = surfaces.paths(surface(data, model), least_squares_line(known), paths)
+    for (name,), rows in jobs.filter(pl.col("lr").is_not_null()).group_by("optimizer", maintain_order=True):
+        thinned = rows.sort("lr").gather_every(-(-len(rows) // POINTS))
+        curves[str(name)] = list(thinned.select("lr", "value").iter_rows())
+    if curves:
+        drawn["lr"] = figures.rates(curves, board.metric)
+    if found := mapped(jobs, board):
+        drawn["map"] = found.render(f"{board.metric} of {len(jobs):,} runs")
     return drawn
+
+
+def mapped(jobs: pl.DataFrame, board: Board) -> Map | None:
+    """Make the map of a sweep of two numbers; None for other sweeps. Several jobs in one place show their median."""
+    numbers = {
+        key: column
+        for key in board.differing
+        if key != "seed" and not (column := jobs[KEYS + key].cast(pl.Float64, strict=False)).is_null().any()
+    }
+    if len(numbers) != 2 or any(column.n_unique() < FEWEST for column in numbers.values()):
+        return None
+    (x, across), (y, up) = numbers.items()
+    cells = jobs.select("value", "stable_lr", x=across, y=up, lost=pl.col("status") == "diverged")
+    cells = cells.group_by("x", "y").agg(pl.col("value").median(), pl.col("lost").all(), pl.col("stable_lr").median())
+    places = [np.sort(np.array(cells[axis].unique())) for axis in "xy"]
+    at = tuple(np.searchsorted(axis, cells[name].to_numpy()) for axis, name in zip(places[::-1], "yx", strict=True))
+    values, lost = np.full((len(places[1]), len(places[0])), np.nan), np.zeros((len(places[1]), len(places[0])), bool)
+    values[at], lost[at] = cells["value"].cast(pl.Float64).to_numpy(), cells["lost"].to_numpy()
+    stable = np.zeros((0, 2))
+    if "optimizer.lr" in numbers and cells["stable_lr"].is_not_null().all():
+        other = "y" if x == "optimizer.lr" else "x"
+        line = cells.group_by(other).agg(pl.col("stable_lr").median()).sort(other)
+        stable = line.select(*(("stable_lr", other) if other == "y" else (other, "stable_lr"))).to_numpy()
+    return Map(places[0], places[1], values, lost, (x.rpartition(".")[2], y.rpartition(".")[2], board.metric), stable)
+
+
+def paths_of(jobs: pl.DataFrame, board: Board) -> dict[str, list[Array]]:
+    """Return the paths of the optimizers of the best jobs that have run folders, by optimizer."""
+    found: dict[str, list[Array]] = {}
+    for name, optimizer in jobs.filter("folder").head(PATHS).select("name", "optimizer").iter_rows():
+        path = path_of(board.folder / name)
+        if path is not None and len(path):
+            found.setdefault(optimizer, []).append(path)
+    return found
+
+
+def path_of(folder: Path) -> Array | None:
+    """Return weight and bias along the optimizer's path, ``(N, 2)``; None if they were not followed."""
+    try:
+        checkpoint = torch.load(folder / LAST, weights_only=True, map_location="cpu")
+        return torch.as_tensor(checkpoint["callbacks"]["Dashboard"]["path"], dtype=torch.float64).numpy()[:, 1:]
+    except (OSError, RuntimeError, LookupError, ValueError):  # not yet there, or of a run without pictures
+        return None
 
 
 @contextmanager
@@ -147,6 +156,7 @@ def replaced_events(folder: Path) -> Iterator[RunLogger]:
 def at_the_optimum(data: LinearData, model: SupervisedModule, known: Reference) -> dict[str, float]:
     """Measure the least-squares solution as a run is measured."""
     assert known.optimum
+    assert isinstance(model, LinearModule)
     optimum, features = known.optimum, data.in_features
     model.network.weight.copy_(optimum.solution[:features].T)
     if model.network.bias is not None:

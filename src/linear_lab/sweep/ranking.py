@@ -1,45 +1,45 @@
 """How a sweep's jobs compare: ranks, what differs between them, and groups over seeds."""
 
-import functools
-import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from linear_lab.sweep.records import Job
+from linear_lab import UserError
+from linear_lab.sweep.records import KEYS, fields, is_steering, read_jobs, read_settings
+from linear_lab.terminal import python, quoted, short
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    import polars as pl
+
+SAME_DATA = ("data.batch_size", "data.order_seed")  # of the data's keys those that change no part of them
 
 
-@dataclass
-class Group:
-    """Jobs whose configs differ in the seed alone, one a seed.
+class Job(NamedTuple):
+    """A job by itself.
 
-    >>> jobs = [Job(Path(), {}, [], "completed", value) for value in (1.0, 2.0, 4.0, 5.0)]
-    >>> Group(jobs).summary("min")
-    [3.0, 1.8257418583505538, 1.0, 5.0]
+    Attributes:
+        folder: its run folder, which need not be there.
+        value: of the metric by which it is ranked.
+        typed: its overrides in the order typed; None where nothing tells them.
     """
 
-    jobs: list[Job]
+    folder: Path
+    value: float | None
+    typed: list[str] | None
 
     @property
-    def values(self) -> list[float]:
-        """What the completed jobs found."""
-        return [job.value for job in self.jobs if job.value is not None]
+    def name(self) -> str:
+        """Name of its folder."""
+        return self.folder.name
 
     @property
-    def lost(self) -> int:
-        """How many diverged or failed."""
-        return sum(job.status in ("diverged", "failed") for job in self.jobs)
-
-    def summary(self, mode: str) -> list[float | None]:
-        """Mean, sample standard deviation ``sqrt(sum((v - mean)^2) / (n - 1))`` (None if n is 1), best, worst."""
-        values = sorted(self.values, reverse=mode == "max")
-        if not values:
-            return [None] * 4
-        return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, values[0], values[-1]]
+    def command(self) -> str | None:
+        """The command that trains it alone, to the same digits; None where nothing tells its overrides."""
+        if self.typed is None:
+            return None
+        typed = [quoted(item) for item in self.typed if not is_steering(item)]
+        return " ".join([python(), "-m", "linear_lab.train", *typed])
 
 
 @dataclass
@@ -50,71 +50,129 @@ class Board:
         folder: the sweep's.
         metric: by which jobs are ranked.
         mode: min | max, whether a lower or a higher metric is better.
-        jobs: in the order planned, then those that no plan tells.
+        jobs: as `read_jobs` returns them, and ``value``: the final model's metric; None unless the job was completed
+            and the metric is finite.
         notes: what a reader has to know.
     """
 
     folder: Path
     metric: str
     mode: str
-    jobs: list[Job]
+    jobs: "pl.DataFrame"
     notes: list[str]
 
-    @functools.cached_property
-    def ranked(self) -> list[tuple[int | None, Job]]:
-        """Jobs with their ranks, best first; equal values share one, ``1, 1, 3``; those without follow as planned."""
-        return rank(self.jobs, lambda job: None if job.value is None else self.sign * job.value)
+    @cached_property
+    def ranked(self) -> "pl.DataFrame":
+        """Jobs with their ``rank``, best first; equal values share one, as in 1, 1, 3; those without follow."""
+        import polars as pl
 
-    @property
+        ranks = (pl.col("value") * self.sign).rank("min").cast(pl.Int64)
+        return self.jobs.with_columns(rank=ranks).sort("rank", nulls_last=True, maintain_order=True)
+
+    @cached_property
     def best(self) -> Job | None:
         """The winner: of equal ones the first planned. None before a job is completed."""
-        return next((job for place, job in self.ranked if place), None)
+        first = self.ranked.head(1).to_dicts()
+        return self.job(first[0]) if first and first[0]["rank"] else None
+
+    def job(self, row: dict[str, Any]) -> Job:
+        """Return a row of the table by itself."""
+        typed = row["typed"]
+        if typed is None and row["planned"] is not None:
+            typed = [f"{key}={row[KEYS + key]}" for key in self.keys if row[KEYS + key] is not None]
+        return Job(self.folder / row["name"], row["value"], typed)
 
     @property
     def counts(self) -> dict[str, int]:
         """How many jobs have which status."""
-        return dict(Counter(job.status for job in self.jobs))
+        return dict(self.jobs["status"].value_counts(sort=False).iter_rows()) if len(self.jobs) else {}
 
     @property
     def sign(self) -> int:
         """What a metric is multiplied with to have the least first."""
         return -1 if self.mode == "max" else 1
 
-    @functools.cached_property
+    @property
+    def keys(self) -> list[str]:
+        """Keys of overrides, in the order typed."""
+        return [name.removeprefix(KEYS) for name in self.jobs.columns if name.startswith(KEYS)]
+
+    @cached_property
     def differing(self) -> list[str]:
-        """Keys of overrides whose values differ between jobs, in the order typed."""
-        known = [job.overrides for job in self.jobs if job.typed is not None]
-        keys = dict.fromkeys(key for overrides in known for key in overrides)
-        return [key for key in keys if len({overrides.get(key) for overrides in known}) > 1]
+        """Those whose values differ between jobs."""
+        import polars as pl
 
-    @functools.cached_property
-    def groups(self) -> list[tuple[int | None, Group]]:
-        """Groups over seeds with their ranks by the mean, those that lost none first; none unless one has two seeds."""
-        found: dict[str, dict[str, Job]] = {}
-        for job in self.jobs:
-            if group := job.record.get("job", {}).get("group"):
-                seed = job.record.get("seed", job.overrides.get("seed"))
-                of_one = found.setdefault(str(group), {})
-                if (
-                    str(seed) not in of_one or of_one[str(seed)].value is None
-                ):  # one config typed in two ways counts once
-                    of_one[str(seed)] = job
-        groups = [Group(list(jobs.values())) for jobs in found.values()]
-        if all(len(group.jobs) == 1 for group in groups) or not any(group.values for group in groups):
-            return []
-        return rank(groups, lambda g: (g.lost > 0, self.sign * statistics.mean(g.values)) if g.values else None)
+        known = self.jobs.filter(pl.col("typed").is_not_null() | pl.col("planned").is_not_null())
+        return [key for key in self.keys if known[KEYS + key].n_unique() > 1]
+
+    @cached_property
+    def groups(self) -> "pl.DataFrame":
+        """Jobs that differ in their seeds alone; best mean first, those that lost none before the others.
+
+        Columns: ``rank``, ``n`` completed jobs, ``lost`` ones that diverged or failed, ``mean``, ``standard_deviation``
+        (``sqrt(sum((v - mean)^2) / (n - 1))``, None if n is 1), ``best``, ``worst``, and the keys of the first job. No
+        rows unless a group has two seeds.
+        """
+        import polars as pl
+
+        jobs = self.jobs.filter(pl.col("group").is_not_null())
+        seed = pl.col("seed").cast(pl.String)
+        if KEYS + "seed" in jobs.columns:
+            seed = pl.coalesce(seed, KEYS + "seed")
+        found = pl.col("value").is_not_null()
+        jobs = jobs.with_columns(seed_=seed).sort(found, descending=True, maintain_order=True)
+        jobs = jobs.unique(["group", "seed_"], keep="first", maintain_order=True)  # one config typed in two ways
+        best, worst = (pl.col("value").min(), pl.col("value").max())[:: self.sign]
+        keys = [pl.col(KEYS + key).first() for key in self.keys]
+        value, lost = pl.col("value"), pl.col("status").is_in(["diverged", "failed"])
+        groups = jobs.group_by("group", maintain_order=True).agg(
+            found.sum().alias("n"), lost.sum().alias("lost"), pl.len(), value.mean().alias("mean"),
+            value.std().alias("standard_deviation"), best.alias("best"), worst.alias("worst"), *keys,
+        )  # fmt: skip
+        if not (groups["len"] > 1).any() or not groups["n"].sum():
+            return groups.clear().with_columns(rank=pl.lit(None, pl.Int64))
+        order = groups.with_columns(flawed=pl.col("lost") > 0, signed=pl.col("mean") * self.sign)
+        ranks = pl.when(pl.col("n") > 0).then(pl.struct("flawed", "signed")).rank("min")
+        return order.with_columns(rank=ranks.cast(pl.Int64)).sort("rank", nulls_last=True, maintain_order=True)
 
 
-def rank(items: Iterable[T], key: Callable[[T], Any]) -> list[tuple[int | None, T]]:
-    """Sort by a key, least first, and number: equal keys share a number; those without a key follow as they were.
+def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
+    """Read what a sweep has found so far; a folder without jobs gives an empty board.
 
-    >>> rank("bcab?", lambda letter: None if letter == "?" else letter)
-    [(1, 'a'), (2, 'b'), (2, 'b'), (4, 'c'), (None, '?')]
+    Args:
+        folder: the sweep's.
+        metric: to rank by, as the records name it; None takes the sweep's own.
+        mode: min | max; None takes the sweep's own, and for another metric what makes sense: max for an accuracy.
+
+    Raises:
+        UserError: for a metric that no job has measured, and for another mode.
     """
-    keyed = [(key(item), item) for item in items]
-    ordered = sorted((pair for pair in keyed if pair[0] is not None), key=lambda pair: pair[0])
-    ranked: list[tuple[int | None, T]] = []
-    for place, (found, item) in enumerate(ordered, start=1):
-        tie = place > 1 and found == ordered[place - 2][0]
-        ranked.append((ranked[-1][0] if tie else place, item))
-    return ranked + [(None, item) for found, item in keyed if found is None]
+    import polars as pl
+
+    folder = Path(folder)
+    jobs, notes = read_jobs(folder)
+    settings = read_settings(folder)
+    told = [settings, *jobs.select("metric", "mode").drop_nulls().head(1).to_dicts()]
+    own = next((item["metric"] for item in told if isinstance(item.get("metric"), str)), "val/loss")
+    own_mode = next((item["mode"] for item in told if item.get("mode") in ("min", "max")), "min")
+    measured = fields(jobs, "metrics")
+    if metric is not None and metric not in measured:
+        remedy = f"choose one of {', '.join(measured)}" if measured else "none has measured anything yet"
+        raise UserError(f"metric={metric}: no job of {short(folder)} has measured it; {remedy}")
+    if mode not in (None, "min", "max"):
+        raise UserError(f"mode={mode}: choose min or max")
+    if own not in measured and own.replace("val/", "train/") in measured:
+        own = own.replace("val/", "train/")  # there is no val part: it is what decided which weights are best
+    if metric not in (None, own):
+        own_mode = "max" if str(metric).endswith("accuracy") else "min"
+    chosen = metric or own
+    value = pl.col("metrics").struct.field(chosen) if chosen in measured else pl.lit(None, pl.Float64)
+    board = Board(
+        folder, chosen, mode or own_mode,
+        jobs.with_columns(value=pl.when(pl.col("status") == "completed").then(value).cast(pl.Float64)), notes,
+    )  # fmt: skip
+    other = [key for key in board.differing if key.startswith("data") and key not in SAME_DATA]
+    other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
+    if other:
+        notes.append(f"jobs differ in {', '.join(other)}: losses of other data, or other losses, do not compare")
+    return board

@@ -1,65 +1,30 @@
-"""What a sweep has left on disk: its plan and its jobs' records, both JSON, so that a thousand are read in a moment."""
+"""What a sweep has left on disk, as one table: plan, results of stacks, and records of run folders."""
 
-import functools
 import json
 import math
 import os
-import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from linear_lab import UserError
 from linear_lab.run import RESULT, is_held
-from linear_lab.terminal import python, quoted
+from linear_lab.sweep.plan import COLUMNS, read_plan, read_settings
+from linear_lab.sweep.results import read_results
 
-PLAN = "sweep.json"
-STACKS = "_stacks"  # in the sweep's folder, while stacks are trained
-ORDER = "jobs.json"  # in a stack's own: its jobs, in the order of the stack
+if TYPE_CHECKING:
+    import polars as pl
+
 ENDED = ("completed", "diverged", "pruned")  # what is not run again
-# What is wanted of a record; the lists of parameters in it may be long
-KEPT = ("status", "error", "seed", "metrics", "excess_loss", "steps", "seconds", "config_hash", "job", "initial")
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "hydra"}  # keys that no job is trained with
+NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
+TEXTS = ("status", "error", "config_hash")
+OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # of what it says of its job
+KEYS = "key:"  # before the names of columns that hold what was typed for a key
 
 
-@dataclass
-class Job:
-    """A job of a sweep.
-
-    Attributes:
-        folder: its run folder, which need not be there yet.
-        record: what result.json says, without the parameters; empty before the job starts.
-        typed: its overrides in the order typed; None where nothing tells them.
-        status: waiting | running | interrupted | completed | diverged | pruned | failed | unreadable.
-        value: the final model's metric; None unless the job was completed and the metric is finite.
-    """
-
-    folder: Path
-    record: dict[str, Any]
-    typed: list[str] | None
-    status: str
-    value: float | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return self.folder.name
-
-    @functools.cached_property
-    def overrides(self) -> dict[str, str]:
-        """Its overrides by their keys, but for those that only steer the sweep."""
-        return dict(item.lstrip("+~").partition("=")[::2] for item in self.typed or [] if not is_steering(item))
-
-    @property
-    def command(self) -> str | None:
-        """The command that trains it alone, to the same digits; None where nothing tells its overrides."""
-        if self.typed is None:
-            return None
-        typed = [quoted(item) for item in self.typed if not is_steering(item)]
-        return " ".join([python(), "-m", "linear_lab.train", *typed])
-
-
-@functools.cache
+@cache
 def is_steering(override: str) -> bool:
     """Tell what steers the sweep from what a job is trained with.
 
@@ -78,43 +43,126 @@ def finite(value: Any) -> float | None:
     return None
 
 
-def read_jobs(folder: Path) -> tuple[dict[str, Any], list[Job], list[str]]:
-    """Read the plan, the jobs in the order planned, then those that no plan tells, and what is the matter with them."""
-    plan, notes = read_plan(folder)
-    planned: dict[str, list[str]] = plan.get("jobs", {})
+def read_jobs(folder: Path) -> "tuple[pl.DataFrame, list[str]]":
+    """Read all jobs of a sweep: in the order planned, then those that no plan tells.
+
+    Returns:
+        a row for each job, and what is the matter with what was read. Columns:
+
+        - ``name``; ``planned``, the fingerprint that the plan has; ``folder``, whether the job has one with a record;
+        - `TEXTS` and `NUMBERS` as the record or the results have them, and ``trained``, whether training has begun;
+          ``status`` is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
+        - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides, if it is known;
+        - for each key that was typed ``key:<key>``, its value as text.
+    """
+    import polars as pl
+
+    notes: list[str] = []
+    try:
+        planned = read_plan(folder)
+    except UserError as error:
+        notes.append(f"{error}, so jobs that never started are not listed")
+        planned = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
+    try:
+        stacked = read_results(folder)
+    except UserError as error:
+        notes.append(str(error))
+        stacked = None
+    records = read_folders(folder, planned["name"])
+    parts = [empty()]
+    if stacked is not None:
+        of_job = [pl.col("job").struct.field(name) for name in OF_JOB if name in fields(stacked, "job")]
+        chosen = stacked.select(
+            "name", *(name for name in (*TEXTS, *NUMBERS, "metrics") if name in stacked.columns), *of_job,
+            typed=pl.col("job").struct.field("overrides"), folder=False, trained=pl.col("status") != "failed",
+        )  # fmt: skip
+        ended = pl.col("status").is_in(ENDED)  # what was trained alone counts once it has ended
+        going = records.filter(~ended).join(chosen.filter(ended), on="name", how="anti")
+        records = pl.concat([records.filter(ended), going])
+        parts.append(chosen.join(records.select("name"), on="name", how="anti", maintain_order="left"))
+    found = pl.concat([*parts, records], how="diagonal_relaxed")
+    others = found.join(planned.select("name"), on="name", how="anti").select("name")
+    others = others.sort(pl.col("name").str.split("-").list.first().str.len_chars(), "name")  # 2-sgd, 10-sgd
+    order = pl.concat([planned.select("name"), others])
+    of_plan = planned.select("name", "problem", planned="config_hash", group="group")
+    jobs = order.join(found, on="name", how="left", maintain_order="left")
+    jobs = jobs.join(of_plan, on="name", how="left", maintain_order="left", suffix=" of plan")
+    jobs = jobs.with_columns(
+        *(pl.coalesce(name, f"{name} of plan").alias(name) for name in ("group", "problem")),
+        pl.col("status").fill_null("waiting"), pl.col("folder", "trained").fill_null(False),
+    ).drop("group of plan", "problem of plan")  # fmt: skip
+    return with_keys(jobs, planned), notes
+
+
+def empty() -> "pl.DataFrame":
+    """Return the table of no jobs."""
+    import polars as pl
+
+    kinds: dict[str, Any] = {
+        "name": pl.String,
+        "folder": pl.Boolean,
+        "trained": pl.Boolean,
+        "typed": pl.List(pl.String),
+    }
+    kinds |= dict.fromkeys((*TEXTS, *OF_JOB), pl.String) | dict.fromkeys((*NUMBERS, "lr"), pl.Float64)
+    return pl.DataFrame(schema=kinds | {"seed": pl.Int64, "steps": pl.Int64, "pictures": pl.Boolean})
+
+
+def fields(frame: "pl.DataFrame", column: str) -> list[str]:
+    """Return the names of a struct's fields; none if there is no such column."""
+    import polars as pl
+
+    kind = frame.schema.get(column)
+    return [field.name for field in kind.fields] if isinstance(kind, pl.Struct) else []
+
+
+def with_keys(jobs: "pl.DataFrame", planned: "pl.DataFrame") -> "pl.DataFrame":
+    """Add what was typed for each key: by the record, or else by the plan."""
+    import polars as pl
+
+    keys = [key for key in planned.columns if key not in COLUMNS and not is_steering(key)]
+    of_plan = planned.select("name", *(pl.col(key).alias(KEYS + key.lstrip("+~")) for key in keys))
+    as_planned = jobs.filter(~pl.col("folder") & pl.col("planned").is_not_null()).select("name")
+    told = jobs.join(as_planned, on="name", how="anti").filter(pl.col("typed").is_not_null())
+    rows = [
+        {"name": name} | {KEYS + key: value for key, value in as_keys(typed).items()}
+        for name, typed in told.select("name", "typed").iter_rows()
+    ]
+    known = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"name": pl.String})
+    silent = jobs.join(told.select("name"), on="name", how="anti").select("name")
+    every = pl.concat([of_plan.join(silent, on="name", how="semi"), known], how="diagonal_relaxed")
+    return jobs.join(every, on="name", how="left", maintain_order="left")
+
+
+def as_keys(typed: list[str]) -> dict[str, str]:
+    """Return overrides by their keys, but for those that only steer the sweep."""
+    return dict(item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
+
+
+def read_folders(folder: Path, planned: "pl.Series") -> "pl.DataFrame":
+    """Read the records of all run folders of a sweep."""
+    import polars as pl
+
+    rows = []
     with os.scandir(folder) as found:
-        others = [entry.name for entry in found if entry.name not in planned and entry.name[0] not in "_."]
-    others.sort(key=lambda name: (len(name.partition("-")[0]), name))  # 2-sgd, 10-sgd
-    jobs = []
-    for name in [*planned, *others]:
+        names = [entry.name for entry in found if entry.name[0] not in "_." and entry.is_dir()]
+    for name in names:
         of_job, of_record = paths(folder, name)
         record = read_record(of_record)
-        status = record.get("status", "waiting")
-        if status == "running" and not is_held(of_job):
-            status = "interrupted"  # killed
-        if record or name in planned:
-            typed = record.get("job", {}).get("overrides", planned.get(name))
-            jobs.append(Job(of_job, record, typed, status))
-    return plan, jobs, notes
+        if not record:
+            continue
+        if record["status"] == "running" and not is_held(of_job):
+            record = record | {"status": "interrupted"}  # killed
+        rows.append({"name": name, "folder": True} | record)
+    return (
+        pl.concat([empty(), pl.DataFrame(rows, infer_schema_length=None)], how="diagonal_relaxed") if rows else empty()
+    )
 
 
-@functools.cache  # a sweep is read often, and making paths would take most of the time
+@cache  # a sweep is read often, and making paths would take most of the time
 def paths(folder: Path, name: str) -> tuple[Path, Path]:
     """Return a job's folder and its record."""
     return folder / name, folder / name / RESULT
-
-
-def read_plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read the plan, and say what is the matter with it; an empty one where there is none, as in older sweeps."""
-    try:
-        plan = json.loads((folder / PLAN).read_bytes())
-        if not all(are_texts(overrides) for overrides in plan["jobs"].values()):
-            raise ValueError("it is no plan of a sweep")
-    except FileNotFoundError:
-        return {}, []
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        return {}, [f"{PLAN} cannot be read ({error}), so jobs that never started are not listed"]
-    return plan, []
 
 
 _records: dict[
@@ -131,28 +179,39 @@ def read_record(path: Path) -> dict[str, Any]:
     stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
     if path not in _records or _records[path][0] != stamp:
         try:
-            found = json.loads(path.read_bytes())
-            record = {key: found[key] for key in KEPT if key in found}
-            kinds = {"status": str, "metrics": dict, "job": dict}
-            odd = [key for key, kind in kinds.items() if not isinstance(record.get(key, kind()), kind)]
-            if odd or "status" not in record or not are_texts(record.get("job", {}).get("overrides", [])):
-                raise ValueError("it is no record of a run")
+            record = as_row(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            record = {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}"}
+            record = {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
         _records[path] = stamp, record
     return _records[path][1]
 
 
-def forget_stacks(folder: Path) -> None:
-    """Take away what stacks have kept to go on from, once all their jobs have ended, whoever trained them."""
-    for path in folder.glob(f"{STACKS}/*/{ORDER}"):
-        jobs = [paths(folder, key.partition(" ")[0]) for key in json.loads(path.read_bytes())]
-        if all(read_record(of_record).get("status") in ENDED and not is_held(of_job) for of_job, of_record in jobs):
-            shutil.rmtree(path.parent, ignore_errors=True)
-    with suppress(OSError):  # there is none, or another process trains a stack now
-        (folder / STACKS).rmdir()
+def as_row(record: Any) -> dict[str, Any]:
+    """Take from a record what a sweep wants of it.
+
+    Raises:
+        ValueError: if it is none.
+        TypeError: likewise.
+    """
+    kinds = {"status": str, "metrics": dict, "job": dict}
+    odd = [key for key, kind in kinds.items() if not isinstance(record.get(key, kind()), kind)] if record else [""]
+    if odd or "status" not in record or not are_texts(record.get("job", {}).get("overrides", [])):
+        raise ValueError("it is no record of a run")
+    row: dict[str, Any] = {name: text if isinstance(text := record.get(name), str) else None for name in TEXTS}
+    row |= {name: finite(record.get(name)) for name in NUMBERS}
+    row |= {name: None if row[name] is None else int(row[name]) for name in ("seed", "steps")}
+    job = record.get("job", {})
+    row |= {name: text if isinstance(text := job.get(name), str) else None for name in OF_JOB}
+    row |= {"lr": finite(job.get("lr")), "pictures": job.get("pictures") is True}
+    metrics = {str(name): finite(value) for name, value in record.get("metrics", {}).items()}
+    return row | ({"metrics": metrics} if metrics else {}) | {
+        "typed": job.get("overrides"), "trained": "initial" in record,
+    }  # fmt: skip
 
 
 def are_texts(value: Any) -> bool:
     """Whether a value is a list of texts."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+__all__ = ["ENDED", "KEYS", "finite", "is_steering", "read_jobs", "read_record", "read_settings"]

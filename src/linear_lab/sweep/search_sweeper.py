@@ -5,10 +5,9 @@ import os
 from hydra.core.override_parser.types import Override
 
 from linear_lab import UserError
-from linear_lab.run import FREE
+from linear_lab.fingerprints import FREE
 from linear_lab.sweep import board
-from linear_lab.sweep.plan import plan
-from linear_lab.sweep.records import finite
+from linear_lab.sweep.plan import identified, listed, plan
 from linear_lab.sweep.search import Search, example
 from linear_lab.sweep.space import space
 from linear_lab.sweep.sweeper import GridSweeper
@@ -43,7 +42,7 @@ class SearchSweeper(GridSweeper):
     def run(self, overrides: list[Override]) -> None:
         """Ask for trials, run them, tell their results, until there are as many as wanted."""
         fixed, searched = space(overrides)
-        plan([[*fixed, *example(searched)]], self.composer, {})  # a mistake in a key leaves no study
+        plan(listed([[*fixed, *example(searched)]]), self.composer)  # a mistake in a key leaves no study
         deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
         search = Search(
             self.folder, deciding, searched,
@@ -52,14 +51,19 @@ class SearchSweeper(GridSweeper):
         self.watch.total = self.trials
         try:
             while (asked := search.ask(self.workers())) and not (self.fail_fast and self.errors):
-                jobs = {number: self.plan([[*fixed, *drawn]], searched)[0] for number, drawn in asked}
-                for number, job in jobs.items():
-                    search.name(number, job.name)
-                self.run_jobs(list({job.name: job for job in jobs.values()}.values()))
-                found = {job.name: job for job in board.read(self.folder).jobs}
-                for number, job in jobs.items():
-                    it = found[job.name]
-                    search.tell(number, {"status": it.status, "metrics": {str(self.config.metric): finite(it.value)}})
+                lines = [[*fixed, *drawn] for _, drawn in asked]
+                planned = self.plan(listed(lines), searched)
+                hashes = identified(listed(lines), self.composer)["config_hash"]  # trials may draw the same job
+                names = dict(planned.select("config_hash", "name").iter_rows())
+                jobs = {number: names[key] for (number, _), key in zip(asked, hashes, strict=True)}
+                for number, name in jobs.items():
+                    search.name(number, name)
+                self.run_jobs(planned)
+                found = board.read(self.folder).jobs.select("name", "status", "value")
+                told = {name: (status, value) for name, status, value in found.iter_rows()}
+                for number, name in jobs.items():
+                    status, value = told[name]
+                    search.tell(number, {"status": status, "metrics": {str(self.config.metric): value}})
         finally:
             search.close()
 

@@ -1,251 +1,255 @@
-"""Jobs -> stacks -> what each job leaves."""
+"""The stacks of one command: planned jobs in, rows of results out."""
 
-import hashlib
-import json
 import logging
-import resource
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra.core.utils import JobReturn, JobStatus
+import numpy as np
+import polars as pl
+import torch
 
 from linear_lab import UserError, files
+from linear_lab.assembly import restored_process
 from linear_lab.callbacks import Interrupted, StopOnSignal
-from linear_lab.run import LAST, RESULT, HeldError, Run, as_json, is_held, versions
-from linear_lab.stacked.drawing import Candidates
-from linear_lab.stacked.leaving import Leaving, begin
-from linear_lab.stacked.training import StackedRun, capacity, misshapen, prepare, shared_by, train_stack
-from linear_lab.sweep import board
-from linear_lab.sweep.composer import Composer
-from linear_lab.sweep.plan import of_job
-from linear_lab.sweep.records import ENDED, ORDER, STACKS, read_record
-from linear_lab.sweep.stacked_launcher import Job, tell
-from linear_lab.sweep.stacking import stacks
+from linear_lab.stacked.group import Group
+from linear_lab.stacked.loop import Loop, Stepper, capacity
+from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
+from linear_lab.stacked.rows import history_of, rows_of, struct
+from linear_lab.sweep import results
+from linear_lab.sweep.plan import of_job, overrides
 from linear_lab.sweep.sweeper import STOP
 
-LOG = "stacks.log"  # in the sweep's
-SPARE = 256  # files that may be open beside the jobs' locks
+CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained, with the fingerprint of its first job
+SAVE_EVERY = 60.0  # seconds that a kill may cost
+CHUNK = 1 << 16  # models that are trained at once: more fit into no cache
+COMPILING = 10.0  # seconds that torch.compile takes
+LOG = "stacks.log"  # in the sweep's folder: what the libraries say
 
 log = logging.getLogger(__name__)
 
 
-class Stacks:
-    """Trains the jobs of a launch that fit together.
+class Options(NamedTuple):
+    """What a user may choose.
 
-    Args:
-        jobs: all of the launch.
-        composer: which has composed them.
-        limit: how many jobs a stack may have.
-        memory: bytes that it may take.
-        pictures: how many of the best jobs get pictures.
+    Attributes:
+        memory: bytes that a chunk may take.
+        compile: True, False, or "auto" where it pays.
+        history: at how many steps losses and parameters are kept.
     """
 
-    def __init__(self, jobs: list[Job], composer: Composer, limit: int, memory: int, pictures: int) -> None:
-        self.jobs, self.composer, self.memory = jobs, composer, memory
-        self.folder = jobs[0].folder.parent
-        self.limit = min(limit, open_files() - SPARE)
-        self.best = Candidates(pictures, jobs[0].config["mode"])
-        self.done: dict[int, JobReturn] = {}
-        self.alone: dict[int, str] = {}
-        self.fresh: set[str] = set()  # keys of jobs that have not begun
+    memory: int
+    compile: bool | str
+    history: int
 
-    def train(self) -> None:
-        """Train stack after stack; what is in none, or goes on from a checkpoint of its own, is left.
+
+class Stacks:
+    """Trains groups of jobs, chunk by chunk, and writes their results.
+
+    Args:
+        folder: the sweep's.
+        options: what a user may choose.
+        progress: is told of jobs that have ended, and of the steps taken of those that train, and their number.
+
+    Attributes:
+        alone: by name why jobs could not be trained in a stack.
+        notes: for the terminal.
+    """
+
+    def __init__(self, folder: Path, options: Options, progress: Callable[[int, int, int], None]) -> None:
+        self.folder, self.options, self.progress = folder, options, progress
+        self.alone: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.done = 0
+        self.pending: list[pl.DataFrame] = []
+        self.watched: list[pl.DataFrame] = []
+        self.saved = time.monotonic()
+
+    def train(self, groups: list[Group]) -> None:
+        """Train all groups.
 
         Raises:
-            Interrupted: at a signal, after the stack's checkpoint was saved.
+            Interrupted: at a signal, after what is done was written.
+            UserError: for a full disk.
         """
-        begun = [position for position, job in enumerate(self.jobs) if has_begun(job.folder)]
-        self.alone = dict.fromkeys(begun, "it goes on from its own checkpoint")
-        fresh = [position for position in range(len(self.jobs)) if position not in self.alone]
-        self.fresh = {self.key(position) for position in fresh}
-        found, alone = stacks([self.jobs[position].config for position in fresh])
-        self.alone |= {fresh[position]: reason for position, reason in alone.items()}
-        try:
-            with StopOnSignal() as stop:
-                for positions in found:
-                    self.train_kind([fresh[position] for position in positions], stop)
-        except Interrupted:
-            self.best.draw()  # those that go on later know nothing of these
-            raise
-        self.best.draw()
-
-    def train_kind(self, positions: list[int], stop: StopOnSignal) -> None:
-        """Train jobs that fit together, as many at once as may be; those first of which a stack was interrupted."""
-        if (self.folder / STOP).exists():
-            self.done |= {position: returned(None) for position in positions}
-            return
-        try:
-            prepared = prepare(self.jobs[positions[0]].config, self.folder)
-        except Exception as error:  # whatever a class of one's own raises
-            if isinstance(error, UserError) and str(error).startswith("data"):  # else it may be of one job alone
-                self.fail(positions, error)
-            else:
-                self.alone |= dict.fromkeys(positions, (str(error) or repr(error)).splitlines()[0])
-            return
-        size = min(self.limit, capacity(prepared[0], self.jobs[positions[0]].config, self.memory))
-        if size <= 1:
-            why = "hydra.launcher.memory" if self.limit > 1 else "hydra.launcher.jobs, or ulimit -n,"
-            self.alone |= dict.fromkeys(positions, f"{why} leaves room for one model alone")
-            return
-        configs = [self.jobs[position].config for position in positions]
-        wrong = shared_by(configs, ("model",), lambda config: misshapen(prepared[0], config["model"]))
-        self.alone |= {position: text for position, text in zip(positions, wrong, strict=True) if text}
-        by_key = {self.key(position): position for position in positions if position not in self.alone}
-        chunks = [[by_key.pop(key) for key in keys] for keys in self.interrupted(by_key, size)]
-        rest = list(by_key.values())
-        chunks += [rest[first : first + size] for first in range(0, len(rest), size)]
-        for chunk in chunks:
+        with StopOnSignal() as stop:
             try:
-                self.train_chunk(chunk, prepared, stop)
-            except Exception as error:  # each job alone says what is wrong with it
-                if str(error).startswith("cannot write"):
-                    raise
-                log.warning("a stack of %d jobs could not be trained", len(chunk), exc_info=True)
-                self.alone |= dict.fromkeys(chunk, f"its stack could not be trained: {error}".splitlines()[0])
-
-    def key(self, position: int) -> str:
-        """Name a job and its config."""
-        job = self.jobs[position]
-        return f"{job.folder.name} {job.hash}"
-
-    def interrupted(self, keys: Collection[str], size: int) -> list[list[str]]:
-        """Return the stacks that an interrupted command has left a checkpoint of.
-
-        Others of these jobs, or of jobs that are none any more, are forgotten.
-        """
-        found = []
-        for path in self.folder.glob(f"{STACKS}/*/{ORDER}"):
-            order = json.loads(path.read_bytes())
-            if (path.parent / LAST).exists() and len(order) <= size and all(key in keys for key in order):
-                found.append(order)
-            elif any(key in keys or key not in self.fresh for key in order) and not any(
-                is_held(self.folder / key.partition(" ")[0]) for key in order
-            ):
-                shutil.rmtree(path.parent, ignore_errors=True)
-        return found
-
-    def train_chunk(self, positions: list[int], prepared: Any, stop: StopOnSignal) -> None:
-        """Train one stack, holding the folders of its jobs."""
-        with ExitStack() as held:
-            runs: dict[int, StackedRun] = {}
-            for position in positions:
-                try:
-                    if run := self.begin(position, held, prepared[2]):
-                        runs[position] = run
-                except HeldError:
-                    self.done[position] = returned(None)
-            if not runs:
-                return
-            running = {run.run.path / RESULT: as_json(run.run.record) for run in runs.values()}
-            files.replace_all(running)
-            board.write_sparingly(self.folder)
-            own = self.own_folder([self.key(position) for position in runs])
-            stack = list(runs.values())
-            try:
-                trained = train_stack(stack, prepared, own, stop, begin=begin, pictures=self.best.wanted > 0)
-                stop.training = True  # a signal waits until all is written
-                records = Leaving(stack, trained).write()
-            except (KeyboardInterrupt, SystemExit):
-                left = [run.run for run in stack if run.run.record["status"] == "running"]
-                for one in left:
-                    one.record["status"] = "interrupted"
-                files.replace_all({one.path / RESULT: as_json(one.record) for one in left})
-                raise
-            except Exception:
-                for each in stack:
-                    if each.run.record["status"] == "running":
-                        each.run.clear()
-                shutil.rmtree(own, ignore_errors=True)
-                raise
+                for group in groups:
+                    if (self.folder / STOP).exists():
+                        return
+                    with restored_process(self.folder, group.config["threads"]):
+                        self.train_group(group, stop)
             finally:
-                stop.training = False
-            self.best.offer(stack, trained, records)
-        shutil.rmtree(own, ignore_errors=True)
-        for position, record in zip(runs, records, strict=True):
-            value = record["metrics"].get(trained.metric) if record["status"] == "completed" else None
-            self.done[position] = returned(value)
+                self.flush()
+
+    def train_group(self, group: Group, stop: StopOnSignal) -> None:
+        """Train a group, or say why its jobs are trained alone."""
+        try:
+            prepared = prepare(group)
+        except UserError as error:
+            if str(error).startswith("data"):
+                self.fail(group, str(error))
+            else:
+                self.alone |= dict.fromkeys(group.rows["name"], str(error))
+            return
+        group, plan = prepared.group, prepared.plan
+        self.alone |= prepared.wrong
+        room = capacity(plan, self.options.memory, len(group.rows)) if len(group.rows) else 0
+        if room < 2:
+            why = "hydra.launcher.memory leaves room for one model alone" if len(group.rows) else ""
+            self.alone |= dict.fromkeys(group.rows["name"], why)
+            return
+        watched = self.watched_steps(prepared)
+        left = np.arange(len(group.rows))
+        for chosen, state in self.interrupted(prepared):
+            self.train_chunk(prepared, chosen, Stepper(plan), watched, stop, state)
+            left = np.setdiff1d(left, chosen)
+        if not len(left):
+            return
+        count = -(-len(left) // min(room, CHUNK))
+        size = -(-len(left) // count)
+        chunks = [left[at : at + size] for at in range(0, len(left), size)]
+        stepper = self.stepper(prepared, chunks)
+        for chunk in chunks:
+            self.train_chunk(prepared, chunk, stepper, watched, stop, size=size if stepper.compiled else None)
+
+    def stepper(self, prepared: Prepared, chunks: list[np.ndarray[Any, Any]]) -> Stepper:
+        """Compile the step, if the eager one would take longer than that and training take together."""
+        eager, plan = Stepper(prepared.plan), prepared.plan
+        if self.options.compile is False:
+            return eager
+        seconds = COMPILING
+        if self.options.compile == "auto":
+            trial = Loop(plan, models(prepared, chunks[0]), eager)
+            trial.attempt(1)
+            started = time.perf_counter()
+            trial.attempt(2)
+            seconds = (time.perf_counter() - started) / 2 * plan.total * len(chunks)
+        if self.options.compile == "auto" and seconds < COMPILING:
+            return eager
+        compiled = Stepper(plan, compiled=True)
+        try:
+            Loop(plan, models(prepared, chunks[0]), compiled).attempt(1)
+        except Exception as error:  # of a compiler that is missing, or does not know an operation
+            log.info("torch.compile failed", exc_info=True)
+            note = f"not compiled  {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            self.notes += [note] * (note not in self.notes)
+            return eager
+        return compiled
+
+    def train_chunk(
+        self,
+        prepared: Prepared,
+        chosen: np.ndarray[Any, Any],
+        stepper: Stepper,
+        watched: tuple[int, ...],
+        stop: StopOnSignal,
+        state: dict[str, Any] | None = None,
+        size: int | None = None,
+    ) -> None:
+        """Train some jobs of a group, and keep their results.
+
+        Args:
+            prepared: the group.
+            chosen: which jobs.
+            stepper: the step.
+            watched: steps that `history` keeps.
+            stop: tells of signals.
+            state: of a checkpoint to go on from.
+            size: that the chunk is padded to, since the step was compiled for it.
+        """
+        hashes = prepared.group.rows["config_hash"][chosen].to_list()
+        padding = 0 if size is None else size - len(chosen)
+        if state:
+            padding = len(state["summary"]["best"]) - len(chosen)
+        padded = np.concatenate([chosen, np.repeat(chosen[-1:], padding)])
+        loop = Loop(prepared.plan, models(prepared, padded), stepper, watched)
+        if state:
+            loop.load_state_dict(state)
+        path = self.folder / CHECKPOINT.format(hashes[0])
+
+        def after_step(step: int) -> None:
+            self.progress(self.done, step, prepared.plan.total)
+            due = time.monotonic() - self.saved > SAVE_EVERY
+            if due or stop.signum:
+                kept = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "loop": loop.state_dict()}
+                with files.writing(path, files.ROOM_REMEDY) as part:
+                    torch.save(kept, part)
+                self.flush()
+            if stop.signum:
+                raise Interrupted(128 + stop.signum)
+
+        stop.training = True  # a signal waits until the step is done
+        try:
+            loop.run(after_step)
+            self.pending.append(rows_of(prepared, chosen, loop).with_columns(job_column(prepared, chosen)))
+            if watched:
+                self.watched.append(history_of(prepared, chosen, loop))
+        finally:
+            stop.training = False
+        self.done += len(chosen)
+        if time.monotonic() - self.saved > SAVE_EVERY or path.exists():
+            self.flush()
+        path.unlink(missing_ok=True)
         if stop.signum:
             raise Interrupted(128 + stop.signum)
 
-    def begin(self, position: int, held: ExitStack, metric: str | None = None) -> StackedRun | None:
-        """Take a job's folder, and make room for its run; None if it has ended already.
+    def flush(self) -> None:
+        """Write the results that wait."""
+        for waiting, name in ((self.pending, results.RESULTS), (self.watched, results.HISTORY)):
+            if waiting:
+                results.add(self.folder, pl.concat(waiting, how="diagonal_relaxed"), name)
+                waiting.clear()
+        self.saved = time.monotonic()
 
-        Args:
-            position: the job's.
-            held: keeps the folder.
-            metric: what decides which weights are best, where the data have changed it.
+    def interrupted(self, prepared: Prepared) -> Iterator[tuple[np.ndarray[Any, Any], dict[str, Any]]]:
+        """Yield the jobs of which an interrupted command has left a checkpoint, and its content."""
+        position = {key: at for at, key in enumerate(prepared.group.rows["config_hash"])}
+        for path in sorted(self.folder.glob(CHECKPOINT.format("*"))):
+            try:
+                kept = torch.load(path, weights_only=True, map_location=device_of(prepared.group.config))
+                mine = all(key in position for key in kept["hashes"])
+                if mine and kept["data"] == prepared.plan.data.fingerprint:
+                    yield np.array([position[key] for key in kept["hashes"]]), kept["loop"]
+                elif mine:
+                    path.unlink()  # of other data
+            except Exception as error:  # a file cut in half raises anything
+                log.warning("cannot read %s (%r); its jobs are trained from the start", path, error)
+                path.unlink(missing_ok=True)
+
+    def watched_steps(self, prepared: Prepared) -> tuple[int, ...]:
+        """Return the steps that `history` keeps: the first, the last, and others evenly between them.
 
         Raises:
-            HeldError: if another process trains in it.
+            UserError: if they would take more than the memory allowed.
         """
-        job = self.jobs[position]
-        if is_held(job.folder):  # to try for its lock would take half a second
-            raise HeldError(f"{job.folder}: another process trains in this folder")
-        (job.folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        run = held.enter_context(Run(job.folder).lock())
-        if run.record and run.record.get("config_hash") != job.hash:
-            raise UserError(f"{job.folder.name}: another command has trained it with another config meanwhile")
-        if run.record.get("status") in ENDED:
-            ended = run.record["metrics"] if run.record["status"] == "completed" else {}
-            self.done[position] = returned(ended.get(metric or job.config["metric"]))
-            return None
-        if run.record:
-            run.clear()
-        (job.folder / LAST).parent.mkdir(exist_ok=True)
-        fields = {
-            "seed": job.config["seed"],
-            "config_hash": job.hash,
-            "job": of_job(job.config, job.typed, self.composer.group(job.typed)),
-        }
-        run.record = {"status": "running", "error": None, "versions": versions(), **fields}
-        typed = [*job.typed, *([f"metric={metric}"] if metric not in (None, job.config["metric"]) else [])]
-        texts = self.composer.yaml(typed), self.composer.resolved_yaml(typed)
-        return StackedRun(run, job.config, *texts, job.typed, self.composer.referring(typed), fields)
+        count, plan = self.options.history, prepared.plan
+        if not count:
+            return ()
+        numbers = 1 + sum(values[0].numel() for values in prepared.parameters.values())
+        size = 8 * count * numbers * len(prepared.group.rows)
+        if size > self.options.memory:
+            raise UserError(
+                f"hydra.launcher.history={count}: {len(prepared.group.rows):,} jobs would take {size >> 20:,} MB, more "
+                f"than hydra.launcher.memory={self.options.memory >> 20}; keep fewer steps, or allow more memory"
+            )
+        return tuple(dict.fromkeys(np.linspace(0, plan.total, count).round().astype(int).tolist()))
 
-    def own_folder(self, names: list[str]) -> Path:
-        """Make the stack's own folder, or find it again, by its jobs."""
-        key = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
-        folder = self.folder / STACKS / key
-        folder.mkdir(parents=True, exist_ok=True)
-        files.replace(folder / ORDER, json.dumps(names).encode())
-        return folder
-
-    def fail(self, positions: list[int], error: UserError) -> None:
-        """Say of jobs that share what is wrong that they failed."""
-        for position in positions:
-            with ExitStack() as held:
-                try:
-                    run = self.begin(position, held)
-                except HeldError:
-                    continue
-                if run:
-                    tell(run.run.path, str(error))
-                    run.run.write(status="failed", error=str(error), seconds=0.0)
-                    self.done[position] = returned(error)
-            if self.jobs[position].config["fail_fast"]:
-                (self.folder / STOP).touch()
-                self.done |= {other: returned(None) for other in positions if other not in self.done}
-                return
-
-
-def train_stacks(
-    jobs: list[Job], composer: Composer, limit: int, memory: int, pictures: int
-) -> tuple[dict[int, JobReturn], dict[int, str]]:
-    """Train what can be stacked; what it returned, and why other jobs are left, by position."""
-    trained = Stacks(jobs, composer, limit, memory, pictures)
-    with in_log_alone(trained.folder / LOG):
-        trained.train()
-    return trained.done, trained.alone
+    def fail(self, group: Group, message: str) -> None:
+        """Note of jobs that share what is wrong that they have failed; under fail_fast of the first one alone."""
+        if group.config["fail_fast"]:
+            group = group.only(np.arange(1))
+            (self.folder / STOP).touch()
+        self.pending.append(failed_rows(group, message))
+        self.done += len(group.rows)
 
 
 @contextmanager
-def in_log_alone(path: Path) -> Iterator[None]:
-    """Have messages and warnings of the libraries go to a file, and nowhere else."""
-    root, handler = logging.getLogger(), logging.FileHandler(path)
+def in_log_alone(folder: Path) -> Iterator[None]:
+    """Have messages and warnings of the libraries go to a file in the sweep's folder, and nowhere else."""
+    root, handler = logging.getLogger(), logging.FileHandler(folder / LOG, delay=True)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     others, level = root.handlers[:], root.level
     root.handlers[:] = [handler]
@@ -260,22 +264,22 @@ def in_log_alone(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def has_begun(folder: Path) -> bool:
-    """Tell whether a job was trained alone, and interrupted; what a stack has left unfinished tells no start."""
-    record = read_record(folder / RESULT)
-    return (folder / LAST).exists() and "initial" in record and record["status"] not in ENDED
+def failed_rows(group: Group, message: str) -> pl.DataFrame:
+    """Return rows of jobs that could not be trained."""
+    jobs = len(group.rows)
+    return pl.DataFrame({
+        "name": group.rows["name"], "status": ["failed"] * jobs, "error": [message] * jobs,
+        "config_hash": group.rows["config_hash"], "seconds": [0.0] * jobs,
+        "job": struct({"overrides": overrides(group.rows), "group": group.rows["group"]}),
+    })  # fmt: skip
 
 
-def returned(value: Any) -> JobReturn:
-    """Return what Hydra wants of a job."""
-    status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
-    return JobReturn(status=status, _return_value=value)
-
-
-def open_files() -> int:
-    """Let this process open as many files as the system allows; how many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = 1 << 20
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(soft, hard)
+def job_column(prepared: Prepared, chosen: np.ndarray[Any, Any]) -> pl.Series:
+    """Return what the record of each job says of it for its sweep, see `of_job`."""
+    group = prepared.group.only(chosen)
+    rows, constant = group.rows, of_job(group.config, (), "", "-")
+    lr = group.numbers("optimizer", ("lr",), {})["lr"].expand(len(rows)).numpy()
+    fields = {name: pl.repeat(value, len(rows), eager=True) for name, value in constant.items() if name != "overrides"}
+    fields |= {"metric": pl.repeat(prepared.plan.metric, len(rows), eager=True), "lr": pl.Series(lr)}
+    fields |= {"group": rows["group"], "problem": rows["problem"]}
+    return struct({"overrides": overrides(rows), **fields}).alias("job")

@@ -2,15 +2,15 @@
 
 import functools
 import gc
+import os
 import signal
 import time
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -21,14 +21,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError, files, terminal
 from linear_lab.run import RESULT, Run, is_held
-from linear_lab.sweep import board, page
+from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
-from linear_lab.sweep.plan import Job, changed, known_names, plan, write_plan
+from linear_lab.sweep.plan import Job, changed, differences, grid, plan, write_plan
+from linear_lab.sweep.plan import jobs as planned_jobs
 from linear_lab.sweep.pool import end_with_parent
-from linear_lab.sweep.records import ENDED, STEERING, forget_stacks, is_steering, read_jobs, read_record
+from linear_lab.sweep.records import ENDED, STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.watch import Watch
 
+if TYPE_CHECKING:
+    import polars as pl
+
 STOP = ".stop"  # in the sweep's folder after a failure under fail_fast: jobs that find it do not start
+MOST = 100_000  # jobs of a grid that are launched one by one
+SHOWN = 20  # jobs that did not end well
 FIXED = STEERING | {"output_root"}  # what cannot differ between the jobs of a sweep
 
 
@@ -56,9 +62,7 @@ class GridSweeper(Sweeper):
         self.in_process = any(kind.__name__ == "BasicLauncher" for kind in type(self.launcher).__mro__)
         self.processes: Any = getattr(self.launcher, "joblib", {}).get("n_jobs", 1)  # of joblib, as configured
         self.composer = composer_of(hydra_context, config)
-        if hasattr(launcher, "leaves_rest"):
-            launcher.leaves_rest = True  # of its stacks: here jobs are run one by one, with what that wants
-            launcher.composer = self.composer
+        self.stacks = hasattr(launcher, "train_stacks")
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs that are missing, and show what the sweep has found.
@@ -123,55 +127,125 @@ class GridSweeper(Sweeper):
 
     def run(self, overrides: list[Override]) -> None:
         """Plan all combinations, and launch what has not ended."""
-        for override in overrides:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise UserError(f"{override.input_line}: has no end of values to try; type some, or add sweep=search")
-        ((*grid,),) = BasicSweeper.split_arguments(overrides, None)
-        if not grid:
-            raise UserError("the sweep has no job: one of its ranges is empty")
-        self.run_jobs(self.plan(grid))
+        if self.stacks:
+            limit, remedy = self.launcher.limit, "set hydra.launcher.limit=<number> to train as many"
+        else:
+            limit, remedy = MOST, "launch=stacked trains as many at once"
+        self.run_jobs(self.plan(grid(overrides, limit, remedy)))
 
-    def plan(self, grid: Sequence[Sequence[str]], named: Collection[str] = ()) -> list[Job]:
+    def plan(self, typed: "pl.DataFrame", named: Collection[str] = ()) -> "pl.DataFrame":
         """Plan jobs, and refuse those whose config changed, unless they shall be overwritten.
 
         Raises:
             UserError: naming the jobs and the differences.
         """
-        _, found, _ = read_jobs(self.folder)
-        jobs = plan(grid, self.composer, known_names(self.folder, found), named)
+        import polars as pl
+
+        if self.config.overwrite:
+            results.put_aside(self.folder)
+        results.read_results(self.folder)
+        found, _ = read_jobs(self.folder)
+        recorded = found.filter(pl.col("config_hash").is_not_null())
+        planned = found.filter(pl.col("planned").is_not_null()).select("name", config_hash="planned")
+        others = planned.join(
+            recorded.select("name"), on="name", how="anti"
+        )  # an interrupted overwrite has another plan
+        jobs = plan(typed, self.composer, pl.concat([others, recorded.select("name", "config_hash")]), named)
         terminal.heed()
-        records = {job.name: job.record for job in found}
-        others = [job for job in jobs if records.get(job.name, {}).get("config_hash", job.hash) != job.hash]
-        trained = [job for job in others if "initial" in records[job.name]]  # the rest failed before
-        if trained and not self.config.overwrite:
+        before = recorded.select("name", "folder", "trained", "typed", before="config_hash")
+        changed = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
+        trained = changed.filter("trained")  # the rest failed before
+        if len(trained) and not self.config.overwrite:
             raise UserError(
                 f"name={self.folder.name}: {len(trained)} of {len(jobs)} jobs were trained with another config; "
-                f"{trained[0].name}: {changed(self.folder, trained[0])}; "
+                f"{trained['name'][0]}: {self.difference(trained.head(1))}; "
                 "train them afresh with overwrite=true, or choose another name="
             )
-        for job in others:
-            with Run(self.folder / job.name).lock() as run:
+        for name in changed.filter("folder")["name"]:
+            with Run(self.folder / name).lock() as run:
                 run.clear()
-        if not self.watch.names:  # what is refused has changed nothing
+        results.forget(self.folder, changed["name"])
+        if self.watch.names is None:  # what is refused has changed nothing
             files.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        write_plan(self.folder, jobs, str(jobs[0].config["metric"]), str(jobs[0].config["mode"]))
-        self.watch.show(job.name for job in jobs)
-        board.write(self.folder)
+        write_plan(self.folder, jobs, str(self.config.metric), str(self.config.mode))
+        self.watch.show(jobs["name"])
+        board.write_sparingly(self.folder)
         return jobs
 
-    def run_jobs(self, jobs: list[Job]) -> None:
-        """Launch jobs until each has ended or failed, or another process trains it.
+    def difference(self, job: "pl.DataFrame") -> str:
+        """Say in what the config of a job, a row of `plan`, differs from the one that it was trained with."""
+        columns = ("folder", "trained", "typed", "before")
+        now = self.composer(planned_jobs(job.drop(columns))[0].overrides)
+        if job["folder"][0]:
+            return changed(self.folder / job["name"][0], now)
+        before = self.composer(job["typed"][0].to_list())  # of a stack
+        return ", ".join(differences(before, now)) or "conf/ has changed"
+
+    def run_jobs(self, planned: "pl.DataFrame") -> None:
+        """Train jobs until each has ended or failed, or another process trains it.
 
         A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
         had begun one by one, so that one that kills its process takes no other with it.
         """
-        left = self.missing(jobs)
-        self.before = {job.name: self.stamp(job) for job in jobs}
-        if left and hasattr(self.launcher, "leaves_rest"):
-            if lost := self.launch(left):
-                self.launcher.notes.append(f"stacks  {lost}")
-            left = self.missing(jobs)
-        alone = False
+        left = self.left(planned)
+        if self.stacks and len(left) > 1:
+            with self.alone_in_folder():
+                self.launcher.train_stacks(self.folder, self.left(planned), self.composer, self.watch.stacked)
+            self.watch.stack = None
+            self.errors |= self.failures(planned)
+            left = self.left(planned)
+        self.launch_all(planned_jobs(left))
+        if self.stacks:
+            self.keep_best(planned)
+
+    @contextmanager
+    def alone_in_folder(self) -> Iterator[None]:
+        """Wait until no other process trains stacks in the sweep's folder, and keep others from doing so."""
+        if results.is_stacking(self.folder):
+            self.screen.print("waiting  another command trains stacks of this sweep")
+        with results.stacking(self.folder):
+            yield
+
+    def failures(self, planned: "pl.DataFrame") -> dict[str, str]:
+        """Return the errors of those jobs that have failed in stacks."""
+        found = results.read_results(self.folder)
+        if found is None or "failed" not in found["status"]:
+            return {}
+        failed = found.filter(found["status"] == "failed").join(planned.select("name"), on="name", how="semi")
+        return dict(failed.select("name", "error").iter_rows())
+
+    def left(self, planned: "pl.DataFrame") -> "pl.DataFrame":
+        """Return the jobs that are to be trained by this process, as `missing` does, of a whole plan."""
+        import polars as pl
+
+        found, _ = read_jobs(self.folder)
+        ended = found.filter(pl.col("status").is_in(ENDED)).select("name", "config_hash")
+        left = planned.join(ended, on=["name", "config_hash"], how="anti", maintain_order="left")
+        with os.scandir(self.folder) as entries:
+            held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]
+        return left.filter(~left["name"].is_in([*held, *self.errors]))
+
+    def keep_best(self, planned: "pl.DataFrame") -> None:
+        """Train the best jobs of stacks alone, for all that a run leaves; and write HPARAMS rows of others."""
+        import polars as pl
+
+        found = board.read(self.folder)
+        best = found.ranked.filter(pl.col("rank").is_not_null()).head(self.launcher.keep)
+        rows = planned.join(best.filter(~pl.col("folder")).select("name"), on="name", how="semi", maintain_order="left")
+        for job in planned_jobs(rows):
+            held = is_held(self.folder / job.name)
+            if not held and not (self.fail_fast and self.errors) and (lost := self.launch([job])):
+                self.errors[job.name] = lost
+        if found.best:
+            from linear_lab.sweep.kept import disagreements, write_rows
+
+            self.launcher.notes += disagreements(self.folder, rows["name"], self.composer)
+            write_rows(board.read(self.folder), self.composer, self.launcher.rows)
+
+    def launch_all(self, left: list[Job]) -> None:
+        """Launch jobs until none is left."""
+        self.before = {job.name: self.stamp(job) for job in left}
+        jobs, alone = left, False
         while left and not (self.fail_fast and self.errors):
             if self.in_process:
                 self.run_here(left)
@@ -194,6 +268,9 @@ class GridSweeper(Sweeper):
     def run_here(self, jobs: Iterable[Job]) -> None:
         """Run jobs one by one in this process; one that another process has taken up meanwhile is left to that."""
         for job in jobs:
+            if results.is_stacking(self.folder) and not self.stacks:
+                with self.alone_in_folder():  # it may train this job
+                    pass
             if self.missing([job]) and not (self.fail_fast and self.errors):
                 lost = self.launch([job])
                 if self.missing([job]):
@@ -237,7 +314,9 @@ class GridSweeper(Sweeper):
     def has_ended(self, job: Job) -> bool:
         """Tell whether a job has ended with the config that it has now."""
         record = read_record(self.folder / job.name / RESULT)
-        return record.get("status") in ENDED and record.get("config_hash") == job.hash
+        if record.get("status") in ENDED and record.get("config_hash") == job.hash:
+            return True
+        return results.has_ended(self.folder, job.name, job.hash)
 
     def begun(self, job: Job) -> bool:
         """Tell whether a job has written its record since this command began."""
@@ -252,31 +331,34 @@ class GridSweeper(Sweeper):
 
     def conclude(self, arguments: Sequence[str]) -> bool:
         """Show the leaderboard and what failed; returns whether something did."""
+        import polars as pl
+
         found = board.write(self.folder)
-        forget_stacks(self.folder)
         page.write_page(self.folder)
         board.show(self.screen, found)
-        names = set(self.watch.names)
-        mine = [job for job in found.jobs if job.name in names]
-        elsewhere = [job for job in mine if job.status == "running"]
-        left = [job for job in mine if job.status not in (*ENDED, "running")]
-        for job in elsewhere:
-            self.screen.print(f"running  {job.name}: another process trains it", soft_wrap=True)
-        for job in left:
-            why = self.errors.get(job.name) or job.record.get("error") or ""
-            self.screen.print(f"{job.status}  {job.name}{f': {why}' if why else ''}", soft_wrap=True)
+        names = pl.Series([], dtype=pl.String) if self.watch.names is None else self.watch.names
+        mine = found.jobs.filter(pl.col("name").is_in(names.implode()))
+        left = mine.filter(~pl.col("status").is_in(ENDED) & (pl.col("status") != "running"))
+        for name in mine.filter(pl.col("status") == "running")["name"]:
+            self.screen.print(f"running  {name}: another process trains it", soft_wrap=True)
+        for name, status, error in left.select("name", "status", "error").head(SHOWN).iter_rows():
+            why = self.errors.get(name) or error or ""
+            self.screen.print(f"{status}  {name}{f': {why}' if why else ''}", soft_wrap=True)
+        if len(left) > SHOWN:
+            self.screen.print(f"... {len(left) - SHOWN} more in {terminal.short(self.folder / board.TABLE)}")
         for note in getattr(self.launcher, "notes", ()):
             self.screen.print(note, soft_wrap=True)
         commands = board.commands(found) | {
             "look": f"make dashboard LOGDIR={terminal.quoted(str(terminal.short(self.folder)))}",
             "address": terminal.ADDRESS,
         }
-        if left:
-            logs = [job.folder / "train.log" for job in left if (job.folder / "train.log").exists()]
+        if len(left):
+            paths = [self.folder / name / "train.log" for name in left["name"].head(SHOWN)]
+            logs = [path for path in paths if path.exists()]
             commands |= {"log": terminal.quoted(str(terminal.short(logs[0])))} if logs else {}
             commands["go on"] = self.command(arguments)
         terminal.show_commands(self.screen, commands)
-        return bool(left)
+        return not left.is_empty()
 
     def command(self, arguments: Sequence[str]) -> str:
         """Write the command that goes on with this sweep."""

@@ -3,9 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,8 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from linear_lab.sweep import board
 from linear_lab.terminal import NARROW, number
 
+if TYPE_CHECKING:
+    import polars as pl
+
 INTERVAL = 0.5  # seconds between two looks at the jobs' records
 SHARE = 0.05  # of a core's time that these may take: of many jobs they are rarer
+FAILURES = 20  # lines of jobs that failed
 PIPE_INTERVAL = 30.0  # seconds between two lines where nothing can move
 
 
@@ -28,8 +31,10 @@ class Watch:
 
     def __init__(self, screen: Console, folder: Path) -> None:
         self.screen, self.folder = screen, folder
-        self.names: list[str] = []
+        self.names: pl.Series | None = None
         self.total: int | None = None
+        self.before = 0  # jobs that had ended when a stack began
+        self.stack: tuple[int, int, int] | None = None  # jobs that have ended, steps of those that train, and of all
         self.told: dict[str, Any] = {}  # failures that stand on the terminal, or are of an earlier command
         self.last = time.monotonic()
         self.progress = Progress(
@@ -47,12 +52,13 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def show(self, names: Iterable[str]) -> None:
+    def show(self, names: "pl.Series") -> None:
         """Add jobs to those that are shown; the first ones put the line up."""
-        self.names = list(dict.fromkeys([*self.names, *names]))
+        import polars as pl
+
+        self.names = names if self.names is None else pl.concat([self.names, names]).unique(maintain_order=True)
         if not self.thread.is_alive():
-            found = board.read(self.folder).jobs
-            self.told = {job.name: job.record.get("seconds") for job in found if job.status == "failed"}
+            self.told = dict(self.failed(board.read(self.folder).jobs).select("name", "seconds").iter_rows())
             if self.screen.is_terminal:
                 self.progress.start()
             self.thread.start()
@@ -66,6 +72,15 @@ class Watch:
                 self.progress.stop()
             self.screen.print()
 
+    def stacked(self, ended: int, step: int, steps: int) -> None:
+        """Show how far a stack is: jobs that have ended, steps that were taken, and how many there are."""
+        self.stack = ended, step, steps
+
+    @staticmethod
+    def failed(jobs: "pl.DataFrame") -> "pl.DataFrame":
+        """Return the jobs that have failed."""
+        return jobs.filter(jobs["status"] == "failed")
+
     def _watch(self) -> None:
         pause = INTERVAL
         while not self.over.wait(pause):
@@ -74,20 +89,23 @@ class Watch:
             pause = max(INTERVAL, (time.thread_time() - started) / SHARE)
 
     def _look(self) -> None:
-        found = board.read(self.folder)
-        wanted = set(self.names)
-        mine = [job for job in found.jobs if job.name in wanted]
-        for job in mine:
-            seconds = job.record.get("seconds")
-            if job.status == "failed" and self.told.get(job.name, -1.0) != seconds:
-                self.told[job.name] = seconds
-                self.screen.print(f"failed  {job.name}: {job.record.get('error')}", soft_wrap=True)
-        counts = Counter(job.status for job in mine)
-        done = sum(counts[kind] for kind in ("completed", "diverged", "pruned", "failed"))
-        texts = [f"{kind} {counts[kind]}" for kind in ("running", "failed", "diverged", "pruned") if counts[kind]]
-        if found.best:
-            texts.append(f"best {number(found.best.value)} ({found.best.name})")
+        assert self.names is not None
         total = self.total or len(self.names)
+        if self.stack:
+            ended, step, steps = self.stack
+            done, texts = self.before + ended, [f"step {step}/{steps} of a stack"]
+        else:
+            found = board.read(self.folder)
+            mine = found.jobs.filter(found.jobs["name"].is_in(self.names.implode()))
+            for name, seconds, error in self.failed(mine).select("name", "seconds", "error").head(FAILURES).iter_rows():
+                if self.told.get(name, -1.0) != seconds:
+                    self.told[name] = seconds
+                    self.screen.print(f"failed  {name}: {error}", soft_wrap=True)
+            counts: Counter[str] = Counter(dict(mine["status"].value_counts().iter_rows()))
+            done = self.before = sum(counts[kind] for kind in ("completed", "diverged", "pruned", "failed"))
+            texts = [f"{kind} {counts[kind]}" for kind in ("running", "failed", "diverged", "pruned") if counts[kind]]
+            if found.best:
+                texts.append(f"best {number(found.best.value)} ({found.best.name})")
         self.progress.update(self.task, completed=done, total=total, counts=", ".join(texts))
         if self.screen.is_terminal:
             self.progress.refresh()

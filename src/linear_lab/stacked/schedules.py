@@ -1,0 +1,124 @@
+"""Learning rates of many models over the epochs, by PyTorch's own schedulers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler
+
+from linear_lab.models.supervised import Spec, build
+
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+AFFINE = tuple(  # whose rate is, at each epoch, a x base + b
+    f"torch.optim.lr_scheduler.{name}"
+    for name in (
+        "StepLR", "MultiStepLR", "ConstantLR", "LinearLR", "ExponentialLR", "PolynomialLR", "CosineAnnealingLR",
+        "CosineAnnealingWarmRestarts",
+    )
+)  # fmt: skip
+PLATEAU_NUMBERS = {"factor": 0.1, "patience": 10, "threshold": 1e-4, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8}
+
+
+class Schedule(ABC):
+    """The rates of J models, ``(J,)`` float64.
+
+    Args:
+        base: the rates as they start, ``(J,)`` or 0-dimensional.
+    """
+
+    def __init__(self, base: Tensor) -> None:
+        self.base = base
+
+    @abstractmethod
+    def rates(self, epoch: int) -> Tensor:
+        """Return the rates of an epoch."""
+
+    def after_validation(self, metric: Tensor) -> None:  # noqa: B027  # most schedules do not ask
+        """Look at the metric of each model, ``(J,)``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        vars(self).update(state)
+
+
+class AffineSchedule(Schedule):
+    """Rates ``a x base + b``, with a and b of each epoch from two runs of PyTorch's class: from base 1 and base 2.
+
+    Args:
+        base: as `Schedule`.
+        specs: the distinct schedulers.
+        which: of them each model has, ``(J,)``.
+        epochs: how many there are.
+    """
+
+    def __init__(self, base: Tensor, specs: Sequence[Spec], which: Tensor, epochs: int) -> None:
+        super().__init__(base)
+        runs = torch.tensor([[followed(spec, lr, epochs) for spec in specs] for lr in (1.0, 2.0)], dtype=torch.float64)
+        self.slope, self.offset, self.which = runs[1] - runs[0], 2 * runs[0] - runs[1], which
+
+    def rates(self, epoch: int) -> Tensor:
+        """Return the rates of an epoch."""
+        slope, offset = self.slope[:, epoch], self.offset[:, epoch]
+        if len(slope) > 1:
+            slope, offset = slope[self.which], offset[self.which]
+        return slope * self.base + offset
+
+
+class PlateauSchedule(Schedule):
+    """The rule of ReduceLROnPlateau, with numbers that may differ from model to model.
+
+    Args:
+        base: as `Schedule`.
+        numbers: `PLATEAU_NUMBERS`, ``(J,)`` or 0-dimensional each.
+        modes: ``mode`` and ``threshold_mode``, as the class has them.
+        jobs: J.
+    """
+
+    def __init__(self, base: Tensor, numbers: dict[str, Tensor], modes: dict[str, str], jobs: int) -> None:
+        super().__init__(base)
+        self.numbers, self.lower = numbers, modes.get("mode", "min") == "min"
+        self.relative = modes.get("threshold_mode", "rel") == "rel"
+        self.lr = base.expand(jobs).clone()
+        self.best = torch.full((jobs,), torch.inf if self.lower else -torch.inf, dtype=torch.float64)
+        self.bad, self.cooling = torch.zeros(jobs), torch.zeros(jobs)
+
+    def rates(self, epoch: int) -> Tensor:
+        """Return the rates as they are."""
+        return self.lr
+
+    def after_validation(self, metric: Tensor) -> None:
+        """Lower the rates of models whose metric has not improved for more than ``patience`` validations."""
+        n, sign = self.numbers, -1 if self.lower else 1
+        reach = self.best * (1 + sign * n["threshold"]) if self.relative else self.best + sign * n["threshold"]
+        better = metric < reach if self.lower else metric > reach
+        self.best = torch.where(better, metric, self.best)
+        self.bad = torch.where(better | (self.cooling > 0), 0.0, self.bad + 1)
+        self.cooling = (self.cooling - 1).clamp(min=0)
+        due = self.bad > n["patience"]
+        lower = torch.maximum(self.lr * n["factor"], n["min_lr"].expand_as(self.lr))
+        self.lr = torch.where(due & (self.lr - lower > n["eps"]), lower, self.lr)
+        self.cooling = torch.where(due, n["cooldown"], self.cooling)
+        self.bad = torch.where(due, 0.0, self.bad)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {name: getattr(self, name) for name in ("lr", "best", "bad", "cooling")}
+
+
+def followed(spec: Spec, lr: float, epochs: int) -> list[float]:
+    """Return the rate of each epoch, and of the one after the last."""
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = build(spec, LRScheduler, optimizer)
+    rates = []
+    for _ in range(epochs + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates

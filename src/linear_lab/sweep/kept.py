@@ -1,0 +1,75 @@
+"""What a sweep keeps of the best jobs of its stacks: whether they agree with those trained alone, and HPARAMS rows."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from hydra.utils import get_class
+
+from linear_lab.dashboard import hparams
+from linear_lab.fingerprints import leaves
+from linear_lab.models.supervised import build
+from linear_lab.run import RESULT
+from linear_lab.sweep.composer import Composer
+from linear_lab.sweep.ranking import Board
+from linear_lab.sweep.results import read_results
+
+ROWS = "_rows"  # in the sweep's folder: a folder with a HPARAMS row for each of its best jobs
+TOLERANCE = {"64": 1e-10, "64-true": 1e-10}  # of parameters, relative to their norm, by precision; else:
+OF_FLOAT32 = 1e-5
+
+
+def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterator[str]:
+    """Say which jobs have learned otherwise alone than in their stack, by more than rounding explains."""
+    found = read_results(folder)
+    if found is None or "parameters" not in found.columns:
+        return
+    for row in found.filter(pl.col("name").is_in(names.implode())).iter_rows(named=True):
+        alone = json.loads((folder / row["name"] / RESULT).read_bytes())
+        if "completed" not in (row["status"], alone["status"]):
+            continue
+        precision = str(composer(row["job"]["overrides"])["trainer"]["precision"])
+        difference, tolerance = distance(row["parameters"], alone["parameters"]), TOLERANCE.get(precision, OF_FLOAT32)
+        if not difference <= tolerance:
+            yield (
+                f"differs  {row['name']}: trained alone its parameters are others than in its stack, by "
+                f"{difference:.1g} of their norm, more than {tolerance:g}"
+            )
+
+
+def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return how far parameters are apart, relative to the norm of the latter."""
+    pairs = [(a, b) for (_, a), (_, b) in zip(leaves(given(one)), leaves(given(other)), strict=True)]
+    return math.dist(*zip(*pairs, strict=True)) / max(math.hypot(*(b for _, b in pairs)), 1e-300)
+
+
+def given(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Leave out parameters that are not there, as the bias of a model without."""
+    return {name: values for name, values in sorted(parameters.items()) if values is not None}
+
+
+def write_rows(board: Board, composer: Composer, count: int) -> None:
+    """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
+    shutil.rmtree(board.folder / ROWS, ignore_errors=True)
+    found = read_results(board.folder)
+    if found is None:
+        return
+    best = board.ranked.head(count).filter(~pl.col("folder")).select("name")
+    for row in best.join(found, on="name", maintain_order="left").iter_rows(named=True):
+        folder, metric = board.folder / ROWS / row["name"], row["job"]["metric"]
+        folder.mkdir(parents=True)
+        config = composer(row["job"]["overrides"], resolve=False)
+        spec = composer(row["job"]["overrides"])["optimizer"]
+        get_class(spec["_target_"])  # imports it
+        optimizer = build(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
+        numbers = hparams.metrics(
+            metric, row["metrics"]["train/loss"], row["excess_loss"], row["metrics"][metric],
+            row["best"] and row["best"]["metrics"][metric], row["steps_above_1_percent"],
+        )  # fmt: skip
+        columns = hparams.hyperparameters(config, optimizer, row["rows"]["train"])
+        hparams.write_row(folder, columns, numbers, row["steps"], row["status"])

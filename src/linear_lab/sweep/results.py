@@ -1,0 +1,129 @@
+"""What a stack leaves: results.parquet in the sweep's folder, a row for each job with the fields of result.json."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from linear_lab import UserError, files
+
+if TYPE_CHECKING:
+    import polars as pl
+
+RESULTS, HISTORY = "results.parquet", "history.parquet"
+LOCK = f".{RESULTS}.lock"
+STACKING = ".stack.lock"  # held by the process that trains stacks in the sweep's folder
+VERSION = {"linear_lab.results": "1"}  # of the columns
+UNREADABLE = ".unreadable"  # behind the name of a file that was put aside
+
+log = logging.getLogger(__name__)
+_read: dict[Path, tuple[tuple[int, int, int], "pl.DataFrame"]] = {}  # as read last, by what a new file has another of
+
+
+def read_results(folder: Path) -> "pl.DataFrame | None":
+    """Read the results of a sweep's stacks; None where there are none.
+
+    Raises:
+        UserError: if the file cannot be read, or is of another version.
+    """
+    import polars as pl
+
+    path = folder / RESULTS
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
+    if path not in _read or _read[path][0] != stamp:
+        try:
+            if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
+                raise UserError(f"{path}: made by another version of linear_lab; {remedy(folder)}")
+            _read[path] = stamp, pl.read_parquet(path, memory_map=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {remedy(folder)}") from error
+    return _read[path][1]
+
+
+def remedy(folder: Path) -> str:
+    """Say what to do with results that cannot be read."""
+    return f"overwrite=true with name={folder.name} puts the file aside and trains its jobs again"
+
+
+def put_aside(folder: Path) -> None:
+    """Rename results that cannot be read, so that their jobs are trained again."""
+    try:
+        read_results(folder)
+    except UserError:
+        path = folder / RESULTS
+        path.replace(path.with_name(path.name + UNREADABLE))
+
+
+def add(folder: Path, rows: "pl.DataFrame", name: str = RESULTS) -> None:
+    """Add rows to the results, in place of those with the same name; atomically, and one process after the other.
+
+    Raises:
+        UserError: if the disk is full, or does not let itself be written.
+    """
+    import polars as pl
+
+    path = folder / name
+    with (folder / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        earlier = read_results(folder) if name == RESULTS else pl.read_parquet(path) if path.exists() else None
+        if earlier is not None:
+            others = earlier.join(rows.select("name"), on="name", how="anti", maintain_order="left")
+            rows = pl.concat([others, rows], how="diagonal_relaxed")
+        with files.writing(path, files.ROOM_REMEDY) as part:
+            rows.write_parquet(part, metadata=VERSION)
+
+
+def forget(folder: Path, names: "pl.Series") -> None:
+    """Take rows out of the results: of jobs that shall be trained afresh."""
+    found = read_results(folder)
+    if found is not None and found["name"].is_in(names.implode()).any():
+        import polars as pl
+
+        with (folder / LOCK).open("a") as lock, files.writing(folder / RESULTS, files.ROOM_REMEDY) as part:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            left = found.filter(~pl.col("name").is_in(names.implode()))
+            left.write_parquet(part, metadata=VERSION)
+
+
+def has_ended(folder: Path, name: str, config_hash: str) -> bool:
+    """Tell whether a job has ended in a stack."""
+    import polars as pl
+
+    found = read_results(folder)
+    if found is None:
+        return False
+    job = found.filter((pl.col("name") == name) & (pl.col("config_hash") == config_hash))
+    return not job.filter(pl.col("status") != "failed").is_empty()
+
+
+@contextmanager
+def stacking(folder: Path) -> Iterator[None]:
+    """Hold the sweep's folder for the stacks of this process; wait while another one trains some."""
+    file = os.open(folder / STACKING, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def is_stacking(folder: Path) -> bool:
+    """Tell whether some process trains stacks in a sweep's folder now."""
+    try:
+        file = os.open(folder / STACKING, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
