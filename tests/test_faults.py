@@ -1,21 +1,15 @@
 """Faults that really happen to a process: kill -9, SIGINT, SIGTERM."""
 
 import signal
-import subprocess
-import sys
 import time
 
+import processes
 import pytest
 from runs import events, record, resume, scalars, train
 
 OVERRIDES = (
     "data=synthetic", "data.samples=200", "data.batch_size=8", "optimizer=adam", "trainer.max_epochs=100"
 )  # fmt: skip
-
-
-def start(*arguments):
-    command = [sys.executable, "-m", "linear_lab.train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, process):
@@ -33,7 +27,7 @@ def uninterrupted(once):
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(signum, uninterrupted, tmp_path):
-    process = start(f"output_root={tmp_path}", *OVERRIDES)
+    process = processes.start("linear_lab.train", f"output_root={tmp_path}", *OVERRIDES)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process)
     time.sleep(0.2)
     process.send_signal(signum)
