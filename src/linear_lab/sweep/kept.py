@@ -26,10 +26,10 @@ OF_FLOAT32 = 1e-5
 
 def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterator[str]:
     """Say which jobs have learned otherwise alone than in their stack, by more than rounding explains."""
-    found = read_results(folder)
+    found = read_results(folder, where=pl.col("name").is_in(names.implode()))
     if found is None or "parameters" not in found.columns:
         return
-    for row in found.filter(pl.col("name").is_in(names.implode())).iter_rows(named=True):
+    for row in found.iter_rows(named=True):
         alone = json.loads((folder / row["name"] / RESULT).read_bytes())
         if "completed" not in (row["status"], alone["status"]):
             continue
@@ -56,10 +56,10 @@ def given(parameters: dict[str, Any]) -> dict[str, Any]:
 def write_rows(board: Board, composer: Composer, count: int) -> None:
     """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
     shutil.rmtree(board.folder / ROWS, ignore_errors=True)
-    found = read_results(board.folder)
+    best = board.ranked.head(count).filter(~pl.col("folder")).select("name")
+    found = read_results(board.folder, where=pl.col("name").is_in(best["name"].implode()))
     if found is None:
         return
-    best = board.ranked.head(count).filter(~pl.col("folder")).select("name")
     for row in best.join(found, on="name", maintain_order="left").iter_rows(named=True):
         folder, metric = board.folder / ROWS / row["name"], row["job"]["metric"]
         folder.mkdir(parents=True)

@@ -55,8 +55,8 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
             return
         with (folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if sparingly else 0))
-            found = board.read(folder)
-            fingerprint = hashlib.sha256(board.table(found).encode(errors="surrogateescape")).hexdigest()
+            found = board.write(folder) if sparingly else board.read(folder)
+            fingerprint = hashlib.sha256((folder / board.TABLE).read_bytes()).hexdigest()
             if shown.exists() and shown.read_text() == fingerprint:
                 return
             from linear_lab.sweep.pictures import log_page  # torch, which takes its time

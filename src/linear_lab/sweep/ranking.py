@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from linear_lab import UserError
-from linear_lab.sweep.records import KEYS, fields, is_steering, read_jobs, read_settings
+from linear_lab.sweep.plan import read_settings
+from linear_lab.sweep.records import KEYS, fields, is_steering, read_jobs
 from linear_lab.terminal import python, quoted, short
 
 if TYPE_CHECKING:
     import polars as pl
 
 SAME_DATA = ("data.batch_size", "data.order_seed")  # of the data's keys those that change no part of them
+
+_read: dict[Path, "tuple[Any, Board]"] = {}  # as read last
 
 
 class Job(NamedTuple):
@@ -152,6 +155,9 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     folder = Path(folder)
     jobs, notes = read_jobs(folder)
     settings = read_settings(folder)
+    asked = id(jobs), settings, metric, mode
+    if folder in _read and _read[folder][0] == asked:
+        return _read[folder][1]
     told = [settings, *jobs.select("metric", "mode").drop_nulls().head(1).to_dicts()]
     own = next((item["metric"] for item in told if isinstance(item.get("metric"), str)), "val/loss")
     own_mode = next((item["mode"] for item in told if item.get("mode") in ("min", "max")), "min")
@@ -167,12 +173,14 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
         own_mode = "max" if str(metric).endswith("accuracy") else "min"
     chosen = metric or own
     value = pl.col("metrics").struct.field(chosen) if chosen in measured else pl.lit(None, pl.Float64)
+    _read.pop(folder, None)
     board = Board(
         folder, chosen, mode or own_mode,
-        jobs.with_columns(value=pl.when(pl.col("status") == "completed").then(value).cast(pl.Float64)), notes,
+        jobs.with_columns(value=pl.when(pl.col("status") == "completed").then(value).cast(pl.Float64)), [*notes],
     )  # fmt: skip
     other = [key for key in board.differing if key.startswith("data") and key not in SAME_DATA]
     other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
     if other:
-        notes.append(f"jobs differ in {', '.join(other)}: losses of other data, or other losses, do not compare")
+        board.notes.append(f"jobs differ in {', '.join(other)}: losses of other data, or other losses, do not compare")
+    _read[folder] = asked, board
     return board

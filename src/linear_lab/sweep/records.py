@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from linear_lab import UserError
 from linear_lab.run import RESULT, is_held
-from linear_lab.sweep.plan import COLUMNS, read_plan, read_settings
-from linear_lab.sweep.results import read_results
+from linear_lab.sweep import results
+from linear_lab.sweep.plan import COLUMNS, PLAN, read_plan
+from linear_lab.sweep.results import RESULTS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,6 +24,11 @@ NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a recor
 TEXTS = ("status", "error", "config_hash")
 OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # of what it says of its job
 KEYS = "key:"  # before the names of columns that hold what was typed for a key
+
+# As read last, by the stamps of the files: a sweep is read often, and by two threads
+_records: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+_jobs: dict[Path, "tuple[Any, pl.DataFrame, list[str]]"] = {}
+_reading = threading.Lock()
 
 
 @cache
@@ -55,6 +62,26 @@ def read_jobs(folder: Path) -> "tuple[pl.DataFrame, list[str]]":
         - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides, if it is known;
         - for each key that was typed ``key:<key>``, its value as text.
     """
+    with _reading:
+        records, stamps = read_folders(folder)
+        stamps = (*(stamp(folder / name) for name in (PLAN, RESULTS)), stamps)
+        if folder not in _jobs or _jobs[folder][0] != stamps:
+            _jobs.pop(folder, None)  # first, since a million jobs take room
+            _jobs[folder] = stamps, *put_together(folder, records)
+        return _jobs[folder][1:]
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what a file has another of when it was written anew; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def put_together(folder: Path, records: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
+    """Read plan and results, and add the records of run folders; see `read_jobs`."""
     import polars as pl
 
     notes: list[str] = []
@@ -64,23 +91,15 @@ def read_jobs(folder: Path) -> "tuple[pl.DataFrame, list[str]]":
         notes.append(f"{error}, so jobs that never started are not listed")
         planned = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
     try:
-        stacked = read_results(folder)
+        stacked = read_stacked(folder, planned)
     except UserError as error:
         notes.append(str(error))
-        stacked = None
-    records = read_folders(folder, planned["name"])
-    parts = [empty()]
-    if stacked is not None:
-        of_job = [pl.col("job").struct.field(name) for name in OF_JOB if name in fields(stacked, "job")]
-        chosen = stacked.select(
-            "name", *(name for name in (*TEXTS, *NUMBERS, "metrics") if name in stacked.columns), *of_job,
-            typed=pl.col("job").struct.field("overrides"), folder=False, trained=pl.col("status") != "failed",
-        )  # fmt: skip
-        ended = pl.col("status").is_in(ENDED)  # what was trained alone counts once it has ended
-        going = records.filter(~ended).join(chosen.filter(ended), on="name", how="anti")
-        records = pl.concat([records.filter(ended), going])
-        parts.append(chosen.join(records.select("name"), on="name", how="anti", maintain_order="left"))
-    found = pl.concat([*parts, records], how="diagonal_relaxed")
+        stacked = empty()
+    ended = pl.col("status").is_in(ENDED)  # what was trained alone counts once it has ended
+    going = records.filter(~ended).join(stacked.filter(ended), on="name", how="anti")
+    records = pl.concat([records.filter(ended), going])
+    stacked = stacked.join(records.select("name"), on="name", how="anti", maintain_order="left")
+    found = pl.concat([empty(), stacked, records], how="diagonal_relaxed")
     others = found.join(planned.select("name"), on="name", how="anti").select("name")
     others = others.sort(pl.col("name").str.split("-").list.first().str.len_chars(), "name")  # 2-sgd, 10-sgd
     order = pl.concat([planned.select("name"), others])
@@ -92,6 +111,33 @@ def read_jobs(folder: Path) -> "tuple[pl.DataFrame, list[str]]":
         pl.col("status").fill_null("waiting"), pl.col("folder", "trained").fill_null(False),
     ).drop("group of plan", "problem of plan")  # fmt: skip
     return with_keys(jobs, planned), notes
+
+
+def read_stacked(folder: Path, planned: "pl.DataFrame") -> "pl.DataFrame":
+    """Read what is wanted of the results of stacks; overrides only of jobs that no plan tells.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    import polars as pl
+
+    columns = results.schema(folder)
+    if not columns:
+        return empty()
+    job = columns.get("job")
+    names = [field.name for field in job.fields] if isinstance(job, pl.Struct) else []
+    of_job = [pl.col("job").struct.field(name) for name in OF_JOB if name in names]
+    own = [name for name in ("name", *TEXTS, *NUMBERS, "metrics") if name in columns]
+    found = results.read_results(folder, [*own, *of_job])
+    assert found is not None
+    found = found.with_columns(folder=False, trained=pl.col("status") != "failed")
+    unknown = found.join(planned.select("name"), on="name", how="anti")["name"]
+    if len(unknown):
+        typed = [pl.col("name"), pl.col("job").struct.field("overrides").alias("typed")]
+        told = results.read_results(folder, typed, pl.col("name").is_in(unknown.implode()))
+        assert told is not None
+        found = found.join(told, on="name", how="left", maintain_order="left")
+    return found
 
 
 def empty() -> "pl.DataFrame":
@@ -122,8 +168,7 @@ def with_keys(jobs: "pl.DataFrame", planned: "pl.DataFrame") -> "pl.DataFrame":
 
     keys = [key for key in planned.columns if key not in COLUMNS and not is_steering(key)]
     of_plan = planned.select("name", *(pl.col(key).alias(KEYS + key.lstrip("+~")) for key in keys))
-    as_planned = jobs.filter(~pl.col("folder") & pl.col("planned").is_not_null()).select("name")
-    told = jobs.join(as_planned, on="name", how="anti").filter(pl.col("typed").is_not_null())
+    told = jobs.filter((pl.col("folder") | pl.col("planned").is_null()) & pl.col("typed").is_not_null())
     rows = [
         {"name": name} | {KEYS + key: value for key, value in as_keys(typed).items()}
         for name, typed in told.select("name", "typed").iter_rows()
@@ -139,8 +184,8 @@ def as_keys(typed: list[str]) -> dict[str, str]:
     return dict(item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
 
 
-def read_folders(folder: Path, planned: "pl.Series") -> "pl.DataFrame":
-    """Read the records of all run folders of a sweep."""
+def read_folders(folder: Path) -> "tuple[pl.DataFrame, Any]":
+    """Read the records of all run folders of a sweep; returns also what changes where one does."""
     import polars as pl
 
     rows = []
@@ -154,9 +199,10 @@ def read_folders(folder: Path, planned: "pl.Series") -> "pl.DataFrame":
         if record["status"] == "running" and not is_held(of_job):
             record = record | {"status": "interrupted"}  # killed
         rows.append({"name": name, "folder": True} | record)
-    return (
-        pl.concat([empty(), pl.DataFrame(rows, infer_schema_length=None)], how="diagonal_relaxed") if rows else empty()
-    )
+    stamps = tuple((row["name"], row["status"], _records[paths(folder, row["name"])[1]][0]) for row in rows)
+    if not rows:
+        return empty(), stamps
+    return pl.concat([empty(), pl.DataFrame(rows, infer_schema_length=None)], how="diagonal_relaxed"), stamps
 
 
 @cache  # a sweep is read often, and making paths would take most of the time
@@ -165,24 +211,17 @@ def paths(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / name, folder / name / RESULT
 
 
-_records: dict[
-    Path, tuple[tuple[int, int, int], dict[str, Any]]
-] = {}  # as read last, by what a new file has another of
-
-
 def read_record(path: Path) -> dict[str, Any]:
     """Read what is wanted of a record; one that cannot be read says so, and one that is not there is empty."""
-    try:
-        stat = path.stat()
-    except OSError:
+    now = stamp(path)
+    if now is None:
         return {}
-    stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
-    if path not in _records or _records[path][0] != stamp:
+    if path not in _records or _records[path][0] != now:
         try:
             record = as_row(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             record = {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
-        _records[path] = stamp, record
+        _records[path] = now, record
     return _records[path][1]
 
 
@@ -212,6 +251,3 @@ def as_row(record: Any) -> dict[str, Any]:
 def are_texts(value: Any) -> bool:
     """Whether a value is a list of texts."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-__all__ = ["ENDED", "KEYS", "finite", "is_steering", "read_jobs", "read_record", "read_settings"]

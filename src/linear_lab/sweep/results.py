@@ -1,9 +1,8 @@
 """What a stack leaves: results.parquet in the sweep's folder, a row for each job with the fields of result.json."""
 
 import fcntl
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +18,16 @@ STACKING = ".stack.lock"  # held by the process that trains stacks in the sweep'
 VERSION = {"linear_lab.results": "1"}  # of the columns
 UNREADABLE = ".unreadable"  # behind the name of a file that was put aside
 
-log = logging.getLogger(__name__)
-_read: dict[Path, tuple[tuple[int, int, int], "pl.DataFrame"]] = {}  # as read last, by what a new file has another of
 
-
-def read_results(folder: Path) -> "pl.DataFrame | None":
+def read_results(
+    folder: Path, columns: "Sequence[str | pl.Expr] | None" = None, where: "pl.Expr | None" = None
+) -> "pl.DataFrame | None":
     """Read the results of a sweep's stacks; None where there are none.
+
+    Args:
+        folder: the sweep's.
+        columns: those that are wanted; None takes all.
+        where: which rows; None takes all.
 
     Raises:
         UserError: if the file cannot be read, or is of another version.
@@ -32,19 +35,23 @@ def read_results(folder: Path) -> "pl.DataFrame | None":
     import polars as pl
 
     path = folder / RESULTS
-    try:
-        stat = path.stat()
-    except OSError:
+    if not path.exists():
         return None
-    stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
-    if path not in _read or _read[path][0] != stamp:
-        try:
-            if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
-                raise UserError(f"{path}: made by another version of linear_lab; {remedy(folder)}")
-            _read[path] = stamp, pl.read_parquet(path, memory_map=False)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {remedy(folder)}") from error
-    return _read[path][1]
+    try:
+        if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
+            raise UserError(f"{path}: made by another version of linear_lab; {remedy(folder)}")
+        found = pl.scan_parquet(path)
+        found = found if where is None else found.filter(where)
+        return (found if columns is None else found.select(columns)).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {remedy(folder)}") from error
+
+
+def schema(folder: Path) -> "dict[str, pl.DataType]":
+    """Return names and types of the columns; none where there are no results."""
+    import polars as pl
+
+    return dict(pl.read_parquet_schema(folder / RESULTS)) if (folder / RESULTS).exists() else {}
 
 
 def remedy(folder: Path) -> str:
@@ -55,7 +62,7 @@ def remedy(folder: Path) -> str:
 def put_aside(folder: Path) -> None:
     """Rename results that cannot be read, so that their jobs are trained again."""
     try:
-        read_results(folder)
+        read_results(folder, ["name"])
     except UserError:
         path = folder / RESULTS
         path.replace(path.with_name(path.name + UNREADABLE))
@@ -82,13 +89,14 @@ def add(folder: Path, rows: "pl.DataFrame", name: str = RESULTS) -> None:
 
 def forget(folder: Path, names: "pl.Series") -> None:
     """Take rows out of the results: of jobs that shall be trained afresh."""
-    found = read_results(folder)
-    if found is not None and found["name"].is_in(names.implode()).any():
-        import polars as pl
+    import polars as pl
 
+    among = pl.col("name").is_in(names.implode())
+    if len(names) and (found := read_results(folder, ["name"], among)) is not None and len(found):
         with (folder / LOCK).open("a") as lock, files.writing(folder / RESULTS, files.ROOM_REMEDY) as part:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            left = found.filter(~pl.col("name").is_in(names.implode()))
+            left = read_results(folder, where=~among)
+            assert left is not None
             left.write_parquet(part, metadata=VERSION)
 
 
@@ -96,11 +104,9 @@ def has_ended(folder: Path, name: str, config_hash: str) -> bool:
     """Tell whether a job has ended in a stack."""
     import polars as pl
 
-    found = read_results(folder)
-    if found is None:
-        return False
-    job = found.filter((pl.col("name") == name) & (pl.col("config_hash") == config_hash))
-    return not job.filter(pl.col("status") != "failed").is_empty()
+    job = (pl.col("name") == name) & (pl.col("config_hash") == config_hash) & (pl.col("status") != "failed")
+    found = read_results(folder, ["name"], job)
+    return found is not None and not found.is_empty()
 
 
 @contextmanager

@@ -143,7 +143,7 @@ class GridSweeper(Sweeper):
 
         if self.config.overwrite:
             results.put_aside(self.folder)
-        results.read_results(self.folder)
+        results.read_results(self.folder, ["name"])  # refuses what cannot be read
         found, _ = read_jobs(self.folder)
         recorded = found.filter(pl.col("config_hash").is_not_null())
         planned = found.filter(pl.col("planned").is_not_null()).select("name", config_hash="planned")
@@ -208,11 +208,12 @@ class GridSweeper(Sweeper):
 
     def failures(self, planned: "pl.DataFrame") -> dict[str, str]:
         """Return the errors of those jobs that have failed in stacks."""
-        found = results.read_results(self.folder)
-        if found is None or "failed" not in found["status"]:
+        import polars as pl
+
+        failed = results.read_results(self.folder, ["name", "error"], pl.col("status") == "failed")
+        if failed is None:
             return {}
-        failed = found.filter(found["status"] == "failed").join(planned.select("name"), on="name", how="semi")
-        return dict(failed.select("name", "error").iter_rows())
+        return dict(failed.join(planned.select("name"), on="name", how="semi").iter_rows())
 
     def left(self, planned: "pl.DataFrame") -> "pl.DataFrame":
         """Return the jobs that are to be trained by this process, as `missing` does, of a whole plan."""
