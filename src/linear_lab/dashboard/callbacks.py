@@ -153,7 +153,8 @@ class Dashboard(Callback):
         known, self.logged = self.known, step
         excess = known.excess(model.network)
         value, small = measured[self.metric], int(self.summary.small_at)
-        best = float(self.summary.best) if self.summary.best_step >= 0 else value
+        # of checkpoints; the untouched model has none
+        best = float(self.summary.best if self.summary.best_step >= 0 else self.summary.first.get(self.metric, value))
         with untouched(model):
             norm, _ = gradient_norms(model, *self.data.near("train"), of_rows=False)
         parameters = self.data.schema.in_file_units(model.learned())
