@@ -8,7 +8,8 @@ import torch
 from runs import compose, record, resume, scalars, train
 
 from linear_lab import UserError
-from linear_lab.divergence import StopOnDivergence, rounded_down
+from linear_lab.divergence import rounded_down
+from linear_lab.fitting.summary import GROWTH
 
 
 def diverges(folder, *overrides):

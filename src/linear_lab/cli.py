@@ -54,6 +54,7 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
             except Exception as error:
                 heed()  # it may have become that error
                 logging.getLogger(name).info("failed", exc_info=True)  # for the file
+                error = explained(error)
                 if hydra_cfg.mode == RunMode.MULTIRUN:  # from whichever process, of whichever class
                     raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
                 if not isinstance(error, UserError):
@@ -78,7 +79,7 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
                     register_resolvers()
                     hydra.main(config_path=str(config_path), config_name=config_name, version_base="1.3")(started)()
                 except UserError as error:
-                    raise failure(error) from error
+                    raise failure(explained(error)) from error
                 except SystemExit as end:
                     hint = nearest(str(end.__context__), name)  # Hydra has shown its own message
                     if hint:
@@ -90,6 +91,20 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
         return main
 
     return decorate
+
+
+def explained(error: Any) -> Any:
+    """Say of a run folder that is not there, if that is so, that its job was trained in a stack."""
+    if not isinstance(error, run.MissingError):
+        return error
+    from linear_lab.sweep import ranking
+
+    command = ranking.command_of(error.path)
+    if command is None:
+        return error
+    return UserError(
+        f"{error.path}: this job was trained in a stack, which leaves no run folder; train it alone: {command}"
+    )
 
 
 def help_text(name: str) -> str:

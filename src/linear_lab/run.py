@@ -27,6 +27,18 @@ LOCK = ".lock"
 LOG = "train.log"
 
 
+class MissingError(UserError):
+    """There is no such run folder.
+
+    Attributes:
+        path: where it would be.
+    """
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class HeldError(UserError):
     """Another process holds the run folder."""
 
@@ -54,7 +66,7 @@ class Run:
         """
         path = Path(folder).expanduser()
         if not path.is_dir():
-            raise UserError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/")
+            raise MissingError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/", path)
         try:
             record = json.loads((path / RESULT).read_text())
             made_by = record["versions"]["linear_lab"]

@@ -88,11 +88,13 @@ def rmsprop(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any
     kept, variance = {"square_avg": square}, square
     if modes.get("centered"):
         mean = kept["grad_avg"] = torch.lerp(state["grad_avg"], g, n["rest"].expand_as(g))
-        variance = torch.addcmul(square, mean, mean, value=-1)
-    scaled = g / (variance.sqrt() + n["eps"])
-    if "momentum" in n:
-        scaled = kept["momentum_buffer"] = n["momentum"] * state["momentum_buffer"] + scaled
-    return torch.addcmul(p, scaled, -n["lr"]), kept
+        variance = torch.addcmul(square, -mean, mean)
+    root = variance.sqrt() + n["eps"]
+    plain = p - n["lr"] * g / root
+    if "momentum" not in n:
+        return plain, kept
+    buffer = kept["momentum_buffer"] = n["momentum"] * state["momentum_buffer"] + g / root
+    return torch.where(n["momentum"] == 0, plain, torch.addcmul(p, buffer, -n["lr"])), kept
 
 
 def decayed(p: Tensor, g: Tensor, n: Numbers, modes: dict[str, Any]) -> Tensor:

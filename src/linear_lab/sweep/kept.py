@@ -62,6 +62,8 @@ def write_rows(board: Board, composer: Composer, count: int) -> None:
         return
     for row in best.join(found, on="name", maintain_order="left").iter_rows(named=True):
         folder, metric = board.folder / ROWS / row["name"], row["job"]["metric"]
+        if metric not in row["metrics"]:  # there is no val part
+            metric = metric.replace("val/", "train/")
         folder.mkdir(parents=True)
         config = composer(row["job"]["overrides"], resolve=False)
         spec = composer(row["job"]["overrides"])["optimizer"]

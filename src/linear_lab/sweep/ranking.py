@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from linear_lab import UserError
 from linear_lab.sweep.plan import read_settings
 from linear_lab.sweep.records import KEYS, fields, is_steering, read_jobs
+from linear_lab.sweep.results import read_results
 from linear_lab.terminal import python, quoted, short
 
 if TYPE_CHECKING:
@@ -137,6 +138,15 @@ class Board:
         order = groups.with_columns(flawed=pl.col("lost") > 0, signed=pl.col("mean") * self.sign)
         ranks = pl.when(pl.col("n") > 0).then(pl.struct("flawed", "signed")).rank("min")
         return order.with_columns(rank=ranks.cast(pl.Int64)).sort("rank", nulls_last=True, maintain_order=True)
+
+
+def command_of(folder: Path) -> str | None:
+    """Return the command that trains a job of a stack alone; None if there is no such job."""
+    import polars as pl
+
+    typed = [pl.col("job").struct.field("overrides")]
+    found = read_results(folder.parent, typed, pl.col("name") == folder.name)
+    return None if found is None or found.is_empty() else Job(folder, None, found["overrides"][0].to_list()).command
 
 
 def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:

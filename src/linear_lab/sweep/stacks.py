@@ -280,6 +280,5 @@ def job_column(prepared: Prepared, chosen: np.ndarray[Any, Any]) -> pl.Series:
     rows, constant = group.rows, of_job(group.config, (), "", "-")
     lr = group.numbers("optimizer", ("lr",), {})["lr"].expand(len(rows)).numpy()
     fields = {name: pl.repeat(value, len(rows), eager=True) for name, value in constant.items() if name != "overrides"}
-    fields |= {"metric": pl.repeat(prepared.plan.metric, len(rows), eager=True), "lr": pl.Series(lr)}
-    fields |= {"group": rows["group"], "problem": rows["problem"]}
+    fields |= {"lr": pl.Series(lr), "group": rows["group"], "problem": rows["problem"]}
     return struct({"overrides": overrides(rows), **fields}).alias("job")
