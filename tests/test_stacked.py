@@ -1,9 +1,7 @@
 """Many runs trained as columns: the numbers of one run, a table, and what faults leave."""
 
-import json
 import os
 import random
-import shutil
 import signal
 import time
 
@@ -19,7 +17,7 @@ from torch import nn
 from torch.func import vmap
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
-from linear_lab import CONF, UserError, cli, files
+from linear_lab import CONF, UserError, cli
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
 from linear_lab import predict as predict_entry
@@ -168,7 +166,7 @@ CASES = {
         "data=synthetic", "data.samples=100"),
     CONVERGED: ("optimizer.momentum=0,0.9", "optimizer.lr=0.01,0.1", "seed=0,1", "optimizer.weight_decay=0,0.1"),
     "dampening": ("+optimizer.dampening=0.3", "optimizer.momentum=0.5,0.9", "optimizer.lr=0.01,0.02"),
-    "nesterov": ("optimizer.nesterov=true", "optimizer.momentum=0.5,0.9", "data.batch_size=2", "seed=1,2"),
+    "nesterov": ("optimizer.nesterov=true", "optimizer.lr=0.01", "optimizer.momentum=0.5,0.9", "data.batch_size=2", "seed=1,2"),
     "adam": ("optimizer=adam", "optimizer.lr=0.01,0.1", "data=toy_classes", "loss=cross_entropy", "data.batch_size=32",
         "loss.label_smoothing=0,0.1", "metric=val/accuracy", "mode=max"),
     "amsgrad": ("optimizer=adam", "+optimizer.amsgrad=true", "optimizer.lr=0.01,0.1", "seed=0,1"),
@@ -249,3 +247,446 @@ def test_agrees_with_single_training(case, monkeypatch, tmp_path, without_page):
         if case != CONVERGED:
             assert ours["best"]["step"] == theirs["best"]["step"], name
         close(ours["best"]["metrics"], theirs["best"]["metrics"], 100 * tolerance, f"{name}/best")
+
+
+GRID = ("optimizer=sgd,adam", "optimizer.lr=0.05,0.1", "seed=0,1", "data.batch_size=2", "trainer.max_epochs=30",
+    "logger=none")  # fmt: skip
+SAME = ("status", "steps", "metrics", "parameters", "best", "initial", "excess_loss", "config_hash")
+
+
+@pytest.fixture(scope="module")
+def whole(once):
+    """The results of a sweep that nothing interrupted, by job."""
+
+    def train(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(page, "write_page", lambda *_, **__: None)
+            assert sweep(patch, folder, *GRID)[0] == 0
+
+    return {name: {key: row[key] for key in SAME} for name, row in rows(once("whole stack", train)).items()}
+
+
+def same(folder):
+    return {name: {key: row[key] for key in SAME} for name, row in rows(folder).items()}
+
+
+def left(folder):
+    """Names of what a sweep's folder holds."""
+    return {path.name for path in (folder / "outputs/sweeps/study").iterdir()}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Have each group trained in two chunks."""
+    monkeypatch.setattr(stacks, "CHUNK", 2)
+
+
+def test_a_stack_leaves_a_table_and_no_folder(whole, monkeypatch, tmp_path, without_page):
+    assert sweep(monkeypatch, tmp_path, *GRID)[0] == 0
+    assert len(whole) == 8
+    assert {name for name in left(tmp_path) if name[0] not in ".lms"} == {"_rows", "plan.parquet", "results.parquet"}
+    assert not list(tmp_path.glob("outputs/sweeps/study/.stack-*.ckpt"))
+    before = (tmp_path / "outputs/sweeps/study/results.parquet").stat().st_mtime_ns
+    code, said = sweep(monkeypatch, tmp_path, *GRID)
+    assert (code, "8 jobs: 8 completed" in said) == (0, True)
+    assert (tmp_path / "outputs/sweeps/study/results.parquet").stat().st_mtime_ns == before  # nothing is trained twice
+
+
+def test_chunks_give_the_same(whole, monkeypatch, tmp_path, without_page, small_chunks):
+    code, said = sweep(monkeypatch, tmp_path, *GRID)
+    assert code == 0, said
+    for name, found in same(tmp_path).items():
+        close(found, whole[name], 1e-5, name)
+
+
+def test_a_kernel_compiled_for_one_size_gives_the_same(whole, monkeypatch, tmp_path, without_page):
+    monkeypatch.setattr(stacks, "CHUNK", 3)  # chunks of two, and of padding
+    code, said = sweep(monkeypatch, tmp_path, *GRID, "optimizer=adam", "seed=0,1,2", "hydra.launcher.compile=true")
+    assert (code, "not compiled" in said) == (0, False), said
+    found = same(tmp_path)
+    assert len(found) == 6
+    for name in found.keys() & {name.removeprefix("adam-") for name in whole}:
+        close(found[name], whole[f"adam-{name}"], 1e-4, name)
+
+
+def test_without_a_compiler_training_goes_on_eagerly(monkeypatch, tmp_path, without_page):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    code, said = sweep(monkeypatch, tmp_path, *GRID, "hydra.launcher.compile=true")
+    assert code == 0, said
+    assert said.count("not compiled  no C++ compiler\n") == 1  # of two groups
+    assert len(rows(tmp_path)) == 8
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", [83, 80])  # steps: in the middle of an epoch, and where a validation follows
+def test_an_interrupted_stack_goes_on(moment, signum, whole, monkeypatch, tmp_path, without_page):
+    step, seen = loop.Summary.after_step, []
+
+    def interrupting(self, at, losses):
+        seen.append(at)
+        if len(seen) == moment:  # in the second group
+            os.kill(os.getpid(), signum)
+        return step(self, at, losses)
+
+    monkeypatch.setattr(loop.Summary, "after_step", interrupting)
+    code, said = sweep(monkeypatch, tmp_path, *GRID)
+    assert code == 128 + signum, said
+    assert "interrupted; what has ended stays, the rest is still to do" in said
+    assert "go on" in said
+    assert len(rows(tmp_path)) == 4
+    assert len(list(tmp_path.glob("outputs/sweeps/study/.stack-*.ckpt"))) == 1
+    code, said = sweep(monkeypatch, tmp_path, *GRID, "optimizer.lr=0.02,0.05,0.1")  # a grid that has grown meanwhile
+    assert code == 0, said
+    assert len(seen) == 60 + 60 + 60 + 60  # no step was taken twice; the new jobs are two more groups
+    found = same(tmp_path)
+    assert len(found) == 12
+    assert {name: found[name] for name in whole} == whole
+    assert not list(tmp_path.glob("outputs/sweeps/study/.stack-*.ckpt"))
+
+
+def test_a_stack_killed_at_ten_moments_ends_as_one_that_was_not(whole, monkeypatch, tmp_path, without_page):
+    moments, before, kills = random.Random(0), {}, 0
+
+    def run():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stacks, "SAVE_EVERY", 0.0)  # a checkpoint, and results, after each step
+            patch.setattr(stacks, "CHUNK", 2)
+            step = loop.Summary.after_step
+            patch.setattr(loop.Summary, "after_step", lambda *given: (time.sleep(0.01), step(*given))[1])
+            return sweep(patch, tmp_path, *GRID)[0]
+
+    folder = tmp_path / "outputs/sweeps/study"
+    while True:
+        pid = fork(run)
+        if kills < 10:
+            time.sleep(moments.uniform(0.1, 0.9))
+            os.kill(pid, signal.SIGKILL)
+        code = end(pid)
+        now = same(tmp_path) if (folder / "results.parquet").exists() else {}
+        assert {name: now.get(name) for name in before} == before  # nothing is lost, nothing runs twice
+        before, kills = now, kills + (code == -signal.SIGKILL)
+        if code != -signal.SIGKILL:
+            assert code == 0
+            break
+    assert kills >= 5
+    assert before.keys() == whole.keys()
+    for name, found in before.items():
+        close(found, whole[name], 1e-5, name)
+    assert not [path.name for path in folder.iterdir() if path.name.endswith((".ckpt", ".part"))]
+
+
+def test_other_data_do_not_take_up_a_checkpoint(monkeypatch, tmp_path, without_page):
+    path = tmp_path / "rows.csv"
+    overrides = ("data=table", f"data.path={path}", "data.y=[y]", "seed=0,1", "trainer.max_epochs=30", "logger=none")
+
+    def write_rows(slope):
+        path.write_text("x,y\n" + "".join(f"{x},{slope * x}\n" for x in range(20)))
+
+    step = loop.Summary.after_step
+
+    def interrupting(self, at, losses):
+        if at == 22:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, at, losses)
+
+    write_rows(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Summary, "after_step", interrupting)
+        assert sweep(monkeypatch, tmp_path, *overrides)[0] == 143
+    write_rows(-1)
+    code, told = sweep(monkeypatch, tmp_path, *overrides)
+    assert code == 0, told
+    assert sweep(monkeypatch, tmp_path, *overrides, name="anew")[0] == 0
+    one, other = rows(tmp_path), rows(tmp_path, "anew")
+    assert {name: row["parameters"] for name, row in one.items()} == {n: row["parameters"] for n, row in other.items()}
+
+
+def test_a_checkpoint_cut_in_half_is_trained_from_the_start(whole, monkeypatch, tmp_path, without_page):
+    folder = tmp_path / "outputs/sweeps/study"
+    folder.mkdir(parents=True)
+    (folder / ".stack-0123.ckpt").write_bytes(b"half")
+    code, said = sweep(monkeypatch, tmp_path, *GRID)
+    assert code == 0, said
+    assert same(tmp_path) == whole
+    assert "cannot read" in (folder / "stacks.log").read_text()
+
+
+def test_a_full_disk_ends_the_sweep_by_one_message(whole, monkeypatch, tmp_path, without_page):
+    def full(*_):
+        raise UserError("cannot write somewhere: No space left on device; make room")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "add", full)
+        code, told = sweep(monkeypatch, tmp_path, *GRID)
+    assert code == 1
+    assert told.startswith("error: cannot write somewhere: No space left on device; make room")
+    assert sweep(monkeypatch, tmp_path, *GRID)[0] == 0
+    assert same(tmp_path) == whole
+
+
+def test_what_cannot_be_stacked_runs_alone_and_says_why(monkeypatch, tmp_path, without_page):
+    overrides = ("optimizer=sgd,adam,lbfgs", "seed=0,1", "trainer.max_epochs=4", "logger=none")
+    code, said = sweep(monkeypatch, tmp_path, *overrides)
+    assert code == 0, said
+    assert "one by one  2 jobs: optimizer is linear_lab.models.lbfgs.LBFGS" in said
+    assert record(tmp_path / "outputs/sweeps/study/lbfgs-seed=0")["status"] == "completed"
+    assert set(rows(tmp_path)) == {f"{kind}-seed={seed}" for kind in ("sgd", "adam") for seed in (0, 1)}
+    code, said = sweep(monkeypatch, tmp_path, "optimizer.lr=0.1,-1,0.05", *overrides[2:], name="wrong")
+    assert code == 1
+    assert "failed  sgd-lr=-1: optimizer: lr must be a positive number, got -1" in said
+    assert "one by one  1 job: optimizer.lr=-1" in said
+    assert "3 jobs: 2 completed, 1 failed" in said
+
+
+class WithDropout(SupervisedModule):
+    """A network that draws random numbers, and one that keeps running means."""
+
+    def __init__(self, in_features, out_features, norm=False, bias=True, weight=None, **training):
+        layer = nn.BatchNorm1d(in_features) if norm else nn.Dropout(0.5)
+        super().__init__(nn.Sequential(layer, nn.Linear(in_features, out_features)), **training)
+
+
+class OwnStep(LinearModule):
+    """A training step of its own."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * 2
+
+
+class Custom(SupervisedModule):
+    """A network of one's own, which draws something else before its layers."""
+
+    def __init__(self, in_features, out_features, bias=True, weight=None, **training):
+        scale = torch.rand(()).item()
+        super().__init__(nn.Sequential(nn.Linear(in_features, 3), nn.Tanh(), nn.Linear(3, out_features)), **training)
+        with torch.no_grad():
+            self.network[0].weight.mul_(scale)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("WithDropout", "its model cannot be vectorized"),
+        ("WithDropout,+model.norm=true", "its model cannot be vectorized"),
+        ("OwnStep", "OwnStep has a training_step of its own"),
+    ],
+)
+def test_networks_that_cannot_be_vectorized_run_alone(model, reason, monkeypatch, tmp_path, without_page):
+    target, *more = model.split(",")
+    given = (f"model._target_={__name__}.{target}", *more, "seed=0,1", "trainer.max_epochs=3", "logger=none")
+    code, said = sweep(monkeypatch, tmp_path, *given)
+    assert code == 0, said
+    assert f"one by one  2 jobs: {reason}" in said
+    assert len(list(tmp_path.glob("outputs/sweeps/study/*/result.json"))) == 2
+
+
+def test_a_network_of_ones_own_is_stacked(monkeypatch, tmp_path, without_page):
+    given = (f"model._target_={__name__}.Custom", "seed=0,1,2", "trainer.max_epochs=20", "optimizer.lr=0.01,0.02",
+        "logger=none")  # fmt: skip
+    for launch in ("stacked", "local"):
+        code, said = sweep(monkeypatch, tmp_path / launch, *given, launch=launch)
+        assert (code, "one by one" in said) == (0, False), said
+    for name, ours in rows(tmp_path / "stacked").items():
+        one = vector(ours["parameters"])
+        other = vector(record(tmp_path / "local/outputs/sweeps/study" / name)["parameters"])
+        assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("callbacks=early_stopping", "callbacks.early_stopping"),
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val=1"),
+        ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2"),
+        ("trainer.devices=2", "trainer.devices=2"),
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed"),
+        ("console.steps=2", "console.steps=2"),
+        ("+optimizer.foreach=true", "optimizer.foreach"),
+        ("+loss.weight=[1,2]", "loss.weight"),
+        ("loss._target_=torch.nn.SmoothL1Loss", "loss is torch.nn.SmoothL1Loss"),
+        ("seed=-1", "seed=-1"),
+        ("optimizer.nesterov=true", "Nesterov momentum requires a momentum and zero dampening"),
+        ("trainer.strategy=ddp", "trainer.strategy=ddp"),
+        ("trainer.max_epochs=0", "it trains no step"),
+        ("trainer.max_epochs=-1", "it trains without end"),
+        ("trainer.check_val_every_n_epoch=null", "trainer.check_val_every_n_epoch=null"),
+        ("scheduler=plateau", None),
+        ("trainer.max_steps=3", None),
+        ("data.batch_size=2", None),
+        ("logger=none", None),
+        ("model=mlp", None),
+    ],
+)
+def test_each_obstacle_is_named(override, reason):
+    cli.register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", [override])
+    assert next(obstacles(OmegaConf.to_container(cfg, resolve=True)), None) == reason
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [
+        ("loss.delta=0.5,2", "loss.delta=-1", "huber_loss does not support non-positive values for delta"),
+        ("scheduler.step_size=5,10", "scheduler.step_size=0", "step_size must be a whole number"),
+        ("model.weight=1,2", "model.weight=[[1,2]]", "weight has shape (1, 2)"),
+        ("data.order_seed=0,1", "data.order_seed=abc", "order_seed"),
+        ("trainer.max_epochs=4,5", "trainer.max_epochs=0", None),
+    ],
+)
+def test_a_bad_job_fails_alone(good, bad, said, monkeypatch, tmp_path, without_page):
+    groups = ["loss=huber"] if "loss" in good else ["scheduler=step"] if "step" in good else []
+    values = f"{good},{bad.partition('=')[2]}"
+    epochs = [] if "epochs" in good else ["trainer.max_epochs=4"]
+    overrides = [*groups, values, "seed=0,1", *epochs, "logger=none", "data.batch_size=2"]
+    code, told = sweep(monkeypatch, tmp_path, *overrides)
+    assert code == (1 if said else 0), told
+    assert {row["status"] for row in rows(tmp_path).values()} == {"completed"}
+    assert len(rows(tmp_path)) == 4
+    if said:
+        found = [record(path.parent) for path in tmp_path.glob("outputs/sweeps/study/*/result.json")]
+        assert [one["status"] for one in found] == ["failed"] * 2
+        assert all(said in one["error"] for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        ("keep=-1", "must be a whole number of at least 0"), ("rows=x", "must be a whole number of at least 0"),
+        ("memory=no", "must be a whole number of at least 1"), ("history=-2", "must be a whole number of at least 0"),
+        ("limit=0", "must be a whole number of at least 1"), ("compile=maybe", "choose auto, true or false"),
+    ],
+)  # fmt: skip
+def test_what_the_launcher_refuses(wrong, remedy, monkeypatch, tmp_path):
+    code, said = sweep(monkeypatch, tmp_path, "seed=0,1", f"hydra.launcher.{wrong}")
+    assert code == 1
+    assert f"error: hydra.launcher.{wrong}: {remedy}" in said
+
+
+def test_memory_bounds_a_stack():
+    data = SyntheticData(samples=10_000, features=3)
+    data.setup()
+    for module in (LinearModule(3, 1), MLPModule(3, 1, hidden=[50])):
+        plan = loop.Plan(module, data, RULES["torch.optim.SGD"], {}, LOSSES["torch.nn.MSELoss"][0], "", "min", 1, 1, 1)
+        small, large = (loop.capacity(plan, size << 20, 10**6) for size in (200, 2000))
+        assert 1 <= small < large
+        assert large == pytest.approx(10 * small, rel=0.6)
+        assert loop.capacity(plan, 1, 10**6) < 1
+
+
+def test_jobs_for_which_memory_is_missing_run_alone(monkeypatch, tmp_path, without_page):
+    given = ("data=synthetic", "data.samples=60000", "data.features=8", "seed=0,1", "trainer.max_epochs=2",
+        "logger=none", "hydra.launcher.memory=1")  # fmt: skip
+    code, said = sweep(monkeypatch, tmp_path, *given)
+    assert code == 0, said
+    assert "one by one  2 jobs: hydra.launcher.memory leaves room for one model alone" in said
+
+
+def test_data_that_are_not_there_fail_each_job(monkeypatch, tmp_path, without_page):
+    grid = ("data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")
+    code, said = sweep(monkeypatch, tmp_path, *grid)
+    assert code == 1
+    assert said.count("no.csv: not there; check the path") >= 2
+    assert [row["status"] for row in rows(tmp_path).values()] == ["failed", "failed"]
+    (tmp_path / "no.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
+    code, said = sweep(monkeypatch, tmp_path, *grid, "trainer.max_epochs=10")
+    assert code == 0, said
+    assert [row["status"] for row in rows(tmp_path).values()] == ["completed", "completed"]
+
+
+def test_fail_fast_ends_a_stack_at_its_first_job(monkeypatch, tmp_path, without_page):
+    grid = ("data=table", "data.path=no.csv", "data.y=[y]", "seed=range(4)", "fail_fast=true")
+    code, said = sweep(monkeypatch, tmp_path, *grid)
+    assert code == 1
+    assert list(rows(tmp_path)) == ["sgd-seed=0"]
+    assert "4 jobs: 1 failed, 3 waiting" in said
+
+
+def test_trials_that_a_search_draws_together_are_stacked(monkeypatch, tmp_path, without_page):
+    search = ("sweep=search", "optimizer=sgd", "hydra.sweeper.trials=6", "hydra.sweeper.at_once=3")
+    code, said = sweep(monkeypatch, tmp_path, *search, "hydra.sweeper.prune=false", "trainer.max_epochs=5")
+    assert code == 0, said
+    assert len(rows(tmp_path)) == 6
+
+
+def test_history_keeps_losses_and_parameters_of_some_steps(monkeypatch, tmp_path, without_page):
+    given = ("optimizer.lr=0.01,0.05", "seed=0,1", "trainer.max_epochs=40", "hydra.launcher.history=5")
+    code, said = sweep(monkeypatch, tmp_path, *given)
+    assert code == 0, said
+    found = pl.read_parquet(tmp_path / "outputs/sweeps/study/history.parquet")
+    assert found["step"].unique(maintain_order=True).to_list() == [0, 10, 20, 30, 40]
+    assert len(found) == 4 * 5
+    for name, row in rows(tmp_path).items():
+        mine = found.filter(pl.col("name") == name)
+        assert mine["parameters"][-1] == row["parameters"]
+        assert mine["train/loss"][0] == row["initial"]["train/loss"]
+        assert mine["train/loss"][-1] == row["metrics"]["train/loss"]
+        x = torch.tensor([1.0, 2, 3, 4])
+        weight, bias = mine["parameters"][2]["weight"][0][0], mine["parameters"][2]["bias"][0]
+        assert mine["train/loss"][2] == pytest.approx((weight * x + bias - 2 * x).square().mean().item(), rel=1e-4)
+    code, said = sweep(monkeypatch, tmp_path, *given[:3], "hydra.launcher.history=100000", name="long")
+    assert code == 1
+    assert "hydra.launcher.history=100000: 4 jobs would take" in said
+
+
+def test_what_asks_for_a_run_folder_names_the_command_that_makes_one(monkeypatch, tmp_path, without_page):
+    assert sweep(monkeypatch, tmp_path, "optimizer.lr=0.01,0.05", "trainer.max_epochs=5")[0] == 0
+    folder = "outputs/sweeps/study/sgd-lr=0.05"
+    for command_of, key in ((evaluate_entry, "run"), (predict_entry, "run"), (export_entry, "run"), (entry, "resume")):
+        more = ["x=[1]"] if command_of is predict_entry else []
+        code, _, errors = command(command_of, f"{key}={folder}", *more)
+        assert code == 1
+        assert f"{folder}: this job was trained in a stack, which leaves no run folder; train it alone: " in errors
+        assert errors.rstrip().endswith("-m linear_lab.train optimizer.lr=0.05 trainer.max_epochs=5")
+    code, _, errors = command(evaluate_entry, "run=outputs/sweeps/study/nowhere")
+    assert "there is no such folder" in errors
+
+
+def test_the_best_are_trained_alone(monkeypatch, tmp_path, without_page):
+    given = ("optimizer.lr=0.01,0.02,0.05", "seed=0,1", "trainer.max_epochs=30", "hydra.launcher.keep=2")
+    code, said = sweep(monkeypatch, tmp_path, *given)
+    assert (code, "differs" in said) == (0, False), said
+    folder, found = tmp_path / "outputs/sweeps/study", rows(tmp_path)
+    best = sorted(found, key=lambda name: found[name]["metrics"]["val/loss"])
+    alone = {path.parent.name for path in folder.glob("*/result.json")}
+    assert alone == set(best[:2])
+    assert {path.name for path in (folder / "_rows").iterdir()} == set(best[2:])
+    for name in alone:
+        assert (folder / name / "checkpoints/best.ckpt").exists()
+        assert record(folder / name)["job"] == found[name]["job"]
+        code, out, _ = command(evaluate_entry, f"run={folder / name}")
+        assert code == 0
+        assert "not the recorded digits" not in out
+    stamps = {name: (folder / name / "result.json").stat().st_mtime_ns for name in alone}
+    assert sweep(monkeypatch, tmp_path, *given)[0] == 0
+    assert {name: (folder / name / "result.json").stat().st_mtime_ns for name in alone} == stamps
+
+
+def test_a_stack_that_learned_otherwise_than_one_run_is_told(monkeypatch, tmp_path, without_page):
+    after = loop.Loop.run
+
+    def disturbed(self, after_step):
+        after(self, after_step)
+        self.parameters["network.weight"] += 1e-3
+
+    monkeypatch.setattr(loop.Loop, "run", disturbed)
+    code, said = sweep(monkeypatch, tmp_path, "seed=0,1", "trainer.max_epochs=5", "hydra.launcher.keep=1")
+    assert code == 0
+    assert "differs  sgd-seed=" in said
+    assert "more than 1e-05" in said
+
+
+def test_distance_of_parameters_by_hand():
+    one, other = {"weight": [[3.0, 4.5]], "bias": None}, {"bias": None, "weight": [[3.0, 4.0]]}
+    assert kept.distance(one, other) == pytest.approx(0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_stack_on_a_gpu_agrees_with_the_cpu(whole, monkeypatch, tmp_path, without_page):
+    code, said = sweep(monkeypatch, tmp_path, *GRID, "trainer=gpu")
+    assert code == 0, said
+    for name, found in same(tmp_path).items():
+        close(found["parameters"], whole[name]["parameters"], 1e-4, name)
