@@ -10,6 +10,7 @@ logging.getLogger().addHandler(handler)
 
 import linear_lab.cli  # noqa: E402
 import linear_lab.experiment  # noqa: E402
+import linear_lab.sweep.job  # noqa: E402
 import linear_lab.sweep.page  # noqa: E402, F401
 
 logging.getLogger().removeHandler(handler)

@@ -1,4 +1,4 @@
-"""Commands in processes of their own that need not import torch and Lightning, which takes seconds each time.
+"""Commands and calls in processes of their own that need not import torch and Lightning, which takes seconds each time.
 
 A server imports them once, when the first process is asked for, and forks. Tests of what is not imported, of signals
 while it is, of console scripts, and of what starts processes itself (DDP, joblib, TensorBoard) use `subprocess`.
@@ -13,11 +13,17 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from unittest import mock
 
+from joblib.externals import cloudpickle
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["preloaded", "processes"])
+
+
+calls = {}  # the processes of `fork`, by their ids
 
 
 class Process:
@@ -65,11 +71,53 @@ def start(entry, *arguments, env=None, cwd=None):
     pipes, ends = zip(*(CONTEXT.Pipe(duplex=False) for _ in range(2)), strict=True)
     given = (entry, arguments, environment, cwd or os.getcwd(), ends)  # noqa: PTH109 - it may be a text
     process = CONTEXT.Process(target=run, args=given, name=f"{entry} {' '.join(arguments)}")
+    begin(process)
+    for pipe in ends:
+        pipe.close()
+    return Process(process, pipes)
+
+
+def begin(process):
+    """Have the server fork."""
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):  # for the server to import
         process.start()
-    for end in ends:
-        end.close()
-    return Process(process, pipes)
+
+
+def fork(function, *arguments):
+    """Call in a process of its own, which ends with what is returned; its id.
+
+    It is not a fork of this process: a child of one that has used polars would wait for ever for polars' threads. So
+    nothing that was patched here is patched there.
+    """
+    process = CONTEXT.Process(target=call, args=(cloudpickle.dumps((function, arguments)),))
+    begin(process)
+    calls[process.pid] = process
+    return process.pid
+
+
+def call(pickled):
+    """Call, and end at once."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)
+    code = 99
+    try:
+        function, arguments = cloudpickle.loads(pickled)
+        code = function(*arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def has_ended(pid):
+    """Tell whether a process of `fork` has ended."""
+    return calls[pid].exitcode is not None
+
+
+def end(pid):
+    """Wait for a process of `fork`; its exit code, or less the signal that killed it."""
+    calls[pid].join()
+    return calls.pop(pid).exitcode
 
 
 def run(entry, arguments, environment, folder, ends):

@@ -8,10 +8,12 @@ import shlex
 import signal
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from processes import end, fork
 from runs import command, record
 
 from linear_lab import terminal
@@ -29,29 +31,12 @@ def sweep(root, *overrides):
     return code, errors + out
 
 
-def fork(function, *arguments):
-    """Call in a child of this warm process: importing all again would take seconds; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 99
-    try:
-        code = function(*arguments)
-    finally:
-        os._exit(code)
-
-
-def end(pid):
-    """Wait for a child; its exit code, or less the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def check(root, *overrides, jobs, code=0):
     """Sweep under the name ``study``; the jobs there are then, by name, and what was said."""
     ended, said = sweep(root, *FAST, "name=study", *overrides)
     assert ended == code, said
     found = board.read(root / "sweeps/study").jobs
-    assert {job.name: job.status for job in found} == jobs
+    assert dict(found.select("name", "status").iter_rows()) == jobs
     return said
 
 
@@ -147,7 +132,7 @@ def test_an_interrupted_overwrite_goes_on(trained, monkeypatch, tmp_path):
     (go_on,) = (line for line in said.splitlines() if line.startswith("go on"))
     monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
     assert command(entry, *shlex.split(go_on.partition(" -m linear_lab.train ")[2]))[0] == 0
-    assert trained == ["sgd-seed=0", "sgd-seed=1"] * 2
+    assert trained == ["sgd-seed=0", "sgd-seed=1"] * 2  # no job's name has changed
     configs = [OmegaConf.load(tmp_path / "sweeps/study" / name / ".hydra/config.yaml") for name in jobs]
     assert [cfg.optimizer.lr for cfg in configs] == [0.02, 0.02]
 
@@ -276,10 +261,14 @@ def test_hostile_values(trained, tmp_path):
     assert {path.parent.name for path in folder.glob("*/result.json")} == set(trained)
     notes = [OmegaConf.load(folder / name / ".hydra/config.yaml").note for name in trained]
     assert notes == list(values)
-    assert [item.overrides["note"].strip("'") for item in board.read(folder).jobs] == list(values)
+    assert [note.strip("'") for note in board.read(folder).jobs["key:note"]] == list(values)
     trained.clear()
     assert sweep(root, *FAST, "name=study", f"+note={typed}")[0] == 0
     assert not trained
+
+
+def names(rows, optimizer="sgd"):
+    return plan.names(plan.listed(rows), optimizer).to_list()
 
 
 def test_names_have_what_differs_in_the_order_typed():
@@ -287,12 +276,22 @@ def test_names_have_what_differs_in_the_order_typed():
         ["seed=1", "optimizer=adam", "optimizer.lr=0.1", "data=toy"],
         ["seed=2", "optimizer=sgd", "optimizer.lr=0.1", "data=toy"],
     ]
-    assert plan.names(rows, ["adam", "sgd"]) == ["seed=1-adam", "seed=2-sgd"]
-    assert plan.names([["seed=1"]], ["adam"]) == ["adam"]
+    assert names(rows) == ["seed=1-adam", "seed=2-sgd"]
+    assert names([["seed=1"]], "adam") == ["adam"]
+    assert names([["optimizer=adam", "seed=1"], ["optimizer=adam", "seed=2"]]) == ["adam-seed=1", "adam-seed=2"]
+    assert plan.names(plan.listed(rows[:1]), "sgd", ["seed"]).to_list() == ["adam-seed=1"]
     two = [[f"optimizer.weight_decay={a}", f"model.weight_decay={b}"] for a in "12" for b in "12"]
-    assert plan.names(two, ["sgd"] * 4)[0] == "sgd-optimizer.weight_decay=1-model.weight_decay=1"  # both in full
-    alike = plan.names([["+a=1-b=2", "+c=0"], ["+a=1", "+b=2", "+c=1"], ["+a=1", "+b=2", "+c=0"]], ["sgd"] * 3)
-    assert len(set(alike)) == 3
+    assert names(two)[0] == "sgd-optimizer.weight_decay=1-model.weight_decay=1"  # both in full
+
+
+def test_jobs_whose_names_would_be_alike_have_their_fingerprints_in_them(composer):
+    alike = [["+a=1-b=2", "+c=0"], ["+a=1", "+b=2", "+c=1"], ["+a=1", "+b=2", "+c=0"]]
+    assert len(set(names(alike))) == 2
+    found = plan.plan(plan.listed(alike), composer)
+    one, other, two = found["name"]
+    assert other == "sgd-a=1-b=2-c=1"
+    assert one != two
+    assert [one, two] == [f"sgd-a=1-b=2-c=0-{found['config_hash'][number][:8]}" for number in (0, 2)]
 
 
 @settings(max_examples=50)
@@ -304,7 +303,7 @@ def test_names_have_what_differs_in_the_order_typed():
 )  # fmt: skip
 def test_names_are_unique_and_safe(values):
     rows = [[f"optimizer.lr={one}", f"+data.path={two}"] for one, two in values]
-    found = plan.names(rows, ["sgd"] * len(rows))
+    found = names(rows)
     assert len(set(found)) == len(found)
     for name in [*found, *(plan.safe(f"{one}-{two}") for one, two in values)]:
         assert re.fullmatch(r"[A-Za-z0-9+=][A-Za-z0-9._=+-]*", name)
@@ -324,30 +323,41 @@ def test_differences_of_configs():
     ]  # fmt: skip
 
 
-def test_an_interrupted_overwrite_gives_no_two_jobs_one_name(tmp_path):
-    typed = plan.Job(["seed=1"], {"seed": 1})
-    typed.name = "sgd"
-    plan.write_plan(tmp_path, [typed], "val/loss", "min")
-    (tmp_path / "sgd").mkdir()
-    (tmp_path / "sgd/result.json").write_text(json.dumps({"status": "completed", "config_hash": "old"}))
-    _, found, _ = read_jobs(tmp_path)
-    assert plan.known_names(tmp_path, found) == {"old": "sgd"}
+def planned(names, hashes=None, **typed):
+    """A plan of jobs."""
+    columns = {"name": names, "config_hash": hashes or names, "group": names, "problem": names}
+    return pl.DataFrame(columns | typed)
+
+
+def test_an_interrupted_overwrite_gives_no_two_jobs_one_name(trained, tmp_path):
+    check(tmp_path, "seed=1,2", "trainer.max_epochs=2", jobs=dict.fromkeys(["sgd-seed=1", "sgd-seed=2"], "completed"))
+    folder = tmp_path / "sweeps/study"
+    before = plan.read_plan(folder)
+    # seed=1 was to be trained with another config, and seed=2 gives way to another job
+    plan.write_plan(folder, before.head(1).with_columns(config_hash=pl.lit("0" * 16)), "val/loss", "min")
+    trained.clear()
+    jobs = dict.fromkeys(["sgd-seed=1", "sgd-seed=2", "sgd-seed=3"], "completed")
+    check(tmp_path, "seed=1,2,3", "trainer.max_epochs=2", jobs=jobs)
+    assert trained == ["sgd-seed=3"]
+    assert plan.read_plan(folder)["config_hash"].to_list()[:2] == before["config_hash"].to_list()
 
 
 def test_what_two_commands_plan_is_added(tmp_path):
-    def add(letter):
+    def add(folder, letter):
         for number in range(20):
-            planned = plan.Job([f"note={letter}{number}"], {"note": f"{letter}{number}"})
-            planned.name = f"{letter}{number}"
-            plan.write_plan(tmp_path, [planned], "val/loss", "min")
+            name = f"{letter}{number}"
+            plan.write_plan(folder, planned([name], **{f"+{letter}": [name]}), "val/loss", "min")
         return 0
 
-    assert [end(pid) for pid in [fork(add, letter) for letter in "ab"]] == [0, 0]
-    assert len(json.loads((tmp_path / "sweep.json").read_text())["jobs"]) == 40
+    assert [end(pid) for pid in [fork(add, tmp_path, letter) for letter in "ab"]] == [0, 0]
+    found = plan.read_plan(tmp_path)
+    assert sorted(found["name"]) == sorted(f"{letter}{number}" for letter in "ab" for number in range(20))
+    assert [job.overrides for job in plan.jobs(found)] == [[f"+{job.name[0]}={job.name}"] for job in plan.jobs(found)]
 
 
 def test_memory_does_not_grow_with_the_jobs(trained, tmp_path):
     def run():
+        page.write_page = lambda *_, **__: None
         train_in, used = job.train_in, []
 
         def measured(*arguments):

@@ -15,11 +15,12 @@ import optuna
 import pytest
 import torch
 import yaml
+from processes import end, fork, has_ended
 from runs import record, scalars, train
-from test_sweep import end, fork, sweep
+from test_sweep import sweep
 
 from linear_lab.dashboard.logger import event_files
-from linear_lab.run import FREE
+from linear_lab.fingerprints import FREE
 from linear_lab.sweep import board, job, page
 
 GRID = (
@@ -34,21 +35,22 @@ LIKE = (
 
 
 def start(root, *overrides):
-    """Sweep in a child; its id. What it said lies in <root>/<its id>."""
+    """Sweep in another process; its id. What it said lies in <root>/<its id>."""
 
-    def run():
+    def run(write_page):
+        page.write_page = write_page
         code, said = sweep(root, *overrides)
         (root / str(os.getpid())).write_text(said)
         return code
 
-    return fork(run)
+    return fork(run, page.write_page)  # as it may be patched here
 
 
 def wait_for(condition, pid=None):
     limit = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < limit
-        assert pid is None or os.waitpid(pid, os.WNOHANG) == (0, 0)
+        assert pid is None or not has_ended(pid)
         time.sleep(0.005)
 
 
@@ -114,7 +116,7 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tm
             os.kill(pid, signal.SIGKILL)
         code = end(pid)
         if kills == 0:
-            assert [it.status for it in board.read(folder).jobs] == ["completed", "completed", "interrupted", "waiting"]
+            assert [*board.read(folder).jobs["status"]] == ["completed", "completed", "interrupted", "waiting"]
         now = ended(folder)
         assert {name: now.get(name) for name in before} == before  # nothing ran twice
         before = now
@@ -137,7 +139,7 @@ def test_signals_save_and_say_how_to_go_on(whole, without_page, tmp_path):
         assert "interrupted; what has ended stays, the rest is still to do" in said
         assert "Traceback" not in said
         assert f"\ninterrupted  {JOBS[number]}\n" in said
-        assert [it.status for it in board.read(folder).jobs][: number + 1] == ["completed"] * number + ["interrupted"]
+        assert [*board.read(folder).jobs["status"]][: number + 1] == ["completed"] * number + ["interrupted"]
         (go_on,) = [line for line in said.splitlines() if line.startswith("go on")]
         typed = shlex.split(go_on.partition(" -m linear_lab.train -m ")[2])
         assert {name: it for name, it in ended(folder).items() if name in before} == before
@@ -235,6 +237,7 @@ def test_a_disk_that_fills_up(scarce, whole, without_page):
     root, fill, make_room = scarce
 
     def run():
+        page.write_page = lambda *_, **__: None
         train_in, count = job.train_in, []
 
         def filled(*arguments):
