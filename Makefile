@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+JAX := benchmarks/peers/.venv/installed
 ARGS ?=
 LOGDIR ?= outputs
 
@@ -12,8 +13,8 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types format bench digits \
-  lock clean
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types format bench peers \
+  digits lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,8 +65,16 @@ types: $(INSTALLED)
 format: $(INSTALLED)  ## format the code, and mend what the linter can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## start, steps, rows, sweeps, tables, the dashboard, against peers; ARGS=trainer=gpu
+bench: $(INSTALLED)  ## start, steps, rows, sweeps, tables, the dashboard, against peers; ARGS=trainer=gpu or --quick
+	@$(MAKE) --no-print-directory peers || echo "JAX could not be installed: its rows will say so" >&2
 	@$(BIN)/python benchmarks $(ARGS)
+
+peers: $(JAX)  ## install JAX, which bench compares with, into an environment of its own
+
+$(JAX): benchmarks/peers/requirements.txt
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 digits: $(INSTALLED)  ## digits of certified coefficients that the optimum and training reach
 	@$(BIN)/python benchmarks/certified.py
@@ -81,7 +90,7 @@ lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-cluster.lock
 
 clean:  ## remove .venv and caches; outputs stay
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock pyproject.toml

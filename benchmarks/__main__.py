@@ -1,11 +1,14 @@
-"""All benchmarks, one after the other; what they print goes to outputs/benchmarks.txt too."""
+"""All benchmarks, one after the other; what they print goes to outputs/benchmarks.txt too.
+
+``--quick`` tries that of sweeps alone.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO
 
-from hardware import OVERRIDES, name
+from hardware import QUICK, name
 
 HERE = Path(__file__).parent
 NAMES = ("start", "step", "data", "size", "sweep", "table", "dashboard")
@@ -17,8 +20,8 @@ def main() -> None:
     outputs.mkdir(exist_ok=True)
     with (outputs / "benchmarks.txt").open("w") as file:
         show(f"measured on {name()}", file)
-        for script in NAMES:
-            command = [sys.executable, HERE / f"{script}.py", *OVERRIDES]
+        for script in ("sweep",) if QUICK else NAMES:
+            command = [sys.executable, HERE / f"{script}.py", *sys.argv[1:]]
             show(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout, file)
 
 

@@ -1,14 +1,15 @@
-"""What benchmarks train on: the CPU, or with the argument ``trainer=gpu`` a GPU, for plain loops and peers too."""
+"""What benchmarks train on: the CPU, or with the argument ``trainer=gpu`` a GPU, for plain loops and peers too.
+
+``--quick`` tries the benchmark of sweeps, with few jobs.
+"""
 
 import os
 import sys
 
 import torch
 
-# A process that has asked CUDA whether there is a GPU cannot be forked: sweep.py forks.
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-
-OVERRIDES = sys.argv[1:]
+QUICK = "--quick" in sys.argv[1:]
+OVERRIDES = [argument for argument in sys.argv[1:] if argument != "--quick"]
 ACCELERATOR = "gpu" if OVERRIDES == ["trainer=gpu"] else "cpu"
 DEVICE = torch.device("cuda" if ACCELERATOR == "gpu" else "cpu")
 

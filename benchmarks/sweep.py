@@ -1,170 +1,180 @@
-"""What a sweep costs: stacked, one by one, in joblib's processes, and as a plain PyTorch loop that leaves no files.
+"""What a sweep costs: stacked, one by one, in joblib's processes, and what its peers take, which leave no files.
 
-Each sweep is the whole command, less the import of the libraries, in a process of its own: half of the jobs SGD and
-half Adam, rates times seeds, 200 epochs on four points. One by one each job draws its pictures, unless told otherwise;
-"times launch=local" is jobs a second against those of ten jobs one by one in the same round, with and without pictures.
-"plan", "train" and "write" are parts of it; the rest is Hydra, the leaderboard and the page. Memory is the largest that
-the process had, with the libraries. How it grows is drawn in outputs/speed.png.
+Each row is a whole command in a fresh process of its own: Adam, rates times seeds, 200 epochs on the four points of
+data=toy. Its seconds are those of the process, less those of one that only imports what it needs, in the same round:
+torch, lightning.pytorch and polars; torch alone for the loops in PyTorch; jax and optax for JAX. Rows are measured in
+two rounds if they take less than 20 seconds, and once otherwise; parts and memory are those of the slower round.
+Ratios are of jobs a second, so that a larger one is better: to ten jobs under launch=local, which draws each run's
+pictures, and to JAX with as many jobs. A ratio is taken within a round; the smallest and the largest are shown.
+
+Memory is the largest that the process had, with its libraries; files are all that lie in its folder afterwards. The
+cache of torch.compile is empty at each start, so that compiling is in it. `process.py` measures; `command.py` says what
+the parts of our commands are, those of JAX are compiling and running. Peers take the same steps on the same data, in
+float32 on the same device, but for JAX, which takes the CPU. They do not validate, and keep nothing. PyTorch has one
+thread, as in our runs; JAX has as many as it chooses. How seconds grow is drawn in outputs/speed.png. ``--quick`` tries
+it in two minutes: one round, of few jobs.
 """
 
-import contextlib
-import io
-import json
-import os
-import resource
 import shutil
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import matplotlib as mpl
-import numpy as np
-import torch
-from hardware import DEVICE, OVERRIDES, finish
+from hardware import DEVICE, OVERRIDES, QUICK
+from peers.jobs import STEPS, grid
+from process import Measured, measured
 from rich.console import Console
 from rich.table import Table
-from step import X, plain_loop, quiet
 
-from linear_lab import files, train
-from linear_lab.sweep import stacks, sweeper
-
-mpl.use("agg")
-from matplotlib import pyplot as plt
-
-EPOCHS = 200
-ROUNDS = 2
-SIZES: dict[str, list[int]] = {
-    "launch=stacked": [10, 100, 1000, 10_000],
-    "launch=local": [10],
-    "launch=local logger.pictures=false": [10, 100],
-    "launch=joblib": [10],
-    "plain PyTorch loop": [10, 100],
-}
-ONCE = [("launch=stacked", 10_000), ("launch=local logger.pictures=false", 100)]  # they take a minute
-OUTPUTS = Path(__file__).parents[1] / "outputs"
+ROUNDS = 1 if QUICK else 2
+LONG = 20.0  # seconds of a row that is measured once
+HERE = Path(__file__).parent
+OUTPUTS = HERE.parent / "outputs"
 PICTURE = OUTPUTS / "speed.png"
-PARTS = ("plan", "train", "write")
+PEERS = HERE / "peers"
+JAX = PEERS / ".venv/installed"  # `make peers` writes it
+PYTHON, JAX_PYTHON = sys.executable, str(JAX.parent / "bin/python")
+MANY = [100, 1000] if QUICK else [1000, 100_000, 1_000_000]
 
 
-def grid(jobs: int) -> list[str]:
-    """Overrides of so many jobs."""
-    seeds = min(max(jobs // 100, 1), 10)
-    rates = ",".join(f"{rate:.5g}" for rate in np.geomspace(0.001, 0.1, jobs // 2 // seeds))
-    return ["optimizer=sgd,adam", f"optimizer.lr={rates}", f"seed=range({seeds})", f"trainer.max_epochs={EPOCHS}"]
+class Way(NamedTuple):
+    """A way to train many models.
+
+    Attributes:
+        sizes: numbers of jobs.
+        imports: a command that imports what it needs, and does nothing else.
+        command: less what depends on the number of jobs.
+    """
+
+    sizes: list[int]
+    imports: list[str]
+    command: list[str]
 
 
-def command(launch: str, jobs: int, folder: str) -> dict[str, float]:
-    """Sweep as the command does; seconds of its parts."""
-    parts = dict.fromkeys((*PARTS, "first files"), 0.0)
-
-    def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*arguments, **options)
-            finally:
-                parts[name] += time.perf_counter() - started
-
-        return run
-
-    sweeper.plan = clocked("plan", sweeper.plan)
-    stacks.train_stack = clocked("train", stacks.train_stack)
-    stacks.begin = clocked("first files", stacks.begin)
-    stacks.Leaving.write = clocked("write", stacks.Leaving.write)
-    sys.argv = ["train", "-m", *launch.split(), f"output_root={folder}", "name=study", *OVERRIDES, *grid(jobs)]
-    train.main()
-    first_files = parts.pop("first files")  # they are written while training begins
-    return parts | {"train": parts["train"] - first_files, "write": parts["write"] + first_files}
+def ours(launch: str, sizes: list[int]) -> Way:
+    """Return a sweep of ours."""
+    imports = [PYTHON, "-c", "import torch, lightning.pytorch, polars"]
+    steady = ["output_root=.", "name=study", "optimizer=adam", f"trainer.max_epochs={STEPS}", *OVERRIDES]
+    return Way(sizes, imports, [PYTHON, str(HERE / "command.py"), *launch.split(), *steady])
 
 
-def plain(jobs: int) -> dict[str, float]:
-    """Train as many models one after the other, and keep nothing."""
-    x = X.to(DEVICE)
-    for kind in (torch.optim.SGD, torch.optim.Adam):
-        for rate in np.geomspace(0.001, 0.1, jobs // 2):
-            plain_loop([(x, 2 * x)], 1, EPOCHS, kind, float(rate))
-    finish()
-    return {}
+def in_torch(script: str, sizes: list[int]) -> Way:
+    """Return a peer in PyTorch."""
+    return Way(sizes, [PYTHON, "-c", "import torch"], [PYTHON, str(PEERS / script)])
 
 
-def measured(way: str, jobs: int, folder: str) -> dict[str, float]:
-    """Train in a child, which has the libraries already: seconds, their parts, and memory in MB."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                started = time.perf_counter()
-                parts = plain(jobs) if way.startswith("plain") else command(way, jobs, folder)
-                seconds = time.perf_counter() - started
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            os.write(writing, json.dumps({"seconds": seconds, "memory": memory, **parts}).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    if os.waitpid(pid, 0)[1]:
-        raise RuntimeError(f"{way} of {jobs} jobs failed; look at {folder}")
-    found: dict[str, float] = json.loads(text)
+LOCAL, XLA = "launch=local", "JAX and optax, vmap, jit"
+WAYS = {
+    "launch=stacked hydra.launcher.keep=0": ours("launch=stacked hydra.launcher.keep=0", MANY),
+    "launch=stacked": ours("launch=stacked", [1000]),
+    LOCAL: ours(LOCAL, [10]),
+    "launch=local logger.pictures=false": ours("launch=local logger.pictures=false", [10] if QUICK else [10, 100]),
+    "launch=joblib": ours("launch=joblib", [10]),
+    "plain PyTorch loop": in_torch("plain_loop.py", [100]),
+    "torch.func.vmap, eager": in_torch("vmap_loop.py", MANY),
+    XLA: Way(MANY, [JAX_PYTHON, "-c", "import jax, optax"], [JAX_PYTHON, str(PEERS / "jax_adam.py")]),
+}
+Found = dict[tuple[str, int], dict[int, tuple[float, Measured]]]  # of a round: seconds less the import, and the rest
+
+
+def arguments(way: Way, jobs: int) -> list[str]:
+    """Return a command that trains so many jobs."""
+    if "command.py" in way.command[1]:
+        rates, seeds = grid(jobs)
+        return [*way.command, f"optimizer.lr={','.join(rates)}", f"seed=range({seeds})"]
+    return [*way.command, str(jobs), str(DEVICE)]
+
+
+def measure() -> Found:
+    """Measure all ways that are installed."""
+    OUTPUTS.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="sweeps-", dir=OUTPUTS))  # deleted late: new files would be slow to make
+    ways = {name: way for name, way in WAYS.items() if name != XLA or JAX.exists()}
+    found: Found = {}
+    for turn in range(ROUNDS):
+        imports: dict[str, float] = {}
+        for at, (name, way) in enumerate(ways.items()):
+            if (what := " ".join(way.imports)) not in imports:
+                places = [folder / f"import-{at}-{turn}-{again}" for again in range(2)]  # the first warms up
+                imports[what] = min(measured(way.imports, place).seconds for place in places)
+            for jobs in way.sizes:
+                of_turns = found.setdefault((name, jobs), {})
+                if turn and of_turns[0][1].seconds >= LONG and name != LOCAL:
+                    continue
+                print(f"round {turn + 1}: {name}, {jobs:,} jobs", file=sys.stderr, flush=True)
+                one = measured(arguments(way, jobs), folder / f"{at}-{jobs}-{turn}")
+                of_turns[turn] = one.seconds - imports[what], one
+    shutil.rmtree(folder)
     return found
 
 
-def picture(seconds: dict[str, dict[int, float]]) -> None:
-    """Draw how seconds grow with jobs."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, of_jobs in seconds.items():
-        axes.loglog(list(of_jobs), list(of_jobs.values()), "o-", label=name)
-    axes.set(xlabel="jobs", ylabel="seconds, less the import", title=f"A sweep of {EPOCHS} epochs on four points")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(PICTURE, dpi=110)
+def speeds(found: Found, name: str, jobs: int) -> dict[int, float]:
+    """Return the jobs a second of each round; none for what was not measured."""
+    return {turn: jobs / seconds for turn, (seconds, _) in found.get((name, jobs), {}).items()}
+
+
+def ratio(those: dict[int, float], base: dict[int, float]) -> str:
+    """Show the ratios within the rounds that both have, the smallest and the largest."""
+    ratios = [those[turn] / base[turn] for turn in those.keys() & base.keys()]
+    return " to ".join(dict.fromkeys(number(value) for value in (min(ratios), max(ratios)))) if ratios else "-"
+
+
+def number(value: float) -> str:
+    """Show three digits, or whole numbers.
+
+    >>> number(0.01234), number(12345.6)
+    ('0.0123', '12,346')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table() -> Table:
     """Measure all, and draw it."""
-    quiet()
-    OUTPUTS.mkdir(exist_ok=True)
-    titles = ("", "jobs", "jobs a second", "times launch=local", "without pictures", "seconds", *PARTS, "MB")
-    shown = Table(title=f"whole sweeps of {EPOCHS} epochs, less the import; up to {ROUNDS} rounds, each with its ratio")
+    found = measure()
+    shown = Table(title=f"whole sweeps of {STEPS} epochs on four points, rounds: {ROUNDS}")
+    titles = ("", "jobs", "seconds", "jobs a second", "times local", "times JAX", "MB", "files", "import", "parts")
     for title in titles:
-        shown.add_column(title, justify="right" if title else "left")
-    folder = tempfile.mkdtemp(prefix="sweeps-", dir=OUTPUTS)
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for turn in range(ROUNDS):
-        for way, sizes in SIZES.items():
-            for jobs in sizes:
-                if turn and (way, jobs) in ONCE:
-                    continue
-                place = f"{folder}/{files.plain(way)}-{jobs}-{turn}"  # deleted late: new files would be slow to make
-                found.setdefault((way, jobs), []).append(measured(way, jobs, place))
-    bases = [
-        [one["seconds"] / 10 for one in found[way, 10]]
-        for way in ("launch=local", "launch=local logger.pictures=false")
-    ]
-    for (way, jobs), runs in found.items():
-        speeds = [jobs / one["seconds"] for one in runs]
-        ratios = [[speed * base for speed, base in zip(speeds, of_each, strict=False)] for of_each in bases]
-        middle = sorted(runs, key=lambda one: one["seconds"])[len(runs) // 2]
-        parts = [f"{middle[part]:.2f}" if middle.get(part) else "" for part in PARTS]
-        shown.add_row(
-            way, f"{jobs:,}", f"{statistics.median(speeds):.3g}",
-            *(" to ".join(dict.fromkeys(f"{ratio:.3g}" for ratio in (min(some), max(some)))) for some in ratios),
-            f"{middle['seconds']:.1f}", *parts, f"{middle['memory']:.0f}",
-        )  # fmt: skip
-    picture({
-        way: {jobs: statistics.median(one["seconds"] for one in found[way, jobs]) for jobs in sizes}
-        for way, sizes in SIZES.items()
-    })  # fmt: skip
-    shutil.rmtree(folder)
+        shown.add_column(title, justify="left" if title in ("", "parts") else "right")
+    base = speeds(found, LOCAL, 10)
+    for name, way in WAYS.items():
+        for jobs in way.sizes:
+            if (name, jobs) not in found:
+                shown.add_row(name, f"{jobs:,}", "not installed: make peers")
+                continue
+            runs, mine = found[name, jobs], speeds(found, name, jobs)
+            seconds, one = sorted(runs.values(), key=lambda run: run[0])[-1]  # the slower one
+            shown.add_row(
+                name, f"{jobs:,}", " to ".join(dict.fromkeys(f"{run[0]:.1f}" for run in sorted(runs.values()))),
+                number(statistics.mean(mine.values())), ratio(mine, base), ratio(mine, speeds(found, XLA, jobs)),
+                f"{one.memory:,.0f}", f"{one.files:,}", f"{one.seconds - seconds:.1f}",
+                ", ".join(f"{part} {took:.1f}" for part, took in one.parts.items() if part != "loss" and took >= 0.05),
+            )  # fmt: skip
+    picture(found)
     return shown
 
 
+def picture(found: Found) -> None:
+    """Draw how seconds grow with jobs."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, way in WAYS.items():
+        means = {
+            jobs: statistics.mean(seconds for seconds, _ in found[name, jobs].values())
+            for jobs in way.sizes
+            if (name, jobs) in found
+        }
+        axes.loglog(list(means), list(means.values()), "o-", label=name)
+    axes.set(xlabel="jobs", ylabel="seconds, less the import", title=f"A sweep of {STEPS} epochs on four points")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    figure.savefig(PICTURE, dpi=110)
+
+
 if __name__ == "__main__":
-    Console(width=140).print(table())
+    Console(width=180).print(table())

@@ -1,0 +1,56 @@
+"""The command of a sweep, as ``python -m linear_lab.train -m <overrides>``; its last line has the seconds of its parts.
+
+"plan" makes the table of jobs; "train" trains them, in stacks or one by one; "write" writes results.parquet, the
+leaderboard and the page; "best" trains the best jobs of stacks again, alone, and writes HPARAMS rows. What is left is
+Hydra's start, and imports.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch  # noqa: F401  first, so that importing it is in no part
+import polars  # noqa: F401
+import torch  # noqa: F401
+
+from linear_lab import train
+from linear_lab.sweep import results, sweeper
+from linear_lab.sweep.stacked_launcher import StackedLauncher
+from linear_lab.sweep.sweeper import GridSweeper
+
+taken: dict[str, float] = {}
+
+
+def clock(name: str, owner: Any, function: str) -> None:
+    """Have the seconds of a function added up under a name."""
+    original: Callable[..., Any] = getattr(owner, function)
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return original(*arguments, **options)
+        finally:
+            taken[name] = taken.get(name, 0.0) + time.perf_counter() - started
+
+    setattr(owner, function, run)
+
+
+def main() -> None:
+    """Sweep."""
+    clock("plan", sweeper, "grid")
+    clock("plan", GridSweeper, "plan")
+    clock("train", StackedLauncher, "train_stacks")
+    clock("train", GridSweeper, "launch_all")
+    clock("results", results, "add")
+    clock("write", GridSweeper, "conclude")
+    clock("best", GridSweeper, "keep_best")
+    sys.argv = ["train", "-m", *sys.argv[1:]]
+    train.main()
+    writing = taken.pop("results", 0.0)  # results.parquet is written while stacks train
+    print(json.dumps(taken | {"train": taken["train"] - writing, "write": taken["write"] + writing}))
+
+
+if __name__ == "__main__":
+    main()
