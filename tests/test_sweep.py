@@ -20,7 +20,6 @@ from linear_lab import terminal
 from linear_lab import train as entry
 from linear_lab.run import Run
 from linear_lab.sweep import board, job, page, plan, sweeper
-from linear_lab.sweep.records import read_jobs
 
 FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
 

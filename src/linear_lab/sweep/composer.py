@@ -129,18 +129,22 @@ class Composer:
         self.options, self.default, self.folder = self.patcher.options, default, folder
         self.steering: Sequence[str] = ()
 
-    def __call__(self, overrides: Sequence[str], *, resolve: bool = True) -> dict[str, Any]:
-        """Compose, with references resolved or as they stand.
+    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Compose, with references resolved.
 
         Raises:
             OmegaConfBaseException: for a key that the chosen groups do not have.
             HydraException: for what Hydra refuses.
         """
+        plain: Any = OmegaConf.to_container(self.config(overrides), resolve=True)
+        return dict(plain)
+
+    def config(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose, with references as they stand; raises as a call."""
         shape, patches = self.patcher.split([*overrides, *self.steering])
         cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
         absolute_paths(cfg, self.folder)
-        plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
-        return dict(plain)
+        return cfg
 
     def value(self, key: str, text: str) -> Any:
         """Return the value that an override gives."""

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import torch
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from linear_lab.dashboard import hparams
 from linear_lab.fingerprints import leaves
@@ -65,8 +66,9 @@ def write_rows(board: Board, composer: Composer, count: int) -> None:
         if metric not in row["metrics"]:  # there is no val part
             metric = metric.replace("val/", "train/")
         folder.mkdir(parents=True)
-        config = composer(row["job"]["overrides"], resolve=False)
-        spec = composer(row["job"]["overrides"])["optimizer"]
+        cfg = composer.config(row["job"]["overrides"])
+        config: Any = OmegaConf.to_container(cfg)
+        spec: Any = OmegaConf.to_container(cfg.optimizer, resolve=True)
         get_class(spec["_target_"])  # imports it
         optimizer = build(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
         numbers = hparams.metrics(

@@ -129,8 +129,8 @@ class Stacks:
             seconds = (time.perf_counter() - started) / 2 * plan.total * len(chunks)
         if self.options.compile == "auto" and seconds < COMPILING:
             return eager
-        compiled = Stepper(plan, compiled=True)
         try:
+            compiled = Stepper(plan, compiled=True)
             Loop(plan, models(prepared, chunks[0]), compiled).attempt(1)
         except Exception as error:  # of a compiler that is missing, or does not know an operation
             log.info("torch.compile failed", exc_info=True)
