@@ -181,13 +181,12 @@ def show_export(console: Console, target: Path, kind: str, meaning: dict[str, An
     show_commands(console, {"use": uses[kind]})
 
 
-def show_losses(console: Console, columns: dict[str, dict[str, float]], *, stacked: bool) -> None:
+def show_losses(console: Console, columns: dict[str, dict[str, float]]) -> None:
     """Print the table of evaluate: each part's metrics as they are now, beside those that the run recorded."""
     metrics, recorded = columns.values()
     show_numbers(console, columns, list(metrics))
     if recorded and any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
-        other = "the stack that it was trained in" if stacked else "another device, precision or version"
-        console.print(f"These are not the recorded digits: {other} rounds otherwise.")
+        console.print("These are not the recorded digits: another device, precision or version rounds otherwise.")
 
 
 def formula(model: LightningModule) -> str:

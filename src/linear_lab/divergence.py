@@ -49,7 +49,8 @@ class StopOnDivergence(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what was measured; the dashboard and Lightning's checkpoints follow after it."""
-        measured = {name: value.detach().cpu().reshape(1) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name != "step"}
+        measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items()}
         excess = self.known.excess(pl_module.network)  # type: ignore[arg-type]
         loss = measured["train/loss"] if excess is None else torch.tensor([excess], dtype=torch.float64)
         if self.summary.after_validation(trainer.global_step, measured, loss):

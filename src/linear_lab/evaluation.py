@@ -47,7 +47,7 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
         recorded.setdefault(best["step"], best["metrics"])
     # a run that goes on has a newer checkpoint than its record: then there is nothing to compare with
     columns = {f"{path.stem}, step {step}": metrics, "recorded": recorded.get(step) or {}}
-    console.show_losses(terminal.screen(), columns, stacked="stack" in run.record)
+    console.show_losses(terminal.screen(), columns)
     return metrics
 
 
