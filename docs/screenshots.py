@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -48,7 +49,16 @@ def main() -> int:
             driver.execute_script("localStorage.setItem('_tb_global_settings', arguments[0])", json.dumps(SETTINGS))
             for take in (timeseries, hparams, pictures, sweep):
                 save(take(driver, address), DOCS / f"{take.__name__}.png")
+        command = ["python", "-m", "linear_lab.train", "name=map", "sweep=map", "hydra.launcher.keep=0"]
+        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
+        save(drawn(Path(root, "outputs/sweeps/map/_sweep"), "sweep/map"), DOCS / "map.png")
     return 0
+
+
+def drawn(folder: Path, tag: str) -> Image.Image:
+    """The picture of a tag that a run has logged last."""
+    image = EventAccumulator(str(folder)).Reload().Images(tag)[-1]
+    return Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
 
 
 def timeseries(driver: "Chrome", address: str) -> Image.Image:
