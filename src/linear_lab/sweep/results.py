@@ -109,8 +109,22 @@ def add(folder: Path, rows: "pl.DataFrame", name: str = RESULTS) -> None:
         if earlier is not None:
             others = earlier.join(rows.select("name"), on="name", how="anti", maintain_order="left")
             rows = pl.concat([others, rows], how="diagonal_relaxed")
-        with files.writing(path, files.ROOM_REMEDY) as part:
+        write(path, rows)
+
+
+def write(path: Path, rows: "pl.DataFrame") -> None:
+    """Replace a file of results; within the lock.
+
+    Raises:
+        UserError: if the disk is full, or does not let itself be written.
+    """
+    import polars as pl
+
+    with files.writing(path, files.ROOM_REMEDY) as part:
+        try:
             rows.write_parquet(part, metadata=VERSION)
+        except pl.exceptions.PolarsError as error:  # as which polars tells a full disk
+            raise OSError(str(error).splitlines()[0].rpartition("error: ")[2]) from error
 
 
 def forget(folder: Path, names: "pl.Series") -> None:
@@ -123,8 +137,7 @@ def forget(folder: Path, names: "pl.Series") -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             left = read_results(folder, where=~among)
             assert left is not None
-            with files.writing(folder / RESULTS, files.ROOM_REMEDY) as part:
-                left.write_parquet(part, metadata=VERSION)
+            write(folder / RESULTS, left)
 
 
 def has_ended(folder: Path, name: str, config_hash: str) -> bool:
