@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from runs import events, record, resume, scalars, train
 
 from linear_lab.sweep import board, page, pictures
 from linear_lab.sweep.page import refresh, write_page
+from linear_lab.sweep.plan import of_job
 
 TRAINED = [(name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5")]  # the fixture's jobs as typed
 
 
 def names(folder):
     """The jobs' folders in the order planned."""
-    return [job.name for job in board.read(folder).jobs]
+    return board.read(folder).jobs["name"].to_list()
 
 
 def leaderboard(folder):
@@ -33,7 +35,8 @@ def leaderboard(folder):
 
 def as_job(folder, *overrides):
     """Have a run's record say that it is a job of a sweep."""
-    job = {"overrides": list(overrides), "metric": "val/loss", "mode": "min", "group": "-".join(overrides)}
+    config = pictures.read_config(folder) | {"metric": "val/loss", "mode": "min"}
+    job = of_job(config, overrides, "-".join(overrides))
     (folder / "result.json").write_text(json.dumps(record(folder) | {"job": job}))
 
 
@@ -72,14 +75,15 @@ def test_the_page_shows_rates_paths_and_the_leaderboard(swept):
     assert rows[-1][1:-2] == ["sgd", "0.5", "-", "-", str(record(swept / lost)["steps"]), "diverged"]
 
 
-def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
+def test_what_is_drawn_is_what_the_jobs_found(swept, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(pictures.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric))
-    monkeypatch.setattr(pictures.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments))
+    monkeypatch.setattr(
+        pictures.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric) or b""
+    )
+    monkeypatch.setattr(pictures.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments) or b"")
+    monkeypatch.setattr(pictures.RunLogger, "log_picture", lambda *_: None)
     found = board.read(swept)
-    jobs = [(job, pictures.way_of(job)) for job in found.jobs]
-    data, model = pictures.build(pictures.OmegaConf.create(pictures.read_config(found.jobs[0].folder, 0.0)))
-    pictures.pictures(jobs, found, data, model, pictures.least_squares_reference(data, model))
+    pictures.log_page(replace(found, folder=swept), tmp_path / "_sweep")
     assert drawn["metric"] == "val/loss"
     values = [record(swept / name)["metrics"]["val/loss"] for name in names(swept)]
     assert drawn["rates"] == {
@@ -89,13 +93,15 @@ def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
     loss, optimum, paths = drawn["paths"]
     assert optimum == pytest.approx((2, 0))
     assert loss(np.array([1.0]), np.array([0.0])) == pytest.approx((1 + 4 + 9 + 16) / 4)  # y = 2 x, y_hat = x
-    assert [len(of_one) for of_one in paths.values()] == [3, 3]
-    for name, path in zip(names(swept), [*paths["SGD"], *paths["Adam"]], strict=True):
-        start = record(swept / name)["initial"]
-        assert path[0].tolist() == [start["weight"][0][0], start["bias"][0]]
-    end = record(swept / names(swept)[4])["parameters"]
-    assert paths["Adam"][1][-1].tolist() == [end["weight"][0][0], end["bias"][0]]
-    assert len(paths["Adam"][1]) == 61
+    assert {name: len(of_one) for name, of_one in paths.items()} == {"SGD": 3, "Adam": 3}
+    ranked = found.ranked.select("name", "optimizer").rows()  # best first, and those that diverged last
+    for optimizer, of_one in paths.items():
+        for name, path in zip([name for name, kind in ranked if kind == optimizer], of_one, strict=True):
+            start, end = record(swept / name)["initial"], record(swept / name)["parameters"]
+            assert path[0].tolist() == [start["weight"][0][0], start["bias"][0]]
+            if name != names(swept)[2]:
+                assert path[-1].tolist() == [end["weight"][0][0], end["bias"][0]]
+                assert len(path) == 61
 
 
 def test_least_squares_is_a_line_in_each_chart(swept):
@@ -128,6 +134,7 @@ def test_least_squares_is_measured_as_runs_are(tmp_path):
     table.write_text("a,b,c\n" + "".join(f"{k},{k * k % 7},{3 * k - (k * k % 7) + k % 5}\n" for k in range(40)))
     overrides = ("data=table", f"data.path={table}", "data.y=[c]", "trainer.max_epochs=1", "optimizer.weight_decay=0.5")
     result = train(tmp_path / "sweep" / "0-sgd", *overrides)
+    as_job(tmp_path / "sweep" / "0-sgd", *overrides)
     write_page(tmp_path / "sweep")
     curves = scalars(tmp_path / "sweep" / "_least_squares")
     plain = train(tmp_path / "plain", *overrides[:-1])["optimum"]
@@ -198,16 +205,22 @@ def test_a_config_cut_in_half_costs_one_line_of_the_pictures(swept, tmp_path, mo
     first, second = copied(swept, tmp_path)
     (first / ".hydra" / "config.yaml").write_text("data: {x: [1,")
     drawn = []
-    monkeypatch.setattr(pictures, "pictures", lambda jobs, *_: drawn.extend(job.name for job, _ in jobs) or {})
+    monkeypatch.setattr(pictures, "pictures", lambda jobs, _: drawn.append(jobs["name"].to_list()) or {})
     write_page(tmp_path)
-    assert drawn == [first.name, second.name]  # the record says what is wanted
+    assert drawn.pop() == [second.name, first.name]  # best first; the record says what is wanted
+    assert "sweep/paths" in events(tmp_path / "_sweep").Tags()["images"]  # the other config tells of the surface
+    assert (tmp_path / "_least_squares").exists()
     told = record(first)
     del told["job"]["problem"]  # as in older ones
     (first / "result.json").write_text(json.dumps(told | {"seconds": 1.5}))
-    drawn.clear()
     write_page(tmp_path)
-    assert drawn == [second.name]
+    assert drawn.pop() == [second.name]
     assert len(leaderboard(tmp_path)) == 3
+    (second / "result.json").unlink()
+    write_page(tmp_path)
+    assert not drawn
+    assert not (tmp_path / "_least_squares").exists()
+    assert len(leaderboard(tmp_path)) == 2
 
 
 def test_a_record_cut_in_half_is_told(swept, tmp_path):
