@@ -1,6 +1,7 @@
 """A sweep's own page in TensorBoard."""
 
 import fcntl
+import itertools
 import json
 import shutil
 import subprocess
@@ -10,10 +11,16 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
-from runs import events, record, resume, scalars, train
+from runs import command, events, record, resume, scalars, train
+from tensorboard.plugins.hparams import metadata
+from test_dashboard import cells, status
+from test_leaderboard import plan, stack
 
-from linear_lab.sweep import board, page, pictures
+from linear_lab import train as train_entry
+from linear_lab.dashboard import maps
+from linear_lab.sweep import board, page, pictures, results
 from linear_lab.sweep.page import refresh, write_page
 from linear_lab.sweep.plan import of_job
 
@@ -249,3 +256,176 @@ def test_a_run_that_is_no_job_brings_nothing_about(tmp_path):
     with refresh(tmp_path / "runs" / "a"):
         (tmp_path / "runs" / "a").mkdir(parents=True)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]
+
+
+RATES, MOMENTA = (0.4, 0.1, 0.2, 0.3), (0.0, 0.9, 0.5, 0.75, 0.25)  # in no order
+
+
+def put_grid(folder, *keys, seeds=(None,), axes=(RATES, MOMENTA)):
+    """A stack of all combinations; the loss is 10 lr + momentum (times the seed), and from lr 0.4 on they diverge."""
+    jobs = {}
+    for one, other, seed in itertools.product(*axes, seeds):
+        typed = [f"{keys[0]}={one}", f"{keys[1]}={other}", *([] if seed is None else [f"seed={seed}"])]
+        jobs["-".join(typed)] = one, other, 1 if seed is None else seed, typed
+    plan(folder, {name: typed for name, (*_, typed) in jobs.items()})
+    for name, (one, other, seed, _) in jobs.items():
+        lost = one == 0.4
+        rest = {"status": "diverged" if lost else "completed", "stable_lr": 0.2 + other / 10, "seed": seed}
+        stack(folder, {name: None if lost else (10 * one + other) * seed}, **rest)
+    return board.read(folder)
+
+
+def drawn_map(found, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "Map", lambda *given: given)
+        return pictures.mapped(found.ranked, found)
+
+
+def test_a_map_of_two_numbers(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.momentum")
+    x, y, values, lost, names_, stable = drawn_map(found, monkeypatch)
+    assert (x.tolist(), y.tolist()) == (sorted(RATES), sorted(MOMENTA))
+    wanted = 10 * x[None, :3] + y[:, None]
+    np.testing.assert_allclose(values[:, :3], wanted)
+    assert np.isnan(values[:, 3]).all()
+    assert lost.tolist() == [[False, False, False, True]] * 5
+    assert names_ == ("lr", "momentum", "val/loss")
+    np.testing.assert_allclose(stable, [(0.2 + momentum / 10, momentum) for momentum in y])
+    picture = pictures.mapped(found.ranked, found)  # and so is it drawn
+    shown, grey = picture.axes.collections
+    np.testing.assert_allclose(shown.get_array()[:, :3], wanted)
+    assert np.ma.getmaskarray(shown.get_array()).tolist() == lost.tolist()
+    assert (~np.ma.getmaskarray(grey.get_array())).tolist() == lost.tolist()
+    corners = shown.get_coordinates()
+    np.testing.assert_allclose(corners[0, :, 0], [0.05, 0.15, 0.25, 0.35, 0.45])
+    np.testing.assert_allclose(corners[:, 0, 1], [-0.125, 0.125, 0.375, 0.625, 0.825, 0.975])
+    (line,) = [line for name, line in picture.legend if name == "largest stable"]
+    np.testing.assert_allclose(line.get_xydata(), stable)
+    assert [name for name, _ in picture.legend] == ["diverged", "largest stable"]
+    assert all(len(name) <= 14 for name, _ in picture.legend)  # longer ones are cut
+    assert picture.render("20 runs").startswith(b"\x89PNG")
+
+
+def test_a_map_with_the_rate_up_the_side(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.momentum", "optimizer.lr", axes=((0.0, 0.1, 0.4), RATES))
+    x, y, values, lost, names_, stable = drawn_map(found, monkeypatch)
+    assert (values.shape, names_) == ((4, 3), ("momentum", "lr", "val/loss"))
+    assert lost.tolist() == [[False, False, True]] * 4  # by the first number
+    np.testing.assert_allclose(stable[:, 0], x)
+    np.testing.assert_allclose(stable[:, 1], 0.2 + y.mean() / 10)
+
+
+def test_several_seeds_of_a_map_show_their_median(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.weight_decay", seeds=(1, 2, 9))
+    x, y, values, lost, _, _ = drawn_map(found, monkeypatch)
+    np.testing.assert_allclose(values[:, :3], 2 * (10 * x[None, :3] + y[:, None]))
+    assert lost[:, 3].all()
+    name = "optimizer.lr=0.1-optimizer.weight_decay=0.5-seed=9"
+    stack(tmp_path, {name: None}, status="diverged", stable_lr=0.25)
+    _, _, values, lost, _, _ = drawn_map(board.read(tmp_path), monkeypatch)
+    assert values[2, 0] == pytest.approx(1.5 * 1.5)  # of the two that were completed
+    assert not lost[2, 0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "axes"),
+    [
+        (("optimizer.lr", "optimizer.lr"), (RATES, [""])), (("optimizer.lr", "optimizer.momentum"), (RATES, (0, 0.9))),
+        (("optimizer.lr", "optimizer"), (RATES, ("sgd", "adam", "rmsprop"))),
+        (("optimizer.lr", "model.bias"), (RATES, ("true", "false", "1"))),
+        (("optimizer.lr", "optimizer.momentum"), (RATES, ("0", "nan", "inf", "1"))),
+        (("optimizer.lr", "seed"), (RATES, (0, 1, 2))),
+    ],
+)  # fmt: skip
+def test_no_map_of_what_are_not_two_numbers(keys, axes, tmp_path):
+    plan(
+        tmp_path, {f"{one}-{other}": [f"{keys[1]}={other}", f"{keys[0]}={one}"] for one in axes[0] for other in axes[1]}
+    )
+    stack(tmp_path, {f"{one}-{other}": 1.0 for one in axes[0] for other in axes[1]})
+    found = board.read(tmp_path)
+    assert pictures.mapped(found.ranked, found) is None
+
+
+def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.momentum")
+    plan(tmp_path, {"other": ["optimizer=adam", "optimizer.lr=0.1", "optimizer.momentum=0.5"]})
+    stack(tmp_path, {"other": 1.0})
+    found = board.read(tmp_path)
+    assert pictures.mapped(found.ranked, found) is None
+    searched = tmp_path / "search"
+    searched.mkdir()
+    plan(searched, {str(k): [f"optimizer.lr={k / 7}", f"optimizer.momentum={k / 99}"] for k in range(30)})
+    stack(searched, {str(k): 1.0 for k in range(30)})
+    found = board.read(searched)
+    assert pictures.mapped(found.ranked, found) is None
+    hole = tmp_path / "hole"  # what waits leaves a hole
+    hole.mkdir()
+    put_grid(hole, "optimizer.lr", "optimizer.momentum")
+    results.forget(hole, pl.Series("name", ["optimizer.lr=0.2-optimizer.momentum=0.5"]))
+    found = board.read(hole)
+    ended = replace(found, jobs=found.jobs.filter(pl.col("status") != "waiting"))
+    _, _, values, lost, _, _ = drawn_map(ended, monkeypatch)
+    assert np.argwhere(np.isnan(values) & ~lost).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        (np.arange(0.001, 0.301, 0.001), False), (np.arange(1, 1001.0), False), (np.geomspace(1e-4, 1, 9), True),
+        (np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]), True), (np.array([0, 0.01, 0.1, 1]), False),
+        (np.array([-1.0, 1, 100]), False), (np.array([1.0, 2, 4, 8]), False),
+    ],
+)  # fmt: skip
+def test_an_axis_is_logarithmic_where_that_spaces_it_more_evenly(values, logarithmic):
+    assert maps.is_wide(values) == logarithmic
+    edges = maps.edges_of(values)
+    assert (np.diff(edges) > 0).all()
+    assert ((edges[:-1] < values) & (values < edges[1:])).all()
+    drawn = maps.Map(values, values[:3], np.ones((3, len(values))), np.zeros((3, len(values)), bool), ("x", "y", "z"),
+                     np.zeros((0, 2)))  # fmt: skip
+    assert drawn.axes.get_xscale() == ("log" if logarithmic else "linear")
+    assert drawn.axes.get_xlim() == pytest.approx((edges[0], edges[-1]))
+
+
+@pytest.fixture(scope="module")
+def stacked(once):
+    """The sweep of `swept`, trained in stacks."""
+
+    def train_stacked(root):
+        typed = ("optimizer=sgd,adam", "optimizer.lr=0.01,0.1,0.5", "seed=3", "trainer.max_epochs=60")
+        options = ("launch=stacked", "hydra.launcher.keep=0", "name=stacked")
+        assert command(train_entry, "-m", f"output_root={root}", *typed, *options)[0] == 0
+
+    return once("stacked of page", train_stacked) / "sweeps" / "stacked"
+
+
+def trial(folder):
+    """The name of a row on the HPARAMS page."""
+    content = events(folder).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    return metadata.parse_session_start_info_plugin_data(content).group_name
+
+
+def test_rows_of_stacks_are_those_of_the_same_jobs_alone(swept, stacked):
+    jobs = names(swept)
+    assert sorted(path.name for path in (stacked / "_rows").iterdir()) == sorted(jobs)
+    for name in jobs:
+        row, alone = stacked / "_rows" / name, swept / name
+        assert cells(row) == cells(alone)
+        assert status(row) == status(alone) == ("FAILURE" if name == jobs[2] else "SUCCESS")
+        found, wanted = scalars(row), {tag: points for tag, points in scalars(alone).items() if tag.startswith("hp/")}
+        assert set(found) == set(wanted)
+        for tag, points in found.items():
+            assert [step for step, _ in points] == [wanted[tag][-1][0]]  # the end alone
+            assert points[-1][1] == pytest.approx(wanted[tag][-1][1], rel=1e-4, abs=1e-9), (name, tag)
+    trials = {trial(stacked / "_rows" / name) for name in jobs}
+    assert len(trials | {trial(swept / name) for name in jobs}) == 12
+
+
+def test_the_page_of_stacks_shows_the_same_table_and_rates(swept, stacked):
+    assert set(events(stacked / "_sweep").Tags()["images"]) == {"sweep/lr"}  # paths are of jobs that have run folders
+    rows, wanted = leaderboard(stacked), leaderboard(swept)
+    assert rows[0] == wanted[0]
+    assert [row[0] for row in rows] == [row[0] for row in wanted]
+    assert [row[-1] for row in rows[1:]] == [row[-1] for row in wanted[1:]]
+    assert [row[1:3] + row[5:7] for row in rows] == [row[1:3] + row[5:7] for row in wanted]
+    assert not (stacked / "_least_squares").exists()
