@@ -67,9 +67,10 @@ def write_rows(board: Board, composer: Composer, count: int) -> None:
         spec = composer(row["job"]["overrides"])["optimizer"]
         get_class(spec["_target_"])  # imports it
         optimizer = build(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
+        final, best = row["metrics"], row["best"]["metrics"] if row["best"] else row["initial"] or {}
         numbers = hparams.metrics(
-            metric, row["metrics"]["train/loss"], row["excess_loss"], row["metrics"][metric],
-            row["best"] and row["best"]["metrics"][metric], row["steps_above_1_percent"],
+            metric, final["train/loss"], row["excess_loss"], final[metric], best.get(metric),
+            row["steps_above_1_percent"],
         )  # fmt: skip
         columns = hparams.hyperparameters(config, optimizer, row["rows"]["train"])
         hparams.write_row(folder, columns, numbers, row["steps"], row["status"])
