@@ -17,6 +17,7 @@ from linear_lab.models.supervised import build
 from linear_lab.run import RESULT
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.ranking import Board
+from linear_lab.sweep.records import ENDED
 from linear_lab.sweep.results import read_results
 
 ROWS = "_rows"  # in the sweep's folder: a folder with a HPARAMS row for each of its best jobs
@@ -30,8 +31,10 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
     if found is None or "parameters" not in found.columns:
         return
     for row in found.iter_rows(named=True):
-        alone = json.loads((folder / row["name"] / RESULT).read_bytes())
-        if "completed" not in (row["status"], alone["status"]):
+        path = folder / row["name"] / RESULT
+        alone = json.loads(path.read_bytes()) if path.exists() else {"status": "waiting"}  # left out by fail_fast
+        both = row["status"], alone["status"]
+        if "completed" not in both or not set(both) <= set(ENDED) or not given(row["parameters"] or {}):
             continue
         precision = str(composer(row["job"]["overrides"])["trainer"]["precision"])
         difference, tolerance = distance(row["parameters"], alone["parameters"]), TOLERANCE.get(precision, OF_FLOAT32)
@@ -44,7 +47,8 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Return how far parameters are apart, relative to the norm of the latter."""
-    pairs = [(a, b) for (_, a), (_, b) in zip(leaves(given(one)), leaves(given(other)), strict=True)]
+    both = zip(leaves(given(one)), leaves(given(other)), strict=True)
+    pairs = [(math.nan if a is None else a, math.nan if b is None else b) for (_, a), (_, b) in both]  # None: infinite
     return math.dist(*zip(*pairs, strict=True)) / max(math.hypot(*(b for _, b in pairs)), 1e-300)
 
 
@@ -56,11 +60,12 @@ def given(parameters: dict[str, Any]) -> dict[str, Any]:
 def write_rows(board: Board, composer: Composer, count: int) -> None:
     """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
     shutil.rmtree(board.folder / ROWS, ignore_errors=True)
-    best = board.ranked.head(count).filter(~pl.col("folder")).select("name")
-    found = read_results(board.folder, where=pl.col("name").is_in(best["name"].implode()))
+    ended = pl.col("status").is_in(ENDED)  # the others have nothing to show
+    chosen = board.ranked.filter(ended).head(count).filter(~pl.col("folder")).select("name")
+    found = read_results(board.folder, where=pl.col("name").is_in(chosen["name"].implode()))
     if found is None:
         return
-    for row in best.join(found, on="name", maintain_order="left").iter_rows(named=True):
+    for row in chosen.join(found, on="name", maintain_order="left").iter_rows(named=True):
         folder, metric = board.folder / ROWS / row["name"], row["job"]["metric"]
         folder.mkdir(parents=True)
         config = composer(row["job"]["overrides"], resolve=False)
