@@ -429,3 +429,20 @@ def test_the_page_of_stacks_shows_the_same_table_and_rates(swept, stacked):
     assert [row[-1] for row in rows[1:]] == [row[-1] for row in wanted[1:]]
     assert [row[1:3] + row[5:7] for row in rows] == [row[1:3] + row[5:7] for row in wanted]
     assert not (stacked / "_least_squares").exists()
+
+
+def test_what_failed_or_waits_has_no_row(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\n" + "".join(f"{k},{3 * k}\n" for k in range(20)))
+    study = tmp_path / "sweeps" / "study"
+    study.mkdir(parents=True)
+    plan(study, {"waits": ["seed=7", "data=table", f"data.path={table}", "data.y=[b]"]})
+    typed = ("data=table", f"data.path={table}", "data.y=[b],[c]", "seed=0,1", "launch=stacked")  # there is no c
+    options = (f"output_root={tmp_path}", "name=study", "hydra.launcher.keep=0", "trainer.max_epochs=2")
+    code, out, errors = command(train_entry, "-m", *typed, *options)
+    assert code == 1, errors
+    assert "Traceback" not in out + errors
+    found = board.read(study)
+    assert found.counts == {"waiting": 1, "completed": 2, "failed": 2}
+    completed = found.jobs.filter(status="completed")["name"].to_list()
+    assert sorted(path.name for path in (study / "_rows").iterdir()) == sorted(completed)

@@ -13,7 +13,7 @@ from test_leaderboard import cut_in_half, plan, printed, put, spoilt, stack, tol
 from test_sweep import sweep
 
 from linear_lab import leaderboard as leaderboard_entry
-from linear_lab.sweep import board, results
+from linear_lab.sweep import board, kept, results
 from linear_lab.sweep.records import read_jobs
 
 STACKED = (
@@ -182,6 +182,27 @@ def test_a_job_in_a_stack_and_alone_is_what_ended_and_alone_if_both_did(row, rec
     assert (found.best and found.best.value) == value
     put(tmp_path, "a", 3.0, overrides=["seed=1"], steps=30)  # it ends: from then on the record counts
     assert told(board.read(tmp_path), "steps", "value")[0] == (30, 3.0)
+
+
+def test_jobs_that_learn_otherwise_alone_are_told(tmp_path):
+    weights = {"alike": 1.0 + 1e-7, "other": 1.01, "lost": None, "failed": 2.0, "both lost": 2.0, "large": 2.0}
+    stack(tmp_path, dict.fromkeys([*weights, "left out"], 1.0))
+    stack(tmp_path, {"both lost": 1.0}, status="diverged")
+    stack(tmp_path, {"large": 1.0}, parameters={"weight": None, "bias": None})  # too many to be kept
+    statuses = {"lost": "diverged", "both lost": "diverged", "failed": "failed"}
+    for name, weight in weights.items():
+        put(tmp_path, name, 1.0, statuses.get(name, "completed"), parameters={"weight": [[weight]], "bias": [0.0]})
+    names = pl.Series("name", [*weights, "left out"])
+
+    def told_by(precision):
+        return [*kept.disagreements(tmp_path, names, lambda _: {"trainer": {"precision": precision}})]
+
+    other, lost = told_by("32-true")
+    assert other.startswith("differs  other: ")
+    assert other.endswith("by 0.01 of their norm, more than 1e-05")
+    assert lost.startswith("differs  lost: ")
+    assert [line.split(":")[0] for line in told_by("64-true")] == ["differs  alike", "differs  other", "differs  lost"]
+    assert [*kept.disagreements(tmp_path / "large", names, None)] == []  # where there are no results
 
 
 def test_twenty_thousand_jobs_are_ranked_and_listed(tmp_path):
