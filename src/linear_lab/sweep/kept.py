@@ -32,8 +32,8 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
         return
     for row in found.iter_rows(named=True):
         path = folder / row["name"] / RESULT
-        alone = json.loads(path.read_bytes()) if path.exists() else {"status": "waiting"}  # left out by fail_fast
-        both = row["status"], alone["status"]
+        alone: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}  # left out by fail_fast
+        both = row["status"], alone.get("status")
         if "completed" not in both or not set(both) <= set(ENDED) or not given(row["parameters"] or {}):
             continue
         precision = str(composer(row["job"]["overrides"])["trainer"]["precision"])
@@ -72,7 +72,7 @@ def write_rows(board: Board, composer: Composer, count: int) -> None:
         spec = composer(row["job"]["overrides"])["optimizer"]
         get_class(spec["_target_"])  # imports it
         optimizer = build(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
-        final, best = row["metrics"], row["best"]["metrics"] if row["best"] else row["initial"] or {}
+        final, best = row["metrics"], (row["best"] or {}).get("metrics") or row["initial"] or {}
         numbers = hparams.metrics(
             metric, final["train/loss"], row["excess_loss"], final[metric], best.get(metric),
             row["steps_above_1_percent"],
