@@ -1,4 +1,4 @@
-"""A sweep's leaderboard, from plans and records written by hand."""
+"""A sweep's leaderboard, from plans, records and results written by hand."""
 
 import csv
 import errno
@@ -17,14 +17,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from rich.console import Console
 from runs import command, train
 
 from linear_lab import UserError, terminal
 from linear_lab import leaderboard as entry
-from linear_lab.sweep import board, page, records
-from linear_lab.sweep.ranking import Group
+from linear_lab.sweep import board, page, records, results
+from linear_lab.sweep.plan import listed, write_plan
+from linear_lab.sweep.records import KEYS
 
 OWN = {"metric": "val/loss", "mode": "min"}
 
@@ -39,7 +41,31 @@ def put(folder, name, value=1.0, status="completed", *, overrides=(), group=None
 
 
 def plan(folder, jobs, own=OWN):
-    (folder / "sweep.json").write_text(json.dumps({**own, "command": ["python"], "jobs": jobs}))
+    """Plan jobs, given as overrides by name; a sweep plans no name= for them."""
+    frame = pl.DataFrame({"name": [*jobs], "config_hash": [f"hash of {name}" for name in jobs]})
+    frame = frame.with_columns(group=pl.lit(None, pl.String), problem=pl.lit("of all"))
+    typed = listed([[item for item in overrides if not item.startswith("name=")] for overrides in jobs.values()])
+    write_plan(folder, frame.hstack(typed.get_columns()), own["metric"], own["mode"])
+
+
+def stack(folder, values, *, status="completed", own=OWN, overrides=None, **fields):
+    """Write results of jobs that were trained in a stack, given as values by name."""
+    count = len(values)
+    job = {**own, "optimizer": "SGD", "lr": 0.1, "pictures": True, "problem": "of all"}
+    results.add(folder, pl.DataFrame([
+        {
+            "name": name, "status": status, "error": None, "config_hash": f"hash of {name}", "seed": 0, "steps": 7,
+            "seconds": 0.25, "excess_loss": value, "metrics": {own["metric"]: value, "test/loss": value and 3 * value},
+            "parameters": {"weight": [[value]], "bias": [0.0]},
+            "job": job | {"overrides": (overrides or {}).get(name, []), "group": f"group of {name}"},
+        } | fields
+        for name, value in values.items()
+    ], infer_schema_length=count))  # fmt: skip
+
+
+def told(found, *columns):
+    """The jobs of a board, as tuples of some columns."""
+    return found.jobs.select(columns).rows()
 
 
 def rows(folder, name="leaderboard.csv"):
@@ -109,8 +135,7 @@ def test_a_job_runs_only_as_long_as_its_folder_is_locked(tmp_path):
     put(tmp_path, "b", status="running")
     with (tmp_path / "a" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        statuses = [job.status for job in board.read(tmp_path).jobs]
-    assert statuses == ["running", "interrupted", "waiting"]
+        assert told(board.read(tmp_path), "status") == [("running",), ("interrupted",), ("waiting",)]
     assert board.read(tmp_path).counts == {"interrupted": 2, "waiting": 1}
 
 
@@ -127,7 +152,7 @@ def test_a_record_that_cannot_be_read_is_a_line_of_the_table(content, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "result.json").write_bytes(content)
     found = board.write(tmp_path)
-    assert [(job.name, job.status) for job in found.jobs] == [("a", "unreadable"), ("b", "completed")]
+    assert told(found, "name", "status", f"{KEYS}seed") == [("a", "unreadable", "1"), ("b", "completed", "2")]
     assert rows(tmp_path)[1]["error"].startswith("result.json cannot be read: ")
     assert found.best.name == "b"
 
@@ -140,25 +165,60 @@ def test_what_is_no_finite_number_is_not_ranked(value, tmp_path):
     assert "no job was completed, so none has won" in (tmp_path / "leaderboard.md").read_text()
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"jobs": [1]}', '{"jobs": {"a": "seed=1"}}', '{"metric": "x"}'])
-def test_a_sweep_without_a_readable_plan(content, tmp_path):
-    if content:
-        (tmp_path / "sweep.json").write_text(content)
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoilt(path):
+    """Overwrite what comes before the footer of a table."""
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 60 + content[64:])
+
+
+DAMAGED = [
+    cut_in_half,
+    spoilt,
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"PAR1" * 4),
+    lambda path: path.write_text('{"jobs": {"a": ["seed=1"]}}'),
+    lambda path: pl.DataFrame({"other": [1]}).write_parquet(path),
+    lambda path: pl.DataFrame({"name": [["a"]]}).write_parquet(path),
+    lambda path: (path.unlink(), path.mkdir()),
+]
+
+
+@pytest.mark.parametrize("damage", [None, *DAMAGED])
+def test_a_sweep_without_a_readable_plan(damage, tmp_path):
+    if damage:
+        plan(tmp_path, {"2-sgd": ["seed=1"], "never began": ["seed=2"]})
+        (tmp_path / "sweep.json").unlink()
+        damage(tmp_path / "plan.parquet")
     for name, value in [("10-sgd", 3.0), ("2-sgd", 2.0)]:
         put(tmp_path, name, value, overrides=[f"optimizer.lr={value}"])
     for other in ("_sweep", ".hidden", "empty"):
         (tmp_path / other).mkdir()
     put(tmp_path, "_least_squares", 0.0)
     (tmp_path / "file").touch()
-    found = board.read(tmp_path)
-    assert [(job.name, job.overrides) for job in found.jobs] == [
-        ("2-sgd", {"optimizer.lr": "2.0"}), ("10-sgd", {"optimizer.lr": "3.0"})
-    ]  # fmt: skip
+    found = board.write(tmp_path)
+    assert told(found, "name", f"{KEYS}optimizer.lr") == [("2-sgd", "2.0"), ("10-sgd", "3.0")]
+    assert found.keys == ["optimizer.lr"]
     assert found.best.name == "2-sgd"
-    assert bool(found.notes) == bool(content)
-    if content:
-        assert "sweep.json cannot be read" in printed(found)
-        assert "sweep.json cannot be read" in board.markdown(found)
+    assert len(found.notes) == bool(damage)
+    if damage:
+        assert "plan.parquet cannot be read" in printed(found)
+        assert "so jobs that never started are not listed" in printed(found)
+        assert "plan.parquet cannot be read" in (tmp_path / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"metric": 3, "mode": ["min"]}', "[" * 100_000, "\xff"])
+def test_a_sweep_whose_metric_cannot_be_read_ranks_by_that_of_its_jobs(content, tmp_path):
+    plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"]})
+    (tmp_path / "sweep.json").write_bytes(content.encode("latin-1"))
+    own = {"metric": "val/accuracy", "mode": "max"}
+    put(tmp_path, "a", metrics={"val/accuracy": 0.5}, own=own)
+    put(tmp_path, "b", metrics={"val/accuracy": 0.75}, own=own)
+    found = board.read(tmp_path)
+    assert (found.metric, found.mode, found.best.name, len(found.jobs)) == ("val/accuracy", "max", "b", 2)
 
 
 def test_an_older_sweep_does_not_tell_what_was_typed(tmp_path):
@@ -231,14 +291,19 @@ def test_the_means_over_seeds(tmp_path):
     assert "| 2 | a | 3 | 0 | 4 | 3.60555 | 1 | 8 |" in (tmp_path / "leaderboard.md").read_text()
 
 
-def test_the_summary_of_a_group_is_numpys(tmp_path):
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_summary_of_a_group_is_numpys(mode, tmp_path):
     values = np.random.default_rng(0).normal(5, 2, 40).tolist()
-    group = Group([records.Job(tmp_path, {}, [], "completed", value) for value in [*values[:20], None, *values[20:]]])
-    mean, deviation, best, worst = group.summary("min")
+    for seed, value in enumerate([*values[:20], None, *values[20:]]):
+        fields = {"metrics": {"val/loss": value}, "group": "g", "seed": seed, "excess_loss": None}
+        put(tmp_path, f"job-{seed}", **fields, own={"metric": "val/loss", "mode": mode})
+    (group,) = board.read(tmp_path).groups.to_dicts()
+    mean, deviation = group["mean"], group["standard_deviation"]
     assert (mean, deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)), rel=1e-14)
-    assert (mean, deviation) == (statistics.mean(values), statistics.stdev(sorted(values)))
-    assert (best, worst) == (min(values), max(values))
-    assert group.summary("max") == [mean, deviation, worst, best]
+    assert (mean, deviation) == pytest.approx((statistics.mean(values), statistics.stdev(values)), rel=1e-14)
+    ends = (min(values), max(values))
+    assert (group["best"], group["worst"]) == (ends if mode == "min" else ends[::-1])
+    assert (group["n"], group["lost"], group["rank"]) == (40, 0, 1)
 
 
 def test_a_table_over_seeds_only_where_there_are_some(tmp_path):
@@ -246,11 +311,11 @@ def test_a_table_over_seeds_only_where_there_are_some(tmp_path):
         put(tmp_path, name, group=name, seed=1)
     (tmp_path / "leaderboard_seeds.csv").write_text("of an earlier sweep")
     found = board.write(tmp_path)
-    assert found.groups == []
+    assert found.groups.is_empty()
     assert not (tmp_path / "leaderboard_seeds.csv").exists()
-    assert "over seeds" not in printed(found) + board.markdown(found)
+    assert "over seeds" not in printed(found) + board.markdown(found, board.MOST)
     put(tmp_path, "c", group="b", seed=0)
-    assert [len(group.jobs) for _, group in board.write(tmp_path).groups] == [1, 2]
+    assert board.write(tmp_path).groups.select("group", "n", "len").rows() == [("a", 1, 1), ("b", 2, 2)]
     assert "val/loss over seeds" in printed(board.read(tmp_path))
 
 
@@ -270,12 +335,32 @@ def test_only_what_has_changed_is_read_again(tmp_path, monkeypatch):
     assert board.read(tmp_path).best.name == "c"
     assert parsed == [text.encode()]
     (tmp_path / "c" / "result.json").unlink()
-    assert [job.name for job in board.read(tmp_path).jobs] == ["a", "b"]
+    assert told(board.read(tmp_path), "name") == [("a",), ("b",)]
+
+
+def test_plan_and_results_are_read_again_only_when_they_have_changed(tmp_path, monkeypatch):
+    plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"]})
+    stack(tmp_path, {"a": 1.0})
+    first, again = [], []
+    read_plan, read_stacked = records.read_plan, records.read_stacked
+    monkeypatch.setattr(records, "read_plan", lambda folder: first.append(folder) or read_plan(folder))
+    monkeypatch.setattr(records, "read_stacked", lambda *given: again.append(given) or read_stacked(*given))
+    found = board.read(tmp_path)
+    assert board.read(tmp_path) is found  # what was ranked stays too
+    assert board.read(tmp_path, mode="max") is not found
+    assert (len(first), len(again)) == (1, 1)
+    stack(tmp_path, {"b": 0.5})
+    assert board.read(tmp_path).best.name == "b"
+    plan(tmp_path, {"c": ["seed=3"]})
+    assert told(board.read(tmp_path), "name", "status") == [("a", "completed"), ("b", "completed"), ("c", "waiting")]
+    assert (len(first), len(again)) == (3, 3)
 
 
 def test_lists_of_parameters_are_not_kept(tmp_path):
-    put(tmp_path, "a", parameters={"weight": [[0.0] * 1000]})
-    assert "parameters" not in board.read(tmp_path).jobs[0].record
+    put(tmp_path, "a", parameters={"weight": [[0.0] * 1000]}, best={"parameters": {"weight": [[0.0] * 1000]}})
+    stack(tmp_path, {"b": 1.0})
+    assert not {"parameters", "best", "initial"} & set(board.read(tmp_path).jobs.columns)
+    assert not {"parameters", "best", "initial"} & set(records.read_record(tmp_path / "a" / "result.json"))
 
 
 def test_another_metric(tmp_path):
@@ -289,7 +374,9 @@ def test_another_metric(tmp_path):
     with pytest.raises(UserError, match="mode=up: choose min or max"):
         board.read(tmp_path, mode="up")
     plan(tmp_path, {"c": []}, {"metric": "test/loss", "mode": "max"})
-    assert board.read(tmp_path).best.name == "a"  # the plan comes before the jobs
+    assert board.read(tmp_path).best.name == "a"  # the sweep's own comes before the jobs'
+    stack(tmp_path, {"d": 0.25})
+    assert [board.read(tmp_path, *chosen).best.name for chosen in [(), ("val/loss",)]] == ["d", "d"]
 
 
 def test_train_stands_in_where_there_is_no_val_part(tmp_path):
@@ -334,6 +421,46 @@ def test_the_command_is_what_was_typed_less_what_steers(tmp_path):
     assert rows(tmp_path)[0]["note"] == '$(rm -rf "$HOME")\n\x1b[31m'
 
 
+def test_a_stacks_winner_is_trained_again_as_it_was_typed(tmp_path):
+    plan(tmp_path, {"a": ["+note=1", "optimizer=sgd"], "b": [*HOSTILE, "++optimizer.nesterov=true"]})
+    stack(tmp_path, {"a": 2.0, "b": 1.0, "c": 3.0}, overrides={"c": ["seed=5", "+note=3"]})
+    found = board.read(tmp_path)
+    assert found.best.name == "b"
+    assert sorted(shlex.split(found.best.command)[3:]) == sorted([*HOSTILE, "++optimizer.nesterov=true"])
+    (tmp_path / "plan.parquet").unlink()  # then the results tell
+    stack(tmp_path, {"c": 0.5}, overrides={"c": ["seed=5", "+note=3"]})
+    assert shlex.split(board.read(tmp_path).best.command)[3:] == ["seed=5", "+note=3"]
+
+
+def test_a_key_that_two_commands_typed_in_two_ways_is_one(tmp_path):
+    plan(tmp_path, {"a": ["optimizer.lr=1"]})
+    plan(tmp_path, {"b": ["++optimizer.lr=2"]})
+    found = board.read(tmp_path)
+    assert (found.differing, told(found, "name", f"{KEYS}optimizer.lr")) == (["optimizer.lr"], [("a", "1"), ("b", "2")])
+
+
+def test_a_key_may_be_called_as_a_column_is(tmp_path):
+    plan(tmp_path, {"a": ["+steps=3", "+rank=x", "seed=1"], "b": ["+steps=4", "+rank=y", "seed=2"]})
+    put(tmp_path, "a", overrides=["+steps=3", "+rank=x", "seed=1"], group="g", seed=1)
+    put(tmp_path, "b", overrides=["+steps=4", "+rank=y", "seed=2"], group="g", seed=2)
+    board.write(tmp_path)
+    first, *others = csv.reader((tmp_path / "leaderboard.csv").read_text().splitlines())
+    assert first[:6] == ["rank", "job", "steps", "rank", "seed", "val/loss"]
+    assert [row[:5] for row in others] == [["1", "a", "3", "x", "1"], ["1", "b", "4", "y", "2"]]
+    first, *others = csv.reader((tmp_path / "leaderboard_seeds.csv").read_text().splitlines())
+    assert (first[:4], [row[:4] for row in others]) == (["rank", "steps", "rank", "n"], [["1", "3", "x", "2"]])
+
+
+def test_texts_and_numbers_that_no_table_holds_cost_one_line(tmp_path):
+    put(tmp_path, "a", 0.5, error="\ud800", steps=1e300, seed=2**70, config_hash="\udcff", overrides=["x=\udcff"])
+    put(tmp_path, "b", 1.0, metrics={"val/loss": 1.0, "\ud800": 2.0, "": 3.0}, seed=True, steps="many", group=3)
+    put(tmp_path, os.fsdecode(b"\xff"))
+    found = board.write(tmp_path)
+    assert [(row["job"], row["steps"], row["error"]) for row in rows(tmp_path)] == [("a", "", "?"), ("b", "", "")]
+    assert found.best.command is None  # what cannot be typed is not told
+    assert "train again" in printed(found)
+
+
 def test_the_winners_command_trains_to_its_digits(tmp_path):
     typed = ["optimizer=adam", "optimizer.lr=0.05", "seed=3", "trainer.max_epochs=5"]
     metrics = train(tmp_path / "first", *typed)["metrics"]
@@ -355,7 +482,7 @@ def test_the_terminal_shows_the_top(tmp_path):
     assert "2 more in" in printed(found, top=44)
     assert "41 more jobs are not shown." in board.markdown(found, 5)
     assert board.markdown(found, 5).count("\n| ") == 2 * (2 + 5)
-    assert "not shown" not in board.markdown(found)
+    assert "not shown" not in board.markdown(found, board.MOST)
     assert shown.endswith(f"leaderboard  {tmp_path}/leaderboard.md\n")
 
 
@@ -415,7 +542,7 @@ def test_the_command_writes_and_shows(tmp_path, monkeypatch):
     pages = []
     monkeypatch.setattr(page, "write_page", pages.append)
     code, out, err = command(entry, f"sweep={tmp_path}")
-    assert (code, err, pages) == (0, "", [tmp_path])
+    assert (code, err, pages) == (0, "", [])
     assert out.splitlines()[1].split()[:2] == ["1", "a"]
     assert [row["job"] for row in rows(tmp_path)] == ["a", "b"]
     code, out, err = command(entry, f"sweep={tmp_path}", "metric=test/loss", "top=1")
@@ -423,7 +550,8 @@ def test_the_command_writes_and_shows(tmp_path, monkeypatch):
     assert out.splitlines()[1].split()[:3] == ["1", "b", "-2"]
     assert out.splitlines()[2].startswith("... 1 more in ")
     assert [row["test/loss"] for row in rows(tmp_path)] == ["-2.0", "-1.0"]
-    code, out, err = command(entry, f"sweep={tmp_path}", "mode=max")
+    code, out, err = command(entry, f"sweep={tmp_path}", "mode=max", "page=true")
+    assert (code, err, pages) == (0, "", [tmp_path])
     assert [row["job"] for row in rows(tmp_path)] == ["b", "a"]
 
 
@@ -432,7 +560,7 @@ def test_the_command_writes_and_shows(tmp_path, monkeypatch):
     [
         ([], "sweep=<folder> is missing; name a sweep's folder, as in sweep=outputs/sweeps/<name>"),
         (["sweep=nowhere"], "sweep=nowhere: there is no such folder"),
-        (["sweep=plain"], "sweep=plain: no sweep.json in it, so it is no sweep"),
+        (["sweep=plain"], "sweep=plain: no plan in it, so it is no sweep"),
         (["sweep=study", "metric=x"], "metric=x: no job of study has measured it; choose one of val/loss"),
         (["sweep=study", "mode=up"], "mode=up: choose min or max"),
         (["sweep=study", "top=0"], "top=0: must be a whole number from 1"),
@@ -453,13 +581,22 @@ def test_a_mistake_ends_with_one_message_and_writes_nothing(arguments, said, tmp
 
 
 def test_it_answers_without_torch(tmp_path):
-    put(tmp_path, "a")
+    """By the command itself, and where it is written between jobs: nothing that takes its time is imported."""
+    plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"], "c": ["seed=3"]})
+    put(tmp_path, "a", overrides=["seed=1"], group="g", seed=1)
+    stack(tmp_path, {"b": 2.0})
     script = (
-        "import sys; from linear_lab.sweep import board, page\n"
-        "board.write(sys.argv[1]); page.write_page(sys.argv[1])\n"
-        "print({'torch', 'numpy', 'hydra', 'omegaconf', 'yaml', 'lightning'} & set(sys.modules))"
+        "import sys; from linear_lab import leaderboard; from linear_lab.sweep import board, page\n"
+        "board.write(sys.argv[1][6:]); leaderboard.main()\n"
+        "print({'torch', 'numpy', 'lightning', 'matplotlib', 'tensorboard', 'pyarrow', 'pandas'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
+    typed = [sys.executable, "-c", script, f"sweep={tmp_path}", "page=false"]
+    done = subprocess.run(typed, capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("\nset()\n"), done.stderr
+    assert "3 jobs: 2 completed, 1 waiting" in done.stdout
+    (tmp_path / "results.parquet").unlink()  # then there is nothing to show on a page
+    script = script.replace("leaderboard.main()", "page.write_page(sys.argv[1][6:])")
+    done = subprocess.run([*typed[:2], script, typed[3]], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 

@@ -1,26 +1,35 @@
 """A sweep's own page in TensorBoard."""
 
 import fcntl
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
-from runs import events, record, resume, scalars, train
+from runs import command, events, record, resume, scalars, train
+from tensorboard.plugins.hparams import metadata
+from test_dashboard import cells, status
+from test_leaderboard import plan, stack
 
-from linear_lab.sweep import board, page, pictures
+from linear_lab import train as train_entry
+from linear_lab.dashboard import maps
+from linear_lab.sweep import board, page, pictures, results
 from linear_lab.sweep.page import refresh, write_page
+from linear_lab.sweep.plan import of_job
 
 TRAINED = [(name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5")]  # the fixture's jobs as typed
 
 
 def names(folder):
     """The jobs' folders in the order planned."""
-    return [job.name for job in board.read(folder).jobs]
+    return board.read(folder).jobs["name"].to_list()
 
 
 def leaderboard(folder):
@@ -33,7 +42,8 @@ def leaderboard(folder):
 
 def as_job(folder, *overrides):
     """Have a run's record say that it is a job of a sweep."""
-    job = {"overrides": list(overrides), "metric": "val/loss", "mode": "min", "group": "-".join(overrides)}
+    config = pictures.read_config(folder) | {"metric": "val/loss", "mode": "min"}
+    job = of_job(config, overrides, "-".join(overrides))
     (folder / "result.json").write_text(json.dumps(record(folder) | {"job": job}))
 
 
@@ -72,14 +82,15 @@ def test_the_page_shows_rates_paths_and_the_leaderboard(swept):
     assert rows[-1][1:-2] == ["sgd", "0.5", "-", "-", str(record(swept / lost)["steps"]), "diverged"]
 
 
-def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
+def test_what_is_drawn_is_what_the_jobs_found(swept, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(pictures.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric))
-    monkeypatch.setattr(pictures.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments))
+    monkeypatch.setattr(
+        pictures.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric) or b""
+    )
+    monkeypatch.setattr(pictures.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments) or b"")
+    monkeypatch.setattr(pictures.RunLogger, "log_picture", lambda *_: None)
     found = board.read(swept)
-    jobs = [(job, pictures.way_of(job)) for job in found.jobs]
-    data, model = pictures.build(pictures.OmegaConf.create(pictures.read_config(found.jobs[0].folder, 0.0)))
-    pictures.pictures(jobs, found, data, model, pictures.least_squares_reference(data, model))
+    pictures.log_page(replace(found, folder=swept), tmp_path / "_sweep")
     assert drawn["metric"] == "val/loss"
     values = [record(swept / name)["metrics"]["val/loss"] for name in names(swept)]
     assert drawn["rates"] == {
@@ -89,13 +100,15 @@ def test_what_is_drawn_is_what_the_jobs_found(swept, monkeypatch):
     loss, optimum, paths = drawn["paths"]
     assert optimum == pytest.approx((2, 0))
     assert loss(np.array([1.0]), np.array([0.0])) == pytest.approx((1 + 4 + 9 + 16) / 4)  # y = 2 x, y_hat = x
-    assert [len(of_one) for of_one in paths.values()] == [3, 3]
-    for name, path in zip(names(swept), [*paths["SGD"], *paths["Adam"]], strict=True):
-        start = record(swept / name)["initial"]
-        assert path[0].tolist() == [start["weight"][0][0], start["bias"][0]]
-    end = record(swept / names(swept)[4])["parameters"]
-    assert paths["Adam"][1][-1].tolist() == [end["weight"][0][0], end["bias"][0]]
-    assert len(paths["Adam"][1]) == 61
+    assert {name: len(of_one) for name, of_one in paths.items()} == {"SGD": 3, "Adam": 3}
+    ranked = found.ranked.select("name", "optimizer").rows()  # best first, and those that diverged last
+    for optimizer, of_one in paths.items():
+        for name, path in zip([name for name, kind in ranked if kind == optimizer], of_one, strict=True):
+            start, end = record(swept / name)["initial"], record(swept / name)["parameters"]
+            assert path[0].tolist() == [start["weight"][0][0], start["bias"][0]]
+            if name != names(swept)[2]:
+                assert path[-1].tolist() == [end["weight"][0][0], end["bias"][0]]
+                assert len(path) == 61
 
 
 def test_least_squares_is_a_line_in_each_chart(swept):
@@ -128,6 +141,7 @@ def test_least_squares_is_measured_as_runs_are(tmp_path):
     table.write_text("a,b,c\n" + "".join(f"{k},{k * k % 7},{3 * k - (k * k % 7) + k % 5}\n" for k in range(40)))
     overrides = ("data=table", f"data.path={table}", "data.y=[c]", "trainer.max_epochs=1", "optimizer.weight_decay=0.5")
     result = train(tmp_path / "sweep" / "0-sgd", *overrides)
+    as_job(tmp_path / "sweep" / "0-sgd", *overrides)
     write_page(tmp_path / "sweep")
     curves = scalars(tmp_path / "sweep" / "_least_squares")
     plain = train(tmp_path / "plain", *overrides[:-1])["optimum"]
@@ -198,16 +212,22 @@ def test_a_config_cut_in_half_costs_one_line_of_the_pictures(swept, tmp_path, mo
     first, second = copied(swept, tmp_path)
     (first / ".hydra" / "config.yaml").write_text("data: {x: [1,")
     drawn = []
-    monkeypatch.setattr(pictures, "pictures", lambda jobs, *_: drawn.extend(job.name for job, _ in jobs) or {})
+    monkeypatch.setattr(pictures, "pictures", lambda jobs, _: drawn.append(jobs["name"].to_list()) or {})
     write_page(tmp_path)
-    assert drawn == [first.name, second.name]  # the record says what is wanted
+    assert drawn.pop() == [second.name, first.name]  # best first; the record says what is wanted
+    assert "sweep/paths" in events(tmp_path / "_sweep").Tags()["images"]  # the other config tells of the surface
+    assert (tmp_path / "_least_squares").exists()
     told = record(first)
     del told["job"]["problem"]  # as in older ones
     (first / "result.json").write_text(json.dumps(told | {"seconds": 1.5}))
-    drawn.clear()
     write_page(tmp_path)
-    assert drawn == [second.name]
+    assert drawn.pop() == [second.name]
     assert len(leaderboard(tmp_path)) == 3
+    (second / "result.json").unlink()
+    write_page(tmp_path)
+    assert not drawn
+    assert not (tmp_path / "_least_squares").exists()
+    assert len(leaderboard(tmp_path)) == 2
 
 
 def test_a_record_cut_in_half_is_told(swept, tmp_path):
@@ -236,3 +256,193 @@ def test_a_run_that_is_no_job_brings_nothing_about(tmp_path):
     with refresh(tmp_path / "runs" / "a"):
         (tmp_path / "runs" / "a").mkdir(parents=True)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]
+
+
+RATES, MOMENTA = (0.4, 0.1, 0.2, 0.3), (0.0, 0.9, 0.5, 0.75, 0.25)  # in no order
+
+
+def put_grid(folder, *keys, seeds=(None,), axes=(RATES, MOMENTA)):
+    """A stack of all combinations; the loss is 10 lr + momentum (times the seed), and from lr 0.4 on they diverge."""
+    jobs = {}
+    for one, other, seed in itertools.product(*axes, seeds):
+        typed = [f"{keys[0]}={one}", f"{keys[1]}={other}", *([] if seed is None else [f"seed={seed}"])]
+        jobs["-".join(typed)] = one, other, 1 if seed is None else seed, typed
+    plan(folder, {name: typed for name, (*_, typed) in jobs.items()})
+    for name, (one, other, seed, _) in jobs.items():
+        lost = one == 0.4
+        rest = {"status": "diverged" if lost else "completed", "stable_lr": 0.2 + other / 10, "seed": seed}
+        stack(folder, {name: None if lost else (10 * one + other) * seed}, **rest)
+    return board.read(folder)
+
+
+def drawn_map(found, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "Map", lambda *given: given)
+        return pictures.mapped(found.ranked, found)
+
+
+def test_a_map_of_two_numbers(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.momentum")
+    x, y, values, lost, names_, stable = drawn_map(found, monkeypatch)
+    assert (x.tolist(), y.tolist()) == (sorted(RATES), sorted(MOMENTA))
+    wanted = 10 * x[None, :3] + y[:, None]
+    np.testing.assert_allclose(values[:, :3], wanted)
+    assert np.isnan(values[:, 3]).all()
+    assert lost.tolist() == [[False, False, False, True]] * 5
+    assert names_ == ("lr", "momentum", "val/loss")
+    np.testing.assert_allclose(stable, [(0.2 + momentum / 10, momentum) for momentum in y])
+    picture = pictures.mapped(found.ranked, found)  # and so is it drawn
+    shown, grey = picture.axes.collections
+    np.testing.assert_allclose(shown.get_array()[:, :3], wanted)
+    assert np.ma.getmaskarray(shown.get_array()).tolist() == lost.tolist()
+    assert (~np.ma.getmaskarray(grey.get_array())).tolist() == lost.tolist()
+    corners = shown.get_coordinates()
+    np.testing.assert_allclose(corners[0, :, 0], [0.05, 0.15, 0.25, 0.35, 0.45])
+    np.testing.assert_allclose(corners[:, 0, 1], [-0.125, 0.125, 0.375, 0.625, 0.825, 0.975])
+    (line,) = [line for name, line in picture.legend if name == "largest stable"]
+    np.testing.assert_allclose(line.get_xydata(), stable)
+    assert [name for name, _ in picture.legend] == ["diverged", "largest stable"]
+    assert all(len(name) <= 14 for name, _ in picture.legend)  # longer ones are cut
+    assert picture.render("20 runs").startswith(b"\x89PNG")
+
+
+def test_a_map_with_the_rate_up_the_side(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.momentum", "optimizer.lr", axes=((0.0, 0.1, 0.4), RATES))
+    x, y, values, lost, names_, stable = drawn_map(found, monkeypatch)
+    assert (values.shape, names_) == ((4, 3), ("momentum", "lr", "val/loss"))
+    assert lost.tolist() == [[False, False, True]] * 4  # by the first number
+    np.testing.assert_allclose(stable[:, 0], x)
+    np.testing.assert_allclose(stable[:, 1], 0.2 + y.mean() / 10)
+
+
+def test_several_seeds_of_a_map_show_their_median(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.weight_decay", seeds=(1, 2, 9))
+    x, y, values, lost, _, _ = drawn_map(found, monkeypatch)
+    np.testing.assert_allclose(values[:, :3], 2 * (10 * x[None, :3] + y[:, None]))
+    assert lost[:, 3].all()
+    name = "optimizer.lr=0.1-optimizer.weight_decay=0.5-seed=9"
+    stack(tmp_path, {name: None}, status="diverged", stable_lr=0.25)
+    _, _, values, lost, _, _ = drawn_map(board.read(tmp_path), monkeypatch)
+    assert values[2, 0] == pytest.approx(1.5 * 1.5)  # of the two that were completed
+    assert not lost[2, 0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "axes"),
+    [
+        (("optimizer.lr", "optimizer.lr"), (RATES, [""])), (("optimizer.lr", "optimizer.momentum"), (RATES, (0, 0.9))),
+        (("optimizer.lr", "optimizer"), (RATES, ("sgd", "adam", "rmsprop"))),
+        (("optimizer.lr", "model.bias"), (RATES, ("true", "false", "1"))),
+        (("optimizer.lr", "optimizer.momentum"), (RATES, ("0", "nan", "inf", "1"))),
+        (("optimizer.lr", "seed"), (RATES, (0, 1, 2))),
+    ],
+)  # fmt: skip
+def test_no_map_of_what_are_not_two_numbers(keys, axes, tmp_path):
+    plan(
+        tmp_path, {f"{one}-{other}": [f"{keys[1]}={other}", f"{keys[0]}={one}"] for one in axes[0] for other in axes[1]}
+    )
+    stack(tmp_path, {f"{one}-{other}": 1.0 for one in axes[0] for other in axes[1]})
+    found = board.read(tmp_path)
+    assert pictures.mapped(found.ranked, found) is None
+
+
+def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.momentum")
+    plan(tmp_path, {"other": ["optimizer=adam", "optimizer.lr=0.1", "optimizer.momentum=0.5"]})
+    stack(tmp_path, {"other": 1.0})
+    found = board.read(tmp_path)
+    assert pictures.mapped(found.ranked, found) is None
+    searched = tmp_path / "search"
+    searched.mkdir()
+    plan(searched, {str(k): [f"optimizer.lr={k / 7}", f"optimizer.momentum={k / 99}"] for k in range(30)})
+    stack(searched, {str(k): 1.0 for k in range(30)})
+    found = board.read(searched)
+    assert pictures.mapped(found.ranked, found) is None
+    hole = tmp_path / "hole"  # what waits leaves a hole
+    hole.mkdir()
+    put_grid(hole, "optimizer.lr", "optimizer.momentum")
+    results.forget(hole, pl.Series("name", ["optimizer.lr=0.2-optimizer.momentum=0.5"]))
+    found = board.read(hole)
+    ended = replace(found, jobs=found.jobs.filter(pl.col("status") != "waiting"))
+    _, _, values, lost, _, _ = drawn_map(ended, monkeypatch)
+    assert np.argwhere(np.isnan(values) & ~lost).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        (np.arange(0.001, 0.301, 0.001), False), (np.arange(1, 1001.0), False), (np.geomspace(1e-4, 1, 9), True),
+        (np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]), True), (np.array([0, 0.01, 0.1, 1]), False),
+        (np.array([-1.0, 1, 100]), False), (np.array([1.0, 2, 4, 8]), False),
+    ],
+)  # fmt: skip
+def test_an_axis_is_logarithmic_where_that_spaces_it_more_evenly(values, logarithmic):
+    assert maps.is_wide(values) == logarithmic
+    edges = maps.edges_of(values)
+    assert (np.diff(edges) > 0).all()
+    assert ((edges[:-1] < values) & (values < edges[1:])).all()
+    drawn = maps.Map(values, values[:3], np.ones((3, len(values))), np.zeros((3, len(values)), bool), ("x", "y", "z"),
+                     np.zeros((0, 2)))  # fmt: skip
+    assert drawn.axes.get_xscale() == ("log" if logarithmic else "linear")
+    assert drawn.axes.get_xlim() == pytest.approx((edges[0], edges[-1]))
+
+
+@pytest.fixture(scope="module")
+def stacked(once):
+    """The sweep of `swept`, trained in stacks."""
+
+    def train_stacked(root):
+        typed = ("optimizer=sgd,adam", "optimizer.lr=0.01,0.1,0.5", "seed=3", "trainer.max_epochs=60")
+        options = ("launch=stacked", "hydra.launcher.keep=0", "name=stacked")
+        assert command(train_entry, "-m", f"output_root={root}", *typed, *options)[0] == 0
+
+    return once("stacked of page", train_stacked) / "sweeps" / "stacked"
+
+
+def trial(folder):
+    """The name of a row on the HPARAMS page."""
+    content = events(folder).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    return metadata.parse_session_start_info_plugin_data(content).group_name
+
+
+def test_rows_of_stacks_are_those_of_the_same_jobs_alone(swept, stacked):
+    jobs = names(swept)
+    assert sorted(path.name for path in (stacked / "_rows").iterdir()) == sorted(jobs)
+    for name in jobs:
+        row, alone = stacked / "_rows" / name, swept / name
+        assert cells(row) == cells(alone)
+        assert status(row) == status(alone) == ("FAILURE" if name == jobs[2] else "SUCCESS")
+        found, wanted = scalars(row), {tag: points for tag, points in scalars(alone).items() if tag.startswith("hp/")}
+        assert set(found) == set(wanted)
+        for tag, points in found.items():
+            assert [step for step, _ in points] == [wanted[tag][-1][0]]  # the end alone
+            assert points[-1][1] == pytest.approx(wanted[tag][-1][1], rel=1e-4, abs=1e-9), (name, tag)
+    trials = {trial(stacked / "_rows" / name) for name in jobs}
+    assert len(trials | {trial(swept / name) for name in jobs}) == 12
+
+
+def test_the_page_of_stacks_shows_the_same_table_and_rates(swept, stacked):
+    assert set(events(stacked / "_sweep").Tags()["images"]) == {"sweep/lr"}  # paths are of jobs that have run folders
+    rows, wanted = leaderboard(stacked), leaderboard(swept)
+    assert rows[0] == wanted[0]
+    assert [row[0] for row in rows] == [row[0] for row in wanted]
+    assert [row[-1] for row in rows[1:]] == [row[-1] for row in wanted[1:]]
+    assert [row[1:3] + row[5:7] for row in rows] == [row[1:3] + row[5:7] for row in wanted]
+    assert not (stacked / "_least_squares").exists()
+
+
+def test_what_failed_or_waits_has_no_row(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\n" + "".join(f"{k},{3 * k}\n" for k in range(20)))
+    study = tmp_path / "sweeps" / "study"
+    study.mkdir(parents=True)
+    plan(study, {"waits": ["seed=7", "data=table", f"data.path={table}", "data.y=[b]"]})
+    typed = ("data=table", f"data.path={table}", "data.y=[b],[c]", "seed=0,1", "launch=stacked")  # there is no c
+    options = (f"output_root={tmp_path}", "name=study", "hydra.launcher.keep=0", "trainer.max_epochs=2")
+    code, out, errors = command(train_entry, "-m", *typed, *options)
+    assert code == 1, errors
+    assert "Traceback" not in out + errors
+    found = board.read(study)
+    assert found.counts == {"waiting": 1, "completed": 2, "failed": 2}
+    completed = found.jobs.filter(status="completed")["name"].to_list()
+    assert sorted(path.name for path in (study / "_rows").iterdir()) == sorted(completed)

@@ -5,7 +5,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from linear_lab.dashboard.figures import COLOURS, Array, Picture
 
-WIDE = 100.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+WIDE = 10.0  # ratio of the largest to the smallest value from which an axis may be logarithmic
 
 
 class Map(Picture):
@@ -37,9 +37,9 @@ class Map(Picture):
             self.axes.pcolormesh(*edges, lost, vmin=0, vmax=1, cmap="Greys", alpha=0.35, rasterized=True)
             self.add("diverged", [], [], still=True, marker="s", linestyle="", color="0.65")
         if len(stable):
-            self.add("largest stable rate", stable[:, 0], stable[:, 1], still=True, linewidth=1.6, color=COLOURS[5])
-        for axis, limits in zip("xy", edges, strict=True):
-            if is_wide(limits):
+            self.add("largest stable", stable[:, 0], stable[:, 1], still=True, linewidth=1.6, color=COLOURS[5])
+        for axis, centers, limits in zip("xy", (x, y), edges, strict=True):
+            if is_wide(centers):
                 self.axes.set(**{f"{axis}scale": "log"})
             self.axes.set(**{f"{axis}lim": (limits[0], limits[-1])})
         self.figure.colorbar(shown, ax=self.axes, label=names[2], pad=0.02)
@@ -47,8 +47,11 @@ class Map(Picture):
 
 
 def is_wide(values: Array) -> bool:
-    """Tell whether an axis is better logarithmic."""
-    return bool(values[0] > 0 and values[-1] / values[0] >= WIDE)
+    """Tell whether an axis is better logarithmic: for ascending values that are more even by their ratios."""
+    if values[0] <= 0 or values[-1] / values[0] < WIDE:
+        return False
+    plain, ratios = np.diff(values), np.diff(np.log(values))
+    return bool(ratios.std() / ratios.mean() < plain.std() / plain.mean())
 
 
 def edges_of(values: Array) -> Array:

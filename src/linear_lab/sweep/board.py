@@ -84,22 +84,26 @@ def replace(path: Path, text: str) -> None:
 
 def table(board: Board) -> str:
     """Write all jobs as CSV; what is not there is empty."""
-    import polars as pl
-
-    rows = board.ranked.select(
-        "rank", pl.col("name").alias("job"), *(pl.col(KEYS + key).alias(key) for key in board.differing),
-        pl.col("value").alias(board.metric), excess(), "steps", "status", "seconds", "error",
-    )  # fmt: skip
-    return rows.write_csv()
+    keys = [KEYS + key for key in board.differing]
+    rows = board.ranked.select("rank", "name", *keys, "value", excess(), "steps", "status", "seconds", "error")
+    names = ["rank", "job", *board.differing, board.metric, "excess_loss", "steps", "status", "seconds", "error"]
+    return as_csv(names, rows)
 
 
 def seeds_table(board: Board) -> str:
     """Write the groups over seeds as CSV."""
+    keys = [key for key in board.differing if key != "seed"]
+    numbers = ["mean", "standard_deviation", "best", "worst"]
+    rows = board.groups.select("rank", *(KEYS + key for key in keys), "n", "lost", *numbers)
+    return as_csv(["rank", *keys, "n", "diverged_or_failed", *numbers], rows)
+
+
+def as_csv(headings: Sequence[str], rows: "pl.DataFrame") -> str:
+    """Write rows with all their digits; a key that was typed may be called as another column is."""
     import polars as pl
 
-    keys = [pl.col(KEYS + key).alias(key) for key in board.differing if key != "seed"]
-    lost = pl.col("lost").alias("diverged_or_failed")
-    return board.groups.select("rank", *keys, "n", lost, "mean", "standard_deviation", "best", "worst").write_csv()
+    first = pl.DataFrame([headings], orient="row")
+    return first.write_csv(include_header=False) + rows.write_csv(include_header=False)
 
 
 def excess() -> "pl.Expr":

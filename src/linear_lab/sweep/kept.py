@@ -18,6 +18,7 @@ from linear_lab.models.supervised import build
 from linear_lab.run import RESULT
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.ranking import Board
+from linear_lab.sweep.records import ENDED
 from linear_lab.sweep.results import read_results
 
 ROWS = "_rows"  # in the sweep's folder: a folder with a HPARAMS row for each of its best jobs
@@ -31,8 +32,10 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
     if found is None or "parameters" not in found.columns:
         return
     for row in found.iter_rows(named=True):
-        alone = json.loads((folder / row["name"] / RESULT).read_bytes())
-        if "completed" not in (row["status"], alone["status"]):
+        path = folder / row["name"] / RESULT
+        alone: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}  # left out by fail_fast
+        both = row["status"], alone.get("status")
+        if "completed" not in both or not set(both) <= set(ENDED) or not given(row["parameters"] or {}):
             continue
         precision = str(composer(row["job"]["overrides"])["trainer"]["precision"])
         difference, tolerance = distance(row["parameters"], alone["parameters"]), TOLERANCE.get(precision, OF_FLOAT32)
@@ -45,7 +48,8 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Return how far parameters are apart, relative to the norm of the latter."""
-    pairs = [(a, b) for (_, a), (_, b) in zip(leaves(given(one)), leaves(given(other)), strict=True)]
+    both = zip(leaves(given(one)), leaves(given(other)), strict=True)
+    pairs = [(math.nan if a is None else a, math.nan if b is None else b) for (_, a), (_, b) in both]  # None: infinite
     return math.dist(*zip(*pairs, strict=True)) / max(math.hypot(*(b for _, b in pairs)), 1e-300)
 
 
@@ -57,11 +61,12 @@ def given(parameters: dict[str, Any]) -> dict[str, Any]:
 def write_rows(board: Board, composer: Composer, count: int) -> None:
     """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
     shutil.rmtree(board.folder / ROWS, ignore_errors=True)
-    best = board.ranked.head(count).filter(~pl.col("folder")).select("name")
-    found = read_results(board.folder, where=pl.col("name").is_in(best["name"].implode()))
+    ended = pl.col("status").is_in(ENDED)  # the others have nothing to show
+    chosen = board.ranked.filter(ended).head(count).filter(~pl.col("folder")).select("name")
+    found = read_results(board.folder, where=pl.col("name").is_in(chosen["name"].implode()))
     if found is None:
         return
-    for row in best.join(found, on="name", maintain_order="left").iter_rows(named=True):
+    for row in chosen.join(found, on="name", maintain_order="left").iter_rows(named=True):
         folder, metric = board.folder / ROWS / row["name"], row["job"]["metric"]
         if metric not in row["metrics"]:  # there is no val part
             metric = metric.replace("val/", "train/")
@@ -71,9 +76,10 @@ def write_rows(board: Board, composer: Composer, count: int) -> None:
         spec: Any = OmegaConf.to_container(cfg.optimizer, resolve=True)
         get_class(spec["_target_"])  # imports it
         optimizer = build(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
+        final, best = row["metrics"], (row["best"] or {}).get("metrics") or row["initial"] or {}
         numbers = hparams.metrics(
-            metric, row["metrics"]["train/loss"], row["excess_loss"], row["metrics"][metric],
-            row["best"] and row["best"]["metrics"][metric], row["steps_above_1_percent"],
+            metric, final["train/loss"], row["excess_loss"], final[metric], best.get(metric),
+            row["steps_above_1_percent"],
         )  # fmt: skip
         columns = hparams.hyperparameters(config, optimizer, row["rows"]["train"])
         hparams.write_row(folder, columns, numbers, row["steps"], row["status"])

@@ -56,7 +56,7 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
         with (folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if sparingly else 0))
             found = board.write(folder) if sparingly else board.read(folder)
-            fingerprint = hashlib.sha256((folder / board.TABLE).read_bytes()).hexdigest()
+            fingerprint = hashlib.sha256(board.table(found).encode()).hexdigest()
             if shown.exists() and shown.read_text() == fingerprint:
                 return
             from linear_lab.sweep.pictures import log_page  # torch, which takes its time

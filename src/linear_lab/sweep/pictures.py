@@ -97,23 +97,24 @@ def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
 
 
 def mapped(jobs: pl.DataFrame, board: Board) -> Map | None:
-    """Make the map of a sweep of two numbers; None for other sweeps. Several jobs in one place show their median."""
-    numbers = {
-        key: column
-        for key in board.differing
-        if key != "seed" and not (column := jobs[KEYS + key].cast(pl.Float64, strict=False)).is_null().any()
-    }
-    if len(numbers) != 2 or any(column.n_unique() < FEWEST for column in numbers.values()):
+    """Make the map of a grid of two numbers; None for other sweeps. Several seeds in one place show their median."""
+    keys = [key for key in board.differing if key != "seed"]
+    if len(keys) != 2:
         return None
-    (x, across), (y, up) = numbers.items()
-    cells = jobs.select("value", "stable_lr", x=across, y=up, lost=pl.col("status") == "diverged")
+    x, y = keys
+    numbers = {axis: pl.col(KEYS + key).cast(pl.Float64, strict=False) for axis, key in zip("xy", keys, strict=True)}
+    cells = jobs.select("value", "stable_lr", lost=pl.col("status") == "diverged", **numbers)
+    if not cells.select(pl.all_horizontal(pl.col("x", "y").is_finite().fill_null(value=False)).all()).item():
+        return None
     cells = cells.group_by("x", "y").agg(pl.col("value").median(), pl.col("lost").all(), pl.col("stable_lr").median())
     places = [np.sort(np.array(cells[axis].unique())) for axis in "xy"]
+    if min(map(len, places)) < FEWEST or 2 * len(cells) < len(places[0]) * len(places[1]):  # as of a search
+        return None
     at = tuple(np.searchsorted(axis, cells[name].to_numpy()) for axis, name in zip(places[::-1], "yx", strict=True))
     values, lost = np.full((len(places[1]), len(places[0])), np.nan), np.zeros((len(places[1]), len(places[0])), bool)
     values[at], lost[at] = cells["value"].cast(pl.Float64).to_numpy(), cells["lost"].to_numpy()
     stable = np.zeros((0, 2))
-    if "optimizer.lr" in numbers and cells["stable_lr"].is_not_null().all():
+    if "optimizer.lr" in keys and cells["stable_lr"].is_not_null().all():
         other = "y" if x == "optimizer.lr" else "x"
         line = cells.group_by(other).agg(pl.col("stable_lr").median()).sort(other)
         stable = line.select(*(("stable_lr", other) if other == "y" else (other, "stable_lr"))).to_numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from linear_lab import UserError
-from linear_lab.sweep.plan import read_settings
+from linear_lab.sweep.plan import overrides, read_plan, read_settings
 from linear_lab.sweep.records import KEYS, fields, is_steering, read_jobs
 from linear_lab.sweep.results import read_results
 from linear_lab.terminal import python, quoted, short
@@ -83,13 +83,13 @@ class Board:
         """Return a row of the table by itself."""
         typed = row["typed"]
         if typed is None and row["planned"] is not None:
-            typed = [f"{key}={row[KEYS + key]}" for key in self.keys if row[KEYS + key] is not None]
+            typed = overrides(read_plan(self.folder).filter(name=row["name"]))[0].to_list()  # with + and ~
         return Job(self.folder / row["name"], row["value"], typed)
 
     @property
     def counts(self) -> dict[str, int]:
         """How many jobs have which status."""
-        return dict(self.jobs["status"].value_counts(sort=False).iter_rows()) if len(self.jobs) else {}
+        return dict(self.jobs.group_by("status", maintain_order=True).len().iter_rows())
 
     @property
     def sign(self) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENDED = ("completed", "diverged", "pruned")  # what is not run again
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "hydra"}  # keys that no job is trained with
 NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
+WHOLE = ("seed", "steps")  # those of them that are whole ones
 TEXTS = ("status", "error", "config_hash")
 OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # of what it says of its job
 KEYS = "key:"  # before the names of columns that hold what was typed for a key
@@ -87,6 +88,8 @@ def put_together(folder: Path, records: "pl.DataFrame") -> "tuple[pl.DataFrame, 
     notes: list[str] = []
     try:
         planned = read_plan(folder)
+        if planned["name"].has_nulls():
+            raise UserError(f"{PLAN} cannot be read (it names no jobs)")
     except UserError as error:
         notes.append(f"{error}, so jobs that never started are not listed")
         planned = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
@@ -166,8 +169,11 @@ def with_keys(jobs: "pl.DataFrame", planned: "pl.DataFrame") -> "pl.DataFrame":
     """Add what was typed for each key: by the record, or else by the plan."""
     import polars as pl
 
-    keys = [key for key in planned.columns if key not in COLUMNS and not is_steering(key)]
-    of_plan = planned.select("name", *(pl.col(key).alias(KEYS + key.lstrip("+~")) for key in keys))
+    keys: dict[str, list[str]] = {}
+    for column in planned.columns:
+        if column not in COLUMNS and not is_steering(column):
+            keys.setdefault(column.lstrip("+~"), []).append(column)  # x=1 of one command, ++x=2 of another
+    of_plan = planned.select("name", *(pl.coalesce(columns).alias(KEYS + key) for key, columns in keys.items()))
     told = jobs.filter((pl.col("folder") | pl.col("planned").is_null()) & pl.col("typed").is_not_null())
     rows = [
         {"name": name} | {KEYS + key: value for key, value in as_keys(typed).items()}
@@ -191,6 +197,7 @@ def read_folders(folder: Path) -> "tuple[pl.DataFrame, Any]":
     rows = []
     with os.scandir(folder) as found:
         names = [entry.name for entry in found if entry.name[0] not in "_." and entry.is_dir()]
+    names = [name for name in names if is_utf8(name)]  # the others are none of ours
     for name in names:
         of_job, of_record = paths(folder, name)
         record = read_record(of_record)
@@ -233,19 +240,32 @@ def as_row(record: Any) -> dict[str, Any]:
         TypeError: likewise.
     """
     kinds = {"status": str, "metrics": dict, "job": dict}
-    odd = [key for key, kind in kinds.items() if not isinstance(record.get(key, kind()), kind)] if record else [""]
-    if odd or "status" not in record or not are_texts(record.get("job", {}).get("overrides", [])):
+    if not isinstance(record, dict) or any(
+        not isinstance(record.get(key, kind()), kind) for key, kind in kinds.items()
+    ):
         raise ValueError("it is no record of a run")
-    row: dict[str, Any] = {name: text if isinstance(text := record.get(name), str) else None for name in TEXTS}
-    row |= {name: finite(record.get(name)) for name in NUMBERS}
-    row |= {name: None if row[name] is None else int(row[name]) for name in ("seed", "steps")}
     job = record.get("job", {})
-    row |= {name: text if isinstance(text := job.get(name), str) else None for name in OF_JOB}
+    typed = job.get("overrides")
+    if "status" not in record or not (typed is None or are_texts(typed)):
+        raise ValueError("it is no record of a run")
+    row: dict[str, Any] = {name: text(record.get(name)) for name in TEXTS}
+    row |= {name: finite(record.get(name)) for name in NUMBERS}
+    row |= {name: None if row[name] is None or abs(row[name]) >= 2**63 else int(row[name]) for name in WHOLE}
+    row |= {name: text(job.get(name)) for name in OF_JOB}
     row |= {"lr": finite(job.get("lr")), "pictures": job.get("pictures") is True}
-    metrics = {str(name): finite(value) for name, value in record.get("metrics", {}).items()}
-    return row | ({"metrics": metrics} if metrics else {}) | {
-        "typed": job.get("overrides"), "trained": "initial" in record,
-    }  # fmt: skip
+    metrics = {str(text(name)): finite(value) for name, value in record.get("metrics", {}).items()}
+    known = typed if typed is None or all(map(is_utf8, typed)) else None  # others could not be typed again
+    return row | ({"metrics": metrics} if metrics else {}) | {"typed": known, "trained": "initial" in record}
+
+
+def text(value: Any) -> str | None:
+    """Return a text such as a table holds; None for anything else."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+
+
+def is_utf8(value: str) -> bool:
+    """Whether a text can be written, unlike some names of files."""
+    return text(value) == value
 
 
 def are_texts(value: Any) -> bool:

@@ -20,7 +20,10 @@ UNREADABLE = ".unreadable"  # behind the name of a file that was put aside
 
 
 def read_results(
-    folder: Path, columns: "Sequence[str | pl.Expr] | None" = None, where: "pl.Expr | None" = None
+    folder: Path,
+    columns: "Sequence[str | pl.Expr] | None" = None,
+    where: "pl.Expr | None" = None,
+    name: str = RESULTS,
 ) -> "pl.DataFrame | None":
     """Read the results of a sweep's stacks; None where there are none.
 
@@ -28,30 +31,46 @@ def read_results(
         folder: the sweep's.
         columns: those that are wanted; None takes all.
         where: which rows; None takes all.
+        name: of the file.
 
     Raises:
         UserError: if the file cannot be read, or is of another version.
     """
     import polars as pl
 
-    path = folder / RESULTS
+    path = folder / name
     if not path.exists():
         return None
-    try:
+    with reading(path):
         if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
             raise UserError(f"{path}: made by another version of linear_lab; {remedy(folder)}")
         found = pl.scan_parquet(path)
         found = found if where is None else found.filter(where)
         return (found if columns is None else found.select(columns)).collect()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {remedy(folder)}") from error
 
 
 def schema(folder: Path) -> "dict[str, pl.DataType]":
-    """Return names and types of the columns; none where there are no results."""
+    """Return names and types of the columns; none where there are no results.
+
+    Raises:
+        UserError: as `read_results`.
+    """
     import polars as pl
 
-    return dict(pl.read_parquet_schema(folder / RESULTS)) if (folder / RESULTS).exists() else {}
+    with reading(folder / RESULTS):
+        return dict(pl.read_parquet_schema(folder / RESULTS)) if (folder / RESULTS).exists() else {}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of results that cannot be read which file that is, and what to do."""
+    import polars as pl
+
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({why}); {remedy(path.parent)}") from error
 
 
 def remedy(folder: Path) -> str:
@@ -61,15 +80,22 @@ def remedy(folder: Path) -> str:
 
 def put_aside(folder: Path) -> None:
     """Rename results that cannot be read, so that their jobs are trained again."""
+    readable(folder, RESULTS)
+
+
+def readable(folder: Path, name: str) -> "pl.DataFrame | None":
+    """Read a whole file of results; one that cannot be read is put aside."""
     try:
-        read_results(folder, ["name"])
+        return read_results(folder, name=name)
     except UserError:
-        path = folder / RESULTS
-        path.replace(path.with_name(path.name + UNREADABLE))
+        (folder / name).replace(folder / (name + UNREADABLE))
+        return None
 
 
 def add(folder: Path, rows: "pl.DataFrame", name: str = RESULTS) -> None:
     """Add rows to the results, in place of those with the same name; atomically, and one process after the other.
+
+    What cannot be read by now is put aside: what was trained meanwhile must not be lost with it.
 
     Raises:
         UserError: if the disk is full, or does not let itself be written.
@@ -79,12 +105,26 @@ def add(folder: Path, rows: "pl.DataFrame", name: str = RESULTS) -> None:
     path = folder / name
     with (folder / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        earlier = read_results(folder) if name == RESULTS else pl.read_parquet(path) if path.exists() else None
+        earlier = readable(folder, name)
         if earlier is not None:
             others = earlier.join(rows.select("name"), on="name", how="anti", maintain_order="left")
             rows = pl.concat([others, rows], how="diagonal_relaxed")
-        with files.writing(path, files.ROOM_REMEDY) as part:
+        write(path, rows)
+
+
+def write(path: Path, rows: "pl.DataFrame") -> None:
+    """Replace a file of results; within the lock.
+
+    Raises:
+        UserError: if the disk is full, or does not let itself be written.
+    """
+    import polars as pl
+
+    with files.writing(path, files.ROOM_REMEDY) as part:
+        try:
             rows.write_parquet(part, metadata=VERSION)
+        except pl.exceptions.PolarsError as error:  # as which polars tells a full disk
+            raise OSError(str(error).splitlines()[0].rpartition("error: ")[2]) from error
 
 
 def forget(folder: Path, names: "pl.Series") -> None:
@@ -93,11 +133,11 @@ def forget(folder: Path, names: "pl.Series") -> None:
 
     among = pl.col("name").is_in(names.implode())
     if len(names) and (found := read_results(folder, ["name"], among)) is not None and len(found):
-        with (folder / LOCK).open("a") as lock, files.writing(folder / RESULTS, files.ROOM_REMEDY) as part:
+        with (folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             left = read_results(folder, where=~among)
             assert left is not None
-            left.write_parquet(part, metadata=VERSION)
+            write(folder / RESULTS, left)
 
 
 def has_ended(folder: Path, name: str, config_hash: str) -> bool:
