@@ -24,7 +24,7 @@ from linear_lab import predict as predict_entry
 from linear_lab import train as entry
 from linear_lab.data import SyntheticData
 from linear_lab.models import LinearModule, MLPModule, SupervisedModule
-from linear_lab.stacked import loop
+from linear_lab.stacked import loop, step
 from linear_lab.stacked.losses import LOSSES
 from linear_lab.stacked.optimizers import MODES, OPTIONAL, RULES, within
 from linear_lab.sweep import kept, page, results, stacks
@@ -325,13 +325,13 @@ def test_without_a_compiler_training_goes_on_eagerly(monkeypatch, tmp_path, with
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", [83, 80])  # steps: in the middle of an epoch, and where a validation follows
 def test_an_interrupted_stack_goes_on(moment, signum, whole, monkeypatch, tmp_path, without_page):
-    step, seen = loop.Summary.after_step, []
+    after, seen = loop.Summary.after_step, []
 
     def interrupting(self, at, losses):
         seen.append(at)
         if len(seen) == moment:  # in the second group
             os.kill(os.getpid(), signum)
-        return step(self, at, losses)
+        return after(self, at, losses)
 
     monkeypatch.setattr(loop.Summary, "after_step", interrupting)
     code, said = sweep(monkeypatch, tmp_path, *GRID)
@@ -356,8 +356,8 @@ def test_a_stack_killed_at_ten_moments_ends_as_one_that_was_not(whole, monkeypat
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stacks, "SAVE_EVERY", 0.0)  # a checkpoint, and results, after each step
             patch.setattr(stacks, "CHUNK", 2)
-            step = loop.Summary.after_step
-            patch.setattr(loop.Summary, "after_step", lambda *given: (time.sleep(0.01), step(*given))[1])
+            after = loop.Summary.after_step
+            patch.setattr(loop.Summary, "after_step", lambda *given: (time.sleep(0.01), after(*given))[1])
             return sweep(patch, tmp_path, *GRID)[0]
 
     folder = tmp_path / "outputs/sweeps/study"
@@ -387,12 +387,12 @@ def test_other_data_do_not_take_up_a_checkpoint(monkeypatch, tmp_path, without_p
     def write_rows(slope):
         path.write_text("x,y\n" + "".join(f"{x},{slope * x}\n" for x in range(20)))
 
-    step = loop.Summary.after_step
+    after = loop.Summary.after_step
 
     def interrupting(self, at, losses):
         if at == 22:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, at, losses)
+        return after(self, at, losses)
 
     write_rows(2)
     with pytest.MonkeyPatch.context() as patch:
@@ -572,11 +572,11 @@ def test_memory_bounds_a_stack():
     data = SyntheticData(samples=10_000, features=3)
     data.setup()
     for module in (LinearModule(3, 1), MLPModule(3, 1, hidden=[50])):
-        plan = loop.Plan(module, data, RULES["torch.optim.SGD"], {}, LOSSES["torch.nn.MSELoss"][0], "", "min", 1, 1, 1)
-        small, large = (loop.capacity(plan, size << 20, 10**6) for size in (1000, 10_000))
+        plan = step.Plan(module, data, RULES["torch.optim.SGD"], {}, LOSSES["torch.nn.MSELoss"][0], "", "min", 1, 1, 1)
+        small, large = (step.capacity(plan, size << 20, 10**6) for size in (1000, 10_000))
         assert 1 <= small < large
         assert large == pytest.approx(10 * small, rel=0.6)
-        assert loop.capacity(plan, 1, 10**6) < 1
+        assert step.capacity(plan, 1, 10**6) < 1
 
 
 def test_jobs_for_which_memory_is_missing_run_alone(monkeypatch, tmp_path, without_page):

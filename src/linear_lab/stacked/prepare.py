@@ -19,7 +19,8 @@ from linear_lab.models import SupervisedModule
 from linear_lab.optimum import Optimum, Reference, reference
 from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.group import ORDER, SEED, Group, distinct
-from linear_lab.stacked.loop import Loop, Models, Plan, Stepper, counted
+from linear_lab.stacked.loop import Loop
+from linear_lab.stacked.step import Models, Plan, Stepper, counted
 
 log = logging.getLogger(__name__)
 

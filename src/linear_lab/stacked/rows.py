@@ -10,8 +10,9 @@ from torch import Tensor
 from linear_lab.divergence import explain
 from linear_lab.models import SupervisedModule
 from linear_lab.stacked.group import SEED, Group
-from linear_lab.stacked.loop import Loop, Plan
+from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.prepare import Prepared
+from linear_lab.stacked.step import Plan
 
 MOST_PARAMETERS = 64  # of a model whose parameters are kept in the results
 

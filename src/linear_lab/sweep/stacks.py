@@ -15,9 +15,10 @@ from linear_lab import UserError, files
 from linear_lab.assembly import restored_process
 from linear_lab.callbacks import Interrupted, StopOnSignal
 from linear_lab.stacked.group import Group
-from linear_lab.stacked.loop import Loop, Stepper, capacity
+from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
 from linear_lab.stacked.rows import history_of, rows_of, struct
+from linear_lab.stacked.step import Stepper, capacity
 from linear_lab.sweep import results
 from linear_lab.sweep.plan import of_job, overrides
 from linear_lab.sweep.sweeper import STOP
