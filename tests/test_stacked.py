@@ -61,17 +61,17 @@ def test_optimizers_take_the_steps_of_torch(kind, arguments, dtype):
     modes, numbers = {name: groups[0].get(name, False) for name in MODES}, as_columns(groups, rule.numbers)
     together = start.clone()
     state = {name: torch.zeros_like(start) for name in rule.state(modes, numbers)}
-    for step in range(500):
+    for taken in range(500):
         noise = torch.randn(start.shape, dtype=dtype, generator=generator)
         for parameter, optimizer, values in zip(alone, optimizers, noise, strict=True):
             parameter.grad = 2 * parameter.detach() + parameter.detach().sin() + values
             optimizer.step()
-            if step == 250:
+            if taken == 250:
                 optimizer.param_groups[0]["lr"] /= 2
-        n = {k: v.to(dtype) for k, v in rule.derive(numbers, torch.tensor(step + 1.0, dtype=torch.float64)).items()}
+        n = {k: v.to(dtype) for k, v in rule.derive(numbers, torch.tensor(taken + 1.0, dtype=torch.float64)).items()}
         gradient = 2 * together + together.sin() + noise
         together, state = vmap(lambda p, g, s, n: rule.update(p, g, s, n, modes))(together, gradient, state, n)
-        if step == 250:
+        if taken == 250:
             numbers["lr"] = numbers["lr"] / 2
     exact = {} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}  # powers of beta round in another way
     for job, parameter in enumerate(alone):
