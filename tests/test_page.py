@@ -416,7 +416,7 @@ def test_rows_of_stacks_are_those_of_the_same_jobs_alone(swept, stacked):
         assert set(found) == set(wanted)
         for tag, points in found.items():
             assert [step for step, _ in points] == [wanted[tag][-1][0]]  # the end alone
-            assert points[-1][1] == pytest.approx(wanted[tag][-1][1], rel=1e-4, abs=1e-9), (name, tag)
+            assert points[-1][1] == pytest.approx(wanted[tag][-1][1], rel=1e-5, abs=1e-9), (name, tag)
     trials = {trial(stacked / "_rows" / name) for name in jobs}
     assert len(trials | {trial(swept / name) for name in jobs}) == 12
 
