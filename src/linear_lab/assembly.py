@@ -166,7 +166,10 @@ def restored_process(folder: str | Path, threads: int | None = None) -> Iterator
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         sys.argv = arguments
-        os.environ.clear()
-        os.environ.update(environment)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        for name, value in environment.items():  # only what changed: another thread may read the environment meanwhile
+            if os.environ.get(name) != value:
+                os.environ[name] = value
         torch.set_rng_state(rng_state)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

@@ -108,20 +108,20 @@ def metrics(
 
 def start(folder: Path, columns: dict[str, bool | float | str]) -> None:
     """Open a run's row, in place of one that was there; until it has an end its status is UNKNOWN."""
-    write(folder / START, started(folder, columns))
+    write(folder / START, started(f"{folder.parent.name}/{folder.name}", columns))
 
 
 def write_row(
-    folder: Path, columns: dict[str, bool | float | str], numbers: dict[str, float], step: int, status: str
+    folder: Path, trial: str, columns: dict[str, bool | float | str], numbers: dict[str, float], step: int, status: str
 ) -> None:
-    """Write a whole row, of a run that has ended."""
+    """Write a whole row, of a run that has ended and is called ``trial``."""
     values = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()])
-    write(folder / START, started(folder, columns), values, ended(status), step=step)
+    write(folder / START, started(trial, columns), values, ended(status), step=step)
 
 
-def started(folder: Path, columns: dict[str, bool | float | str]) -> Summary:
+def started(trial: str, columns: dict[str, bool | float | str]) -> Summary:
     """Return the record that opens a row; the trial has a name, or rows with equal columns would be one."""
-    return hparams_pb(columns, trial_id=f"{folder.parent.name}/{folder.name}")
+    return hparams_pb(columns, trial_id=trial)
 
 
 def end(folder: Path, status: str | None) -> None:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError, files, terminal
 from linear_lab.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
+from linear_lab.sweep import results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
 from linear_lab.sweep.naming import names
@@ -260,5 +261,4 @@ def write_plan(folder: Path, jobs: "pl.DataFrame", metric: str, mode: str) -> No
         merged = pl.concat([others, jobs], how="diagonal")
         merged = order.join(merged, on="name", how="left", maintain_order="left")
         files.replace(folder / SETTINGS, json.dumps({"metric": metric, "mode": mode}).encode())
-        with files.writing(folder / PLAN) as part:
-            merged.write_parquet(part)
+        results.write(folder / PLAN, merged)

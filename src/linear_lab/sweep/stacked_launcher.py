@@ -48,7 +48,7 @@ class StackedLauncher(LocalLauncher):
             raise UserError(f"hydra.launcher.compile={self.compile}: choose auto, true or false")
 
     def train_stacks(
-        self, folder: Path, jobs: "pl.DataFrame", composer: Composer, progress: Callable[[int, int, int], None]
+        self, folder: Path, jobs: "pl.DataFrame", composer: Composer, progress: Callable[[int, int, int, int], None]
     ) -> None:
         """Train what fits together; `notes` say why other jobs are left.
 
@@ -56,7 +56,7 @@ class StackedLauncher(LocalLauncher):
             folder: the sweep's.
             jobs: rows of its plan.
             composer: of their configs.
-            progress: is told of jobs that have ended, of the steps taken by those that train, and of their number.
+            progress: is told how many jobs have ended, how many train, how many steps these have taken, and of how many.
         """
         assert self.config is not None
         if self.config.hydra.sweeper.get("prune"):

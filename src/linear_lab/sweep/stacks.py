@@ -52,14 +52,14 @@ class Stacks:
     Args:
         folder: the sweep's.
         options: what a user may choose.
-        progress: is told of jobs that have ended, and of the steps taken of those that train, and their number.
+        progress: is told how many jobs have ended, how many train, how many steps these have taken, and of how many.
 
     Attributes:
         alone: by name why jobs could not be trained in a stack.
         notes: for the terminal.
     """
 
-    def __init__(self, folder: Path, options: Options, progress: Callable[[int, int, int], None]) -> None:
+    def __init__(self, folder: Path, options: Options, progress: Callable[[int, int, int, int], None]) -> None:
         self.folder, self.options, self.progress = folder, options, progress
         self.alone: dict[str, str] = {}
         self.notes: list[str] = []
@@ -172,7 +172,7 @@ class Stacks:
         path = self.folder / CHECKPOINT.format(hashes[0])
 
         def after_step(step: int) -> None:
-            self.progress(self.done, step, prepared.plan.total)
+            self.progress(self.done, len(chosen), step, prepared.plan.total)
             due = time.monotonic() - self.saved > SAVE_EVERY
             if due or stop.signum:
                 kept = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "loop": loop.state_dict()}

@@ -34,7 +34,7 @@ class Watch:
         self.names: pl.Series | None = None
         self.total: int | None = None
         self.before = 0  # jobs that had ended when a stack began
-        self.stack: tuple[int, int, int] | None = None  # jobs that have ended, steps of those that train, and of all
+        self.stack: tuple[int, int, int, int] | None = None  # as `stacked` was told last
         self.told: dict[str, Any] = {}  # failures that stand on the terminal, or are of an earlier command
         self.last = time.monotonic()
         self.progress = Progress(
@@ -72,9 +72,16 @@ class Watch:
                 self.progress.stop()
             self.screen.print()
 
-    def stacked(self, ended: int, step: int, steps: int) -> None:
-        """Show how far a stack is: jobs that have ended, steps that were taken, and how many there are."""
-        self.stack = ended, step, steps
+    def stacked(self, ended: int, training: int, step: int, steps: int) -> None:
+        """Show how far stacks are.
+
+        Args:
+            ended: jobs that have ended.
+            training: jobs that train.
+            step: how many steps these have taken.
+            steps: of how many.
+        """
+        self.stack = ended, training, step, steps
 
     @staticmethod
     def failed(jobs: "pl.DataFrame") -> "pl.DataFrame":
@@ -92,8 +99,11 @@ class Watch:
         assert self.names is not None
         total = self.total or len(self.names)
         if self.stack:
-            ended, step, steps = self.stack
-            done, texts = self.before + ended, [f"step {step}/{steps} of a stack"]
+            ended, training, step, steps = self.stack
+            done = (
+                self.before + ended + training * step // steps
+            )  # so that the time left is told from the first step on
+            texts = [f"step {step}/{steps} of {training:,} jobs at once"]
         else:
             found = board.read(self.folder)
             mine = found.jobs.filter(found.jobs["name"].is_in(self.names.implode()))
