@@ -56,7 +56,7 @@ class StackedLauncher(LocalLauncher):
             folder: the sweep's.
             jobs: rows of its plan.
             composer: of their configs.
-            progress: is told how many jobs have ended, how many train, how many steps these have taken, and of how many.
+            progress: is told how many jobs have ended, how many train, how many steps these have taken of how many.
         """
         assert self.config is not None
         if self.config.hydra.sweeper.get("prune"):

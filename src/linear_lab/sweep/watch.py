@@ -102,7 +102,7 @@ class Watch:
             ended, training, step, steps = self.stack
             done = (
                 self.before + ended + training * step // steps
-            )  # so that the time left is told from the first step on
+            )  # the time left is told from the first step on
             texts = [f"step {step}/{steps} of {training:,} jobs at once"]
         else:
             found = board.read(self.folder)
