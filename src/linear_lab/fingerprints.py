@@ -37,8 +37,8 @@ def leaves(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def term(path: Path, value: Any) -> int:
-    """Hash of one leaf: 64 bits of SHA-256 of its path and of its value as JSON."""
-    text = f"{'.'.join(path)}={json.dumps(value)}"
+    """Hash of one leaf: 64 bits of SHA-256 of its path and its value, as JSON."""
+    text = json.dumps([path, value])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
