@@ -20,6 +20,7 @@ NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?
 PATH = "data.path"
 MARK = "\0{}\0"  # stands for the value of a key, where it goes is where the value goes
 MARKS = re.compile("\0(\\d+)\0")
+FUNCTION = re.compile(r"\$\{[^{}]*:")  # in a text; OmegaConf calls it resolver
 
 
 class Patch(NamedTuple):
@@ -160,7 +161,8 @@ class Composer:
             keys: whose values vary.
 
         Returns:
-            the places; or those keys whose values become a part of another one, as in ``${seed}-${data.seed}``.
+            the places; or those keys whose values become a part of another one, as in ``${seed}-${data.seed}``, or may
+            decide one by a function, as in ``${oc.env:HOME,${seed}}``.
 
         Raises:
             as a call.
@@ -169,13 +171,21 @@ class Composer:
         if overlapping:
             return overlapping
         shape, patches = self.patcher.split([*overrides, *self.steering])
-        marks = [(key, MARK.format(number)) for number, key in enumerate(keys)]
-        cfg = self.patcher.config(shape, [*((patch.key, patch.value) for patch in patches), *marks])
+        cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
+        groups = {key for key in keys if isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig)}
+        if groups:
+            return groups  # they take some values, and others not
+        for number, key in enumerate(keys):
+            OmegaConf.update(cfg, key, MARK.format(number), merge=True)
+        if keys and any(FUNCTION.search(str(value)) for _, value in leaves(OmegaConf.to_container(cfg))):
+            return set(keys)  # what it makes of a mark says nothing
         if PATH not in keys:
             absolute_paths(cfg, self.folder)
         try:
             found = [*leaves(OmegaConf.to_container(cfg, resolve=True))]
-        except (OmegaConfBaseException, ValueError, TypeError):  # of a function in the config that wants a number
+        except OmegaConfBaseException:  # as of a reference to a part of a list
+            if not keys:
+                raise
             return set(keys)
         of_key: dict[str, list[fingerprints.Path]] = {key: [] for key in keys}
         inside: set[str] = set()
