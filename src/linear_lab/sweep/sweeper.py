@@ -23,7 +23,9 @@ from linear_lab import UserError, files, terminal
 from linear_lab.run import RESULT, Run, is_held
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
-from linear_lab.sweep.plan import Job, changed, differences, grid, plan, write_plan
+from linear_lab.sweep.grids import grid
+from linear_lab.sweep.mistakes import changed, differences
+from linear_lab.sweep.plan import Job, alone, plan, write_plan
 from linear_lab.sweep.plan import jobs as planned_jobs
 from linear_lab.sweep.pool import end_with_parent
 from linear_lab.sweep.records import ENDED, STEERING, is_steering, read_jobs, read_record
@@ -152,7 +154,7 @@ class GridSweeper(Sweeper):
         )  # an interrupted overwrite has another plan
         jobs = plan(typed, self.composer, pl.concat([others, recorded.select("name", "config_hash")]), named)
         terminal.heed()
-        before = recorded.select("name", "folder", "trained", "typed", before="config_hash")
+        before = recorded.select("name", "folder", "trained", before="config_hash")
         changed = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
         trained = changed.filter("trained")  # the rest failed before
         if len(trained) and not self.config.overwrite:
@@ -166,7 +168,8 @@ class GridSweeper(Sweeper):
                 run.clear()
         results.forget(self.folder, changed["name"])
         if self.watch.names is None:  # what is refused has changed nothing
-            files.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
+            with alone(self.folder):
+                files.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, str(self.config.metric), str(self.config.mode))
         self.watch.show(jobs["name"])
         board.write_sparingly(self.folder)
@@ -174,11 +177,16 @@ class GridSweeper(Sweeper):
 
     def difference(self, job: "pl.DataFrame") -> str:
         """Say in what the config of a job, a row of `plan`, differs from the one that it was trained with."""
-        columns = ("folder", "trained", "typed", "before")
+        import polars as pl
+
+        columns = ("folder", "trained", "before")
         now = self.composer(planned_jobs(job.drop(columns))[0].overrides)
         if job["folder"][0]:
             return changed(self.folder / job["name"][0], now)
-        before = self.composer(job["typed"][0].to_list())  # of a stack
+        typed = pl.col("job").struct.field("overrides")
+        told = results.read_results(self.folder, [typed], pl.col("name") == job["name"][0])  # a stack has trained it
+        assert told is not None
+        before = self.composer(told["overrides"][0].to_list())
         return ", ".join(differences(before, now)) or "conf/ has changed"
 
     def run_jobs(self, planned: "pl.DataFrame") -> None:
@@ -190,7 +198,9 @@ class GridSweeper(Sweeper):
         left = self.left(planned)
         if self.stacks and len(left) > 1:
             with self.alone_in_folder():
-                self.launcher.train_stacks(self.folder, self.left(planned), self.composer, self.watch.stacked)
+                left = self.left(planned)  # another command may have trained them meanwhile
+                if len(left) > 1:
+                    self.launcher.train_stacks(self.folder, left, self.composer, self.watch.stacked)
             self.watch.stack = None
             self.errors |= self.failures(planned)
             left = self.left(planned)
@@ -241,7 +251,8 @@ class GridSweeper(Sweeper):
             from linear_lab.sweep.kept import disagreements, write_rows
 
             self.launcher.notes += disagreements(self.folder, rows["name"], self.composer)
-            write_rows(board.read(self.folder), self.composer, self.launcher.rows)
+            with alone(self.folder):
+                write_rows(board.read(self.folder), self.composer, self.launcher.rows)
 
     def launch_all(self, left: list[Job]) -> None:
         """Launch jobs until none is left."""
@@ -269,12 +280,12 @@ class GridSweeper(Sweeper):
     def run_here(self, jobs: Iterable[Job]) -> None:
         """Run jobs one by one in this process; one that another process has taken up meanwhile is left to that."""
         for job in jobs:
-            if results.is_stacking(self.folder) and not self.stacks:
-                with self.alone_in_folder():  # it may train this job
-                    pass
-            if self.missing([job]) and not (self.fail_fast and self.errors):
+            while self.missing([job]) and not (self.fail_fast and self.errors):
+                if results.is_stacking(self.folder) and not self.stacks:
+                    with self.alone_in_folder():  # it may train this job
+                        continue
                 lost = self.launch([job])
-                if self.missing([job]):
+                if self.missing([job]) and (self.stacks or not results.is_stacking(self.folder)):
                     self.errors[job.name] = lost or "it did not run"
 
     def launch(self, jobs: list[Job]) -> str | None:

@@ -1,0 +1,62 @@
+"""All combinations of what is typed, as a table of texts."""
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import Override, RangeSweep
+
+from linear_lab import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NOTHING = "_"  # the column of a sweep of one job for which no key was typed
+
+
+def grid(overrides: Sequence[Override], limit: int, remedy: str) -> "pl.DataFrame":
+    """Return all combinations of what is typed, as a table of texts with a column for each key.
+
+    The keys are in the order typed, and the values of the last one vary first.
+
+    Raises:
+        UserError: for a sweep without end or without a job, and for more than ``limit`` jobs.
+    """
+    import numpy as np
+    import polars as pl
+
+    last = {str(override.get_key_element()): override for override in overrides}
+    count = math.prod(map(count_of, last.values()))
+    if not count:
+        raise UserError("the sweep has no job: one of its ranges is empty")
+    if count > limit:
+        raise UserError(f"the sweep has {count:,} jobs, more than {limit:,}; {remedy}")
+    typed = {
+        key: [*one.sweep_string_iterator()] if one.is_sweep_override() else [one.get_value_element_as_str()]
+        for key, one in last.items()
+    }
+    left = count = math.prod(map(len, typed.values()))  # rounding may make another number of a range of floats
+    columns = {}
+    for key, texts in typed.items():
+        left //= len(texts)
+        columns[key] = pl.Series(key, texts, pl.String).gather(np.arange(count) // left % len(texts))
+    return pl.DataFrame(columns or {NOTHING: [None]}, None if columns else {NOTHING: pl.String})
+
+
+def count_of(override: Override) -> int:
+    """Return how many values an override has, without writing them out; of a range of floats it may be one off.
+
+    Raises:
+        UserError: for a sweep without end.
+    """
+    if not override.is_sweep_override():
+        return 1
+    swept = override.value()
+    if override.is_discrete_sweep() and not isinstance(swept, RangeSweep):
+        return sum(1 for _ in override.sweep_iterator())
+    numbers: list[Any] = [swept.start, swept.stop, swept.step] if isinstance(swept, RangeSweep) else [0]
+    if not numbers[-1] or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{override.input_line}: has no end of values to try; type some, or add sweep=search")
+    start, stop, step = (Decimal(number) for number in numbers)  # as Hydra counts
+    return max(0, math.ceil((stop - start) / step))
