@@ -10,11 +10,14 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from linear_lab import cli, experiment
 from linear_lab.cli import CONF
+from linear_lab.sweep.composer import Composer
 
 
 def compose(*overrides, name="train"):
@@ -31,6 +34,26 @@ def composed(name, overrides):
     cli.register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(name, list(overrides))
+
+
+@functools.cache
+def loader():
+    """Hydra's, of conf/."""
+    cli.register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return GlobalHydra.instance().config_loader()
+
+
+def load(overrides):
+    """The config that Hydra composes, with its own node."""
+    return loader().load_configuration("train", list(overrides), run_mode=RunMode.RUN)
+
+
+def composer(load=load):
+    """What composes the configs of a sweep's jobs, by a function that composes one."""
+    made = Composer(load, loader().get_group_options, {"optimizer": "sgd", "data": "toy"}.get, "/base")
+    made.steering = ["name=study"]
+    return made
 
 
 def train(folder, *overrides):

@@ -1,48 +1,38 @@
-"""Configs of jobs, composed by templates: as Hydra composes each of them."""
+"""Fingerprints of a sweep's jobs, computed as columns: as each job's config alone has them."""
 
 import functools
+import itertools
+import json
+import time
 
-import hydra
+import hydra.errors
+import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from runs import command, composer, load, loader
 
-from linear_lab import cli
+from linear_lab import UserError, cli, fingerprints
+from linear_lab import train as entry
 from linear_lab.cli import CONF
-from linear_lab.run import config_hash
-from linear_lab.sweep.composer import Composer, absolute_paths
-from linear_lab.sweep.plan import group_hash
+from linear_lab.sweep import grids, plan
+from linear_lab.sweep.composer import absolute_paths
 
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
 VALUES = (
-    "0", "-3", "1e-4", "0.1", "1e22", "nan", "-inf", "true", "null", "adam", "größe", "''", "'1'", "'yes'", "'a: b'",
-    "' a '", "'???'", "${seed}", "'${optimizer.lr}'", "'x-${seed}'", f"'{'a b ' * 60}'", "[]", "[1,2.5]",
-    "[a,'b c',null]", "[[1,2],[3]]", "['${seed}']", "{a:1}", "{_target_:x,b:[1]}", "[{a:1}]", "value-1-is-put-in-here",
+    "0", "-3", "1e-4", "0.1", "1.0", "1", "1e22", "nan", "-inf", "true", "false", "null", "adam", "größe", "''", "'1'",
+    "'yes'", "'a: b'", "' a '", "'???'", "${seed}", "'${optimizer.lr}'", "'x-${seed}'", f"'{'a b ' * 60}'", "[]",
+    "[1,2.5]", "[a,'b c',null]", "[[1,2],[3]]", "['${seed}']", "[0.8,'${optimizer.lr}']", "{a:1}", "{_target_:x,b:[1]}",
+    "[{a:1}]", "'${oc.env:NOT_SET,${seed}}'", "'=.,\"\\n'",
 )  # fmt: skip
+NUMBERS = ("0", "-3", "1e-4", "0.1", "1.0", "1", "nan", "true", "null", "'1'", "[0.5,0.9]", "'a: b'")
+REFUSED = (OmegaConfBaseException, hydra.errors.HydraException)
 
 
-@functools.cache
-def loader():
-    cli.register_resolvers()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return GlobalHydra.instance().config_loader()
-
-
-@functools.cache
-def composer():
-    """One for all tests: templates are there for what comes later."""
-    made = Composer(lambda lines: load(lines), loader().get_group_options, lambda group: "", "/base")
-    made.steering = ["name=study"]
-    return made
-
-
-def load(overrides):
-    return loader().load_configuration("train", list(overrides), run_mode=RunMode.RUN)
+shared = functools.cache(composer)  # one for all tests: composing takes 0.2 s
 
 
 def by_hydra(overrides):
@@ -53,101 +43,220 @@ def by_hydra(overrides):
     return cfg
 
 
-def plain(cfg):
-    return OmegaConf.to_container(cfg, resolve=True)
+def grid(*typed, limit=10_000):
+    parser = OverridesParser.create(config_loader=loader())
+    return grids.grid(parser.parse_overrides(list(typed)), limit, "")
 
 
-def saved(cfg):
-    """As `experiment.fit` has a run keep it."""
-    return OmegaConf.to_yaml(OmegaConf.merge(cfg, {"scheduler": plain(cfg)["scheduler"], "resume": None}))
-
-
-def referring(cfg):
-    """Groups and keys of values with a reference in them."""
-    groups = {name: values for name, values in OmegaConf.to_container(cfg).items() if isinstance(values, dict)}
-    return [(name, key) for name, values in groups.items() for key in values if "${" in str(values[key])]
-
-
-def tried(function, *arguments):
-    """What a function returns, as text, so that 1 is not true; or that it refuses."""
+def alone(overrides):
+    """The fingerprints of one job, by its config; None for one that cannot be composed."""
     try:
-        return repr(function(*arguments))
-    except (OmegaConfBaseException, HydraException):
-        return "refused"
+        config = shared()(overrides)
+        cfg = OmegaConf.create(shared()(overrides, resolve=False))
+    except REFUSED:
+        return None
+    return fingerprints.config_hash(config), plan.group_hash(cfg), fingerprints.problem_hash(config)
 
 
-def check(overrides, times=1):
+def deciding(overrides):
+    """What decides a run's numbers, as a text that tells 1 from 1.0 and from true."""
+    config = {key: value for key, value in shared()(overrides).items() if key not in fingerprints.FREE}
+    return json.dumps(config, sort_keys=True)
+
+
+def check(typed):
+    """The fingerprints of a grid are those of its jobs, one by one; returns the table."""
+    jobs = plan.overrides(typed).to_list()
+    expected = [alone(overrides) for overrides in jobs]
     try:
-        cfg = by_hydra(overrides)
-    except (OmegaConfBaseException, HydraException):
-        expected = ["refused"] * 3
-    else:
-        expected = [tried(plain, cfg), tried(saved, cfg), repr(cfg)]
-        assert composer().referring(overrides) == referring(cfg)
-    for _ in range(times):
-        assert [tried(function, overrides) for function in (composer(), composer().yaml, composer().config)] == expected
+        assert repr(shared()(jobs[0])) == repr(OmegaConf.to_container(by_hydra(jobs[0]), resolve=True))
+    except REFUSED:
+        assert expected[0] is None
+    if None in expected:
+        with pytest.raises(UserError):
+            plan.identified(typed, shared())
+        return None
+    found = plan.identified(typed, shared())
+    assert found.select(typed.columns).equals(typed)  # the rows are where they were
+    assert [*found.select("config_hash", "group", "problem").iter_rows()] == expected
+    configs = [deciding(overrides) for overrides in jobs]
+    pairs = {*zip(configs, found["config_hash"], strict=True)}
+    assert len(pairs) == len({*configs}) == found["config_hash"].n_unique()  # equal if and only if these are
+    planned = plan.plan(typed, shared())
+    assert planned["config_hash"].to_list() == found["config_hash"].unique(maintain_order=True).to_list()
+    assert planned["name"].n_unique() == len(planned)
+    return found
 
 
 @functools.cache
 def keys(shape):
     """All keys that a job may set, those of containers among them."""
-    cfg = by_hydra(shape)
-    return [key for key in cli.keys(cfg) if not (CONF / key).is_dir()]
+    return [key for key in cli.keys(by_hydra(shape)) if not (CONF / key).is_dir()]
 
 
 @st.composite
-def jobs(draw):
-    """Jobs that set the same keys."""
+def typed_grids(draw, values=VALUES):
+    """Grids of groups and keys, in any order."""
     chosen = {group: draw(st.sampled_from([None, *cli.options(group)])) for group in GROUPS}
     shape = tuple(f"{group}={option}" for group, option in chosen.items() if option)
-    typed = draw(st.lists(st.sampled_from(keys(shape)), max_size=3))
-    rows = draw(st.lists(st.tuples(*(st.sampled_from(VALUES) for _ in typed)), min_size=2, max_size=2))
-    return [[*shape, *(f"{key}={value}" for key, value in zip(typed, row, strict=True))] for row in rows]
+    typed = draw(st.lists(st.sampled_from([*keys(shape), "seed", "optimizer.lr", "+note"]), max_size=4, unique=True))
+    swept = [f"{key}={','.join(draw(st.lists(st.sampled_from(values), min_size=1, max_size=3)))}" for key in typed]
+    return draw(st.permutations([*shape, *swept]))
 
 
-@settings(max_examples=12)
-@given(jobs())
-def test_configs_are_as_hydra_composes_them(rows):
-    for overrides in rows:
-        check(overrides)
+@settings(max_examples=25)
+@given(typed_grids())
+def test_fingerprints_of_a_grid_are_those_of_its_jobs(typed):
+    check(grid(*typed))
 
 
-ROWS = {
-    "what follows": ("scheduler=cosine trainer.max_epochs=7 seed=1", "scheduler=cosine trainer.max_epochs=9 seed=2"),
-    "numbers": [f"optimizer.lr={value}" for value in ("0.1", "1e-05", "1", "1e22", "-inf", "nan")],
-    "kinds": [f"model.bias={value}" for value in ("true", "1", "1.0", "'1'", "null")],
-    "lists": ("optimizer=adam optimizer.betas=[0.9,0.99]", "optimizer=adam optimizer.betas=[]"),
-    "paths": [f"data=table data.path={path}" for path in ("a.csv", "/b.csv", "null")],
-    "one key twice": ("seed=1 seed=2", "seed=3 seed=4"),
-    "one in another": ("console.steps=1 console={steps:2}", "console={steps:2} console.steps=1"),
-    "additions": ("+note=a seed=1", "+note=a seed=2", "+note=c seed=2", "~console seed=1"),
-    "a part of a text": ("+note='lr-${seed}' seed=1", "+note='lr-${seed}' seed=2"),
-    "a function": [f"+n='${{gpus:${{trainer.accelerator}},1}}' trainer.accelerator={kind}" for kind in ("cpu", "gpu")],
-    "references": [f"model.bias={value}" for value in ("1", "${seed}", "'???'", "[1]", "['${seed}']")],
-    "a list where a group of values is": ("console=1", "console=[1]"),
-    "no such key": ("optimizer=adam optimizer.momentum=1", "optimizer.momentum=1"),
+@settings(max_examples=25)
+@given(typed_grids(NUMBERS), st.randoms(use_true_random=False))
+def test_fingerprints_do_not_depend_on_the_order_in_which_keys_are_typed(typed, order):
+    names = [item.partition("=")[0] for item in typed]
+    if any(one != other and one.startswith(f"{other}.") for one in names for other in names):
+        return  # one in the other: the last counts
+    found = check(grid(*typed))
+    order.shuffle(typed)
+    other = check(grid(*typed))
+    assert (found is None) == (other is None)
+    if found is not None:
+        assert found.sort(sorted(names)).equals(other.select(found.columns).sort(sorted(names)))
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+
+
+def quoted(text):
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "$ {") + "'"
+
+
+@settings(max_examples=50)
+@given(st.lists(TEXT, min_size=1, max_size=4), st.lists(TEXT, min_size=1, max_size=2), st.booleans())
+def test_hostile_texts(ones, others, structural):
+    added = "+note" if structural and len(ones) == 1 else "metric"
+    lines = [[f"{added}={quoted(one)}", f"data.batch_size=[{quoted(two)}]", "seed=1"] for one in ones for two in others]
+    try:
+        OverridesParser.create().parse_overrides([line for row in lines for line in row])
+    except hydra.errors.HydraException:
+        return  # no text that Hydra's grammar takes
+    check(plan.listed(lines))
+
+
+GRIDS = {
+    "what follows": "scheduler=cosine trainer.max_epochs=7,9 seed=1,2",
+    "the order of batches": "data.order_seed=0,1,${seed} seed=0,1 data.batch_size=null,2",
+    "numbers": "optimizer.lr=0.1,1e-05,1,1.0,1e22,-inf,nan,-0.0,0.0",
+    "kinds": "model.bias=true,false,1,1.0,'1',null,[1]",
+    "lists": "optimizer=adam optimizer.betas=[0.9,0.99],[],[0.9],[0.9,0.99,1]",
+    "a reference in a list": "optimizer=adam optimizer.betas=[0.8,'${optimizer.lr}'] optimizer.lr=0.1,0.2",
+    "a reference among lists": "optimizer=adam optimizer.betas=[0.8,'${optimizer.lr}'],[0.8,0.1] optimizer.lr=0.1,0.2",
+    "paths": "data=table data.path=a.csv,/b.csv,null,a.csv",
+    "a path that is referred to": "data=table data.path=a.csv,b.csv +note='${data.path}' seed=1,2",
+    "one key twice": "seed=1,2 optimizer.lr=0.1,0.2 seed=3,4",
+    "one in another": "console.steps=1,2 console={steps:2}",
+    "one in another, the other way": "console={steps:2},{steps:3} console.steps=1,2 model={bias:false}",
+    "additions": "+note=a,b seed=1,2 ++seed=1 ++other=2,3",
+    "seeds by force": "++seed=1,2 optimizer.lr=0.1,0.2",
+    "nothing taken away": "~callbacks.last seed=1,2",
+    "a part of a text": "+note='lr-${seed}' seed=1,2 optimizer.lr=0.1,0.2",
+    "parts of a text": "+note='${optimizer.lr}-${seed}','x' seed=1,2 optimizer.lr=0.1,0.2 data.batch_size=2,4",
+    "a part of a list": "optimizer=adam +note='${optimizer.betas[0]}' optimizer.betas=[0.9,0.99],[0.8,0.99]",
+    "a function": "+n='${gpus:${trainer.accelerator},${trainer.devices}}' trainer.accelerator=cpu,gpu seed=1,2",
+    "a function that makes a text": "+n='${oc.env:NOT_SET,${seed}}' seed=1,2",
+    "a function within a text": "+n='a-${oc.select:seed,3}-b' seed=1,2",
+    "a key by the value of another one": "+which=lr,momentum +n='${optimizer.${which}}' seed=1,2",
+    "references": "model.bias=1,${seed},'???',[1],['${seed}']",
+    "a list where a group of values is": "console=1,{steps:3}",
+    "no such list": "console=1,[1]",
+    "no such list in a column": "console=[1],[2]",
+    "dots in keys": "+note={a.b:1},{a:{b:1}},{a:{b:1.0}}",
+    "groups": "optimizer=sgd,adam data=toy,synthetic optimizer.lr=0.1,0.2 seed=1,2",
+    "an experiment": "experiment=debug,notebook seed=1,2",
+    "problems": "data.train.x=[1,2,3,4],[1,2,3,5] loss=mse,mae data.batch_size=2,4 model.bias=true,false",
+    "what decides nothing": "output_root=a,b resume=null console.steps=0,1 logger=none,tensorboard",
+    "no such key": "optimizer=adam,sgd optimizer.momentum=1",
+    "no such reference": "+note='${nothing}' seed=1,2",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_each_kind_of_value(name):
-    for overrides in ROWS[name]:
-        check(overrides.split(), times=2)
+    found = check(grid(*GRIDS[name].split()))
+    assert (found is None) == name.startswith("no such")
 
 
-def test_fingerprints_are_those_that_jobs_record():
-    rows = [[f"seed={seed}", f"optimizer.lr={lr}", "data.batch_size=2"] for seed in (0, 1) for lr in (0.1, 0.2)]
-    for overrides in rows:
-        assert composer().group(overrides) == group_hash(by_hydra(overrides))
-        assert config_hash(composer()(overrides)) == config_hash(plain(by_hydra(overrides)))
-    assert len({composer().group(overrides) for overrides in rows}) == 2
+def test_one_job_for_which_no_key_was_typed():
+    (job,) = plan.jobs(plan.plan(grid(), shared()))
+    assert job == plan.Job("sgd", fingerprints.config_hash(shared()([])), [])
 
 
-def test_jobs_that_differ_in_a_value_share_the_rest_and_are_composed_once():
+def test_jobs_that_set_other_keys_than_others():
+    check(plan.listed([["seed=1"], ["optimizer.lr=0.2"], ["optimizer.lr=0.3", "seed=2"]]))
+
+
+def test_groups_are_what_differs_in_the_seed_alone():
+    found = check(grid("seed=0,1,2", "optimizer.lr=0.1,0.2", "data.batch_size=2"))
+    assert found["config_hash"].n_unique() == 6
+    assert found["group"].n_unique() == 2
+    assert found["problem"].n_unique() == 1
+    assert found.filter(found["group"] == found["group"][0])["optimizer.lr"].unique().to_list() == ["0.1"]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=4))
+def test_rows_are_in_the_order_of_all_combinations(values):
+    found = grid(*(f"+k{number}={','.join(map(str, row))}" for number, row in enumerate(values)))
+    assert [*found.iter_rows()] == [*itertools.product(*([str(value) for value in row] for row in values))]
+    assert found.columns == [f"+k{number}" for number in range(len(values))]
+
+
+@pytest.mark.parametrize(
+    "text", ["range(0.1,0.4,0.1)", "range(0.001,0.301,0.001)", "range(0,0.99,0.0033)", "range(5,0,-2)", "range(3)",
+             "range(1,2,0.3)", "shuffle(range(9))", "range(1,0,-0.1)", "choice(a,b)", "glob(*)"],
+)  # fmt: skip
+def test_ranges_have_the_values_that_hydra_gives_them(text):
+    (override,) = OverridesParser.create(config_loader=loader()).parse_overrides([f"optimizer={text}"])
+    found = grid(f"optimizer={text}", "seed=1,2")
+    assert sorted({*found["optimizer"]}) == sorted(override.sweep_string_iterator())
+    assert len(found) == 2 * found["optimizer"].n_unique()
+    assert abs(grids.count_of(override) - found["optimizer"].n_unique()) <= ("." in text)
+
+
+def test_hydra_composes_once_for_each_choice_of_groups():
     loaded = []
-    made = Composer(lambda lines: (loaded.append(lines), load(lines))[1], loader().get_group_options, str, "/base")
-    first, second, third = (made([f"optimizer.lr={lr}", "optimizer=adam"]) for lr in (1, 2, 3))
-    assert loaded == [["optimizer=adam"]]
-    assert [second["optimizer"]["lr"], third["optimizer"]["lr"]] == [2, 3]
-    assert second["trainer"] is third["trainer"]
-    assert first["optimizer"] == second["optimizer"] | {"lr": 1}
+    made = composer(lambda lines: (loaded.append(tuple(lines)), load(lines))[1])
+    typed = grid("optimizer=sgd,adam", "optimizer.lr=range(0.1,0.3,0.01)", "seed=range(20)", "model.bias=true,false")
+    found = plan.plan(typed, made)
+    assert len(found) == len(typed) == 2 * 20 * 20 * 2
+    assert sorted(loaded) == [("optimizer=adam",), ("optimizer=sgd",)]
+    for row in np.random.default_rng(0).choice(len(found), 8, replace=False):
+        job = plan.jobs(found[int(row)])[0]
+        assert job.hash == fingerprints.config_hash(made(job.overrides))
+    first, second = (made([f"optimizer.lr={lr}", "optimizer=adam"]) for lr in (1, 2))
+    assert second["optimizer"] == first["optimizer"] | {"lr": 2}
+    assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("typed", [("seed=range(10000000)",), ("seed=range(10000)", "data.seed=range(1000)")])
+@pytest.mark.parametrize(
+    ("launch", "remedy"),
+    [
+        ("stacked", "more than 2,000,000; set hydra.launcher.limit=<number> to train as many"),
+        ("local", "more than 100,000; launch=stacked trains as many at once"),
+    ],
+)
+def test_too_many_jobs_are_refused_at_once(typed, launch, remedy, tmp_path):
+    data = ("data=synthetic",) if len(typed) > 1 else ()
+    started = time.process_time()
+    code, out, errors = command(entry, "-m", f"output_root={tmp_path}", f"launch={launch}", "name=study", *data, *typed)
+    assert (code, out) == (1, "")
+    assert errors == f"error: the sweep has 10,000,000 jobs, {remedy}\n"
+    assert time.process_time() - started < 5
+    assert not [*tmp_path.glob("sweeps/*")]
+
+
+@pytest.mark.parametrize("text", ["range(0,inf)", "range(0.0,1.0,0)", "range(1,2,0)", "interval(0,1)"])
+def test_a_range_without_end_is_refused(text):
+    with pytest.raises(UserError, match="has no end of values to try"):
+        grid(f"seed={text}")

@@ -6,6 +6,7 @@ import re
 import resource
 import shlex
 import signal
+import time
 from pathlib import Path
 
 import polars as pl
@@ -13,14 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from processes import end, fork
-from runs import command, record
+from processes import end, fork, has_ended
+from runs import command, composer, record
 
 from linear_lab import terminal
 from linear_lab import train as entry
 from linear_lab.run import Run
-from linear_lab.sweep import board, job, page, plan, sweeper
-from linear_lab.sweep.records import read_jobs
+from linear_lab.sweep import board, job, mistakes, naming, page, plan, results, sweeper
 
 FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
 
@@ -268,7 +268,7 @@ def test_hostile_values(trained, tmp_path):
 
 
 def names(rows, optimizer="sgd"):
-    return plan.names(plan.listed(rows), optimizer).to_list()
+    return naming.names(plan.listed(rows), optimizer).to_list()
 
 
 def test_names_have_what_differs_in_the_order_typed():
@@ -279,19 +279,16 @@ def test_names_have_what_differs_in_the_order_typed():
     assert names(rows) == ["seed=1-adam", "seed=2-sgd"]
     assert names([["seed=1"]], "adam") == ["adam"]
     assert names([["optimizer=adam", "seed=1"], ["optimizer=adam", "seed=2"]]) == ["adam-seed=1", "adam-seed=2"]
-    assert plan.names(plan.listed(rows[:1]), "sgd", ["seed"]).to_list() == ["adam-seed=1"]
+    assert naming.names(plan.listed(rows[:1]), "sgd", ["seed"]).to_list() == ["adam-seed=1"]
     two = [[f"optimizer.weight_decay={a}", f"model.weight_decay={b}"] for a in "12" for b in "12"]
     assert names(two)[0] == "sgd-optimizer.weight_decay=1-model.weight_decay=1"  # both in full
 
 
-def test_jobs_whose_names_would_be_alike_have_their_fingerprints_in_them(composer):
-    alike = [["+a=1-b=2", "+c=0"], ["+a=1", "+b=2", "+c=1"], ["+a=1", "+b=2", "+c=0"]]
-    assert len(set(names(alike))) == 2
-    found = plan.plan(plan.listed(alike), composer)
-    one, other, two = found["name"]
-    assert other == "sgd-a=1-b=2-c=1"
-    assert one != two
-    assert [one, two] == [f"sgd-a=1-b=2-c=0-{found['config_hash'][number][:8]}" for number in (0, 2)]
+def test_jobs_whose_names_would_be_alike_have_their_fingerprints_in_them():
+    alike = [["+a=2", "optimizer=sgd"], ["+a=1-sgd"], ["+a=1", "optimizer=sgd"]]
+    found = plan.plan(plan.listed(alike), composer())
+    assert found["name"].to_list() == ["a=2-sgd", *(f"a=1-sgd-{found['config_hash'][row][:8]}" for row in (1, 2))]
+    assert found["name"].n_unique() == 3
 
 
 @settings(max_examples=50)
@@ -305,20 +302,20 @@ def test_names_are_unique_and_safe(values):
     rows = [[f"optimizer.lr={one}", f"+data.path={two}"] for one, two in values]
     found = names(rows)
     assert len(set(found)) == len(found)
-    for name in [*found, *(plan.safe(f"{one}-{two}") for one, two in values)]:
+    for name in [*found, *(naming.safe(f"{one}-{two}") for one, two in values)]:
         assert re.fullmatch(r"[A-Za-z0-9+=][A-Za-z0-9._=+-]*", name)
         assert len(name) <= 120
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True))
 def test_safe_names_differ_where_the_given_ones_do(texts):
-    assert plan.safe(texts[0]) != plan.safe(texts[1])
+    assert naming.safe(texts[0]) != naming.safe(texts[1])
 
 
 def test_differences_of_configs():
     before = {"a": {"b": 1, "c": [1]}, "seed": 1, "name": "x", "resume": None, "gone": 2, "kind": {"d": 1}}
     now = {"a": {"b": 2, "c": [1]}, "seed": 1, "name": "y", "resume": "z", "new": 3, "kind": "e"}
-    assert list(plan.differences(before, now)) == [
+    assert list(mistakes.differences(before, now)) == [
         "a.b was 1, is 2", "gone was 2, is -", "kind was {'d': 1}, is e", "new was -, is 3",
     ]  # fmt: skip
 
@@ -353,6 +350,169 @@ def test_what_two_commands_plan_is_added(tmp_path):
     found = plan.read_plan(tmp_path)
     assert sorted(found["name"]) == sorted(f"{letter}{number}" for letter in "ab" for number in range(20))
     assert [job.overrides for job in plan.jobs(found)] == [[f"+{job.name[0]}={job.name}"] for job in plan.jobs(found)]
+
+
+STACKED = ("launch=stacked", "hydra.launcher.keep=0")
+GRID = ("optimizer.lr=0.1,0.01", "seed=0,1")
+FOUR = dict.fromkeys([f"sgd-lr={lr}-seed={seed}" for lr in ("0.1", "0.01") for seed in (0, 1)], "completed")
+
+
+def stacked(root):
+    """The jobs that stacks have trained, as the results have them."""
+    found = results.read_results(root / "sweeps/study")
+    return [] if found is None else found["name"].to_list()
+
+
+def results_file(root):
+    path = root / "sweeps/study" / results.RESULTS
+    return path.read_bytes(), path.stat().st_mtime_ns
+
+
+def test_jobs_trained_one_by_one_are_not_trained_again_in_a_stack(trained, tmp_path):
+    check(tmp_path, *GRID, jobs=FOUR)
+    before = stamps(tmp_path)
+    trained.clear()
+    check(tmp_path, *GRID, *STACKED, jobs=FOUR)
+    check(tmp_path, *GRID[::-1], *STACKED, jobs=FOUR)  # in another order
+    assert not stacked(tmp_path)
+    grown = [f"sgd-lr=0.2-seed={seed}" for seed in (0, 1)]
+    check(tmp_path, "optimizer.lr=0.1,0.2", "seed=0,1", *STACKED, jobs=FOUR | dict.fromkeys(grown, "completed"))
+    assert stacked(tmp_path) == grown
+    assert not trained
+    assert stamps(tmp_path) == before
+
+
+def test_jobs_trained_in_a_stack_are_not_trained_again_one_by_one(trained, tmp_path):
+    check(tmp_path, *GRID, *STACKED, jobs=FOUR)
+    assert stacked(tmp_path) == [*FOUR]
+    before = results_file(tmp_path)
+    check(tmp_path, *GRID, jobs=FOUR)
+    check(tmp_path, *GRID[::-1], jobs=FOUR)  # in another order
+    check(tmp_path, *GRID[::-1], *STACKED, jobs=FOUR)
+    assert not trained
+    grown = [f"sgd-lr=0.2-seed={seed}" for seed in (0, 1)]
+    check(tmp_path, "optimizer.lr=0.1,0.2", "seed=0,1", jobs=FOUR | dict.fromkeys(grown, "completed"))
+    assert trained == grown
+    assert results_file(tmp_path) == before
+    (_, *rows) = (tmp_path / "sweeps/study/leaderboard.csv").read_text().splitlines()
+    assert sorted(row.split(",")[1] for row in rows) == sorted([*FOUR, *grown])
+
+
+def test_the_best_of_a_stack_get_run_folders_once(trained, tmp_path):
+    grid = (*GRID, "launch=stacked", "hydra.launcher.keep=2")
+    check(tmp_path, *grid, jobs=FOUR)
+    found = board.read(tmp_path / "sweeps/study").ranked
+    assert set(trained) == {*found["name"].head(2)}
+    assert len(trained) == 2
+    assert found["folder"].to_list() == [True, True, False, False]
+    assert all((tmp_path / "sweeps/study" / name / "checkpoints/best.ckpt").exists() for name in trained)
+    assert stacked(tmp_path) == [*FOUR]
+    records, table = stamps(tmp_path), results_file(tmp_path)
+    assert set(records) == set(trained)
+    check(tmp_path, *grid, jobs=FOUR)
+    assert len(trained) == 2
+    assert (stamps(tmp_path), results_file(tmp_path)) == (records, table)
+
+
+@pytest.mark.parametrize("launch", [STACKED, ("launch=local",)], ids=["stacked", "local"])
+def test_a_changed_config_is_refused_where_a_stack_was_trained(launch, trained, tmp_path):
+    check(tmp_path, *GRID, *STACKED, jobs=FOUR)
+    before = results_file(tmp_path)
+    told = plan.read_plan(tmp_path / "sweeps/study")
+    said = check(tmp_path, *GRID, "trainer.max_epochs=4", *launch, jobs=FOUR, code=1)
+    (first, *_) = FOUR
+    assert (
+        f"error: name=study: 4 of 4 jobs were trained with another config; {first}: trainer.max_epochs was 3, is 4; "
+        "train them afresh with overwrite=true" in said
+    )
+    assert results_file(tmp_path) == before
+    assert plan.read_plan(tmp_path / "sweeps/study").equals(told)
+    check(tmp_path, *GRID, "trainer.max_epochs=4", "overwrite=true", *launch, jobs=FOUR)
+    steps = board.read(tmp_path / "sweeps/study").jobs["steps"].to_list()
+    assert steps == [4] * 4
+    assert stacked(tmp_path) == ([*FOUR] if launch == STACKED else [])
+    assert trained == ([] if launch == STACKED else [*FOUR])
+
+
+def test_a_stack_trains_afresh_what_was_trained_one_by_one_with_another_config(trained, tmp_path):
+    check(tmp_path, *GRID, jobs=FOUR)
+    said = check(tmp_path, *GRID, "trainer.max_epochs=4", *STACKED, jobs=FOUR, code=1)
+    assert "4 of 4 jobs were trained with another config; sgd-lr=0.1-seed=0: trainer.max_epochs was 3, is 4; " in said
+    check(tmp_path, *GRID, "trainer.max_epochs=4", "overwrite=true", *STACKED, jobs=FOUR)
+    assert stacked(tmp_path) == [*FOUR]
+    assert not stamps(tmp_path)
+    assert board.read(tmp_path / "sweeps/study").jobs["steps"].to_list() == [4] * 4
+
+
+def begun(root, *overrides):
+    """Sweep in another process, without the page's pictures; its id. What it said lies in <root>/<its id>."""
+
+    def run():
+        page.write_page = lambda *_, **__: None
+        code, said = sweep(root, *FAST, "name=study", *overrides)
+        (root / str(os.getpid())).write_text(said)
+        return code
+
+    return fork(run)
+
+
+def test_two_stacks_of_one_name_at_once(trained, tmp_path):
+    (tmp_path / "sweeps/study").mkdir(parents=True)
+    with results.stacking(tmp_path / "sweeps/study"):  # so that both wait, and neither is over before the other begins
+        pids = [begun(tmp_path, *GRID, *STACKED) for _ in range(2)]
+        while len(plan.read_plan(tmp_path / "sweeps/study")) < 4:
+            time.sleep(0.05)
+        time.sleep(1)
+    assert [end(pid) for pid in pids] == [0, 0], [(tmp_path / str(pid)).read_text() for pid in pids]
+    assert stacked(tmp_path) == [*FOUR]  # a row each
+    assert not stamps(tmp_path)
+    logs = [(tmp_path / str(pid)).read_text() for pid in pids]
+    assert all("4 jobs: 4 completed" in said for said in logs)
+    before = results_file(tmp_path)
+    check(tmp_path, *GRID, *STACKED, jobs=FOUR)
+    assert results_file(tmp_path) == before
+
+
+def test_jobs_one_by_one_wait_for_a_stack_and_train_nothing_twice(trained, tmp_path):
+    folder = tmp_path / "sweeps/study"
+    check(tmp_path / "other", *GRID, *STACKED, jobs=FOUR)
+    folder.mkdir(parents=True)
+    with results.stacking(folder):
+        pid = begun(tmp_path, *GRID)
+        while len(plan.read_plan(folder)) < 4:
+            time.sleep(0.05)
+        time.sleep(1)
+        assert not has_ended(pid)
+        assert not stamps(tmp_path)
+        rows = results.read_results(tmp_path / "other/sweeps/study")
+        results.add(folder, rows)  # as the stack that this process stands for
+    assert end(pid) == 0, (tmp_path / str(pid)).read_text()
+    said = (tmp_path / str(pid)).read_text()
+    assert "waiting  another command trains stacks of this sweep" in said
+    assert "4 jobs: 4 completed" in said
+    assert not stamps(tmp_path)
+    assert stacked(tmp_path) == [*FOUR]
+
+
+def test_what_a_lost_stack_has_not_trained_is_trained_one_by_one(trained, tmp_path):
+    folder = tmp_path / "sweeps/study"
+    check(tmp_path / "other", *GRID, *STACKED, jobs=FOUR)
+    folder.mkdir(parents=True)
+    with results.stacking(folder):
+        pid = begun(tmp_path, *GRID)
+        while len(plan.read_plan(folder)) < 4:
+            time.sleep(0.05)
+        results.add(folder, results.read_results(tmp_path / "other/sweeps/study").head(2))
+    assert end(pid) == 0, (tmp_path / str(pid)).read_text()
+    assert stacked(tmp_path) == [*FOUR][:2]
+    assert set(stamps(tmp_path)) == {*[*FOUR][2:]}
+
+
+def test_a_sweep_of_which_nothing_was_typed(trained, tmp_path):
+    code, said = sweep(tmp_path, "name=study", "logger=none", "optimum=false")
+    assert code == 0, said
+    assert sweep(tmp_path, "name=alone")[0] == 0
+    assert trained == ["sgd", "sgd"]
 
 
 def test_memory_does_not_grow_with_the_jobs(trained, tmp_path):

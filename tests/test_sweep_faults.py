@@ -39,11 +39,14 @@ def start(root, *overrides):
 
     def run(write_page):
         page.write_page = write_page
+        (root / f"begun-{os.getpid()}").touch()
         code, said = sweep(root, *overrides)
         (root / str(os.getpid())).write_text(said)
         return code
 
-    return fork(run, page.write_page)  # as it may be patched here
+    pid = fork(run, page.write_page)  # as it may be patched here
+    wait_for((root / f"begun-{pid}").exists, pid)
+    return pid
 
 
 def wait_for(condition, pid=None):
