@@ -80,8 +80,12 @@ class GridSweeper(Sweeper):
         try:
             overrides = parser.parse_overrides([*params, *arguments])
             for override in overrides:
+                line = str(override.input_line)
                 if override.is_sweep_override() and override.get_key_element().partition("/")[0] in FIXED:
-                    raise UserError(f"{override.input_line}: cannot differ between the jobs of a sweep; give one value")
+                    raise UserError(f"{line}: cannot differ between the jobs of a sweep; give one value")
+                shown = line.encode(errors="surrogateescape").decode(errors="replace")
+                if shown != line:  # no table takes that
+                    raise UserError(f"{shown}: it is not UTF-8; rename the file, or train a run of its own without -m")
             self.check()
             self.steering = [str(item.input_line) for item in overrides if is_steering(str(item.input_line))]
             # what Hydra itself shall do is no part of a job's config
