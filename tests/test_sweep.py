@@ -238,6 +238,11 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
         (("sweep=search", "hydra.sweeper.seed=a"), "seed=a: must be a whole number"),
         (("sweep=search", "optimizer.lrr=interval(0,1)"), "did you mean optimizer.lr"),
         (("name=../x", "seed=0,1"), "name=../x: it is a folder's name"),
+        (("+note='a\udcff','b'",), "note='a\ufffd','b': it is not UTF-8; rename the file"),
+        (("data=table", "data.path=a\udcff.csv", "seed=0,1"), "data.path='a\ufffd.csv': it is not UTF-8"),
+        (("+note=${nothing},1",), "Interpolation key 'nothing' not found"),
+        (("console=[1],[2]",), r"console=\[1\]: "),
+        (("seed=range(0,5,0)",), r"seed=range\(0,5,0\): has no end of values"),
     ],
 )  # fmt: skip
 def test_what_a_sweep_refuses_before_anything_is_trained(overrides, message, trained, tmp_path):

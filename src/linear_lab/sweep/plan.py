@@ -241,7 +241,7 @@ def read_plan(folder: Path) -> "pl.DataFrame":
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Have commands of one name write what they plan one after the other."""
+    """Have commands of one name write what they plan, and rows of HPARAMS, one after the other."""
     with (folder / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

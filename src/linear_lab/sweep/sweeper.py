@@ -80,8 +80,12 @@ class GridSweeper(Sweeper):
         try:
             overrides = parser.parse_overrides([*params, *arguments])
             for override in overrides:
+                line = str(override.input_line)
                 if override.is_sweep_override() and override.get_key_element().partition("/")[0] in FIXED:
-                    raise UserError(f"{override.input_line}: cannot differ between the jobs of a sweep; give one value")
+                    raise UserError(f"{line}: cannot differ between the jobs of a sweep; give one value")
+                shown = line.encode(errors="surrogateescape").decode(errors="replace")
+                if shown != line:  # no table takes that
+                    raise UserError(f"{shown}: it is not UTF-8; rename the file, or train a run of its own without -m")
             self.check()
             self.steering = [str(item.input_line) for item in overrides if is_steering(str(item.input_line))]
             # what Hydra itself shall do is no part of a job's config
@@ -251,7 +255,8 @@ class GridSweeper(Sweeper):
             from linear_lab.sweep.kept import disagreements, write_rows
 
             self.launcher.notes += disagreements(self.folder, rows["name"], self.composer)
-            write_rows(board.read(self.folder), self.composer, self.launcher.rows)
+            with alone(self.folder):
+                write_rows(board.read(self.folder), self.composer, self.launcher.rows)
 
     def launch_all(self, left: list[Job]) -> None:
         """Launch jobs until none is left."""
@@ -279,12 +284,12 @@ class GridSweeper(Sweeper):
     def run_here(self, jobs: Iterable[Job]) -> None:
         """Run jobs one by one in this process; one that another process has taken up meanwhile is left to that."""
         for job in jobs:
-            if results.is_stacking(self.folder) and not self.stacks:
-                with self.alone_in_folder():  # it may train this job
-                    pass
-            if self.missing([job]) and not (self.fail_fast and self.errors):
+            while self.missing([job]) and not (self.fail_fast and self.errors):
+                if results.is_stacking(self.folder) and not self.stacks:
+                    with self.alone_in_folder():  # it may train this job
+                        continue
                 lost = self.launch([job])
-                if self.missing([job]):
+                if self.missing([job]) and (self.stacks or not results.is_stacking(self.folder)):
                     self.errors[job.name] = lost or "it did not run"
 
     def launch(self, jobs: list[Job]) -> str | None:

@@ -100,9 +100,7 @@ class Watch:
         total = self.total or len(self.names)
         if self.stack:
             ended, training, step, steps = self.stack
-            done = (
-                self.before + ended + training * step // steps
-            )  # the time left is told from the first step on
+            done = self.before + ended + training * step // steps  # the time left is told from the first step on
             texts = [f"step {step}/{steps} of {training:,} jobs at once"]
         else:
             found = board.read(self.folder)
