@@ -23,8 +23,8 @@ from linear_lab.sweep.composer import absolute_paths
 
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
 VALUES = (
-    "0", "-3", "1e-4", "0.1", "1.0", "1", "1e22", "nan", "-inf", "true", "false", "null", "adam", "größe", "''", "'1'",
-    "'yes'", "'a: b'", "' a '", "'???'", "${seed}", "'${optimizer.lr}'", "'x-${seed}'", f"'{'a b ' * 60}'", "[]",
+    "0", "-3", "1e-4", "0.1", "1.0", "1e22", "nan", "-inf", "true", "false", "null", "adam", "'größe'", "''", "'1'",
+    "1", "'yes'", "'a: b'", "' a '", "'???'", "${seed}", "'${optimizer.lr}'", "'x-${seed}'", f"'{'a b ' * 60}'", "[]",
     "[1,2.5]", "[a,'b c',null]", "[[1,2],[3]]", "['${seed}']", "[0.8,'${optimizer.lr}']", "{a:1}", "{_target_:x,b:[1]}",
     "[{a:1}]", "'${oc.env:NOT_SET,${seed}}'", "'=.,\"\\n'",
 )  # fmt: skip

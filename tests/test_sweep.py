@@ -530,11 +530,11 @@ def test_memory_does_not_grow_with_the_jobs(trained, tmp_path):
             return train_in(*arguments)
 
         job.train_in = measured
-        code, _ = sweep(tmp_path, "seed=range(15)", "trainer.max_epochs=2", "logger.pictures=false", "name=study")
+        code, _ = sweep(tmp_path, "seed=range(25)", "trainer.max_epochs=2", "logger.pictures=false", "name=study")
         (tmp_path / "used").write_text(json.dumps(used))
         return code
 
     assert end(fork(run)) == 0
     used = json.loads((tmp_path / "used").read_text())
-    assert len(used) == 15
-    assert (used[-1] - used[3]) / 11 < 0.12  # MB a job
+    assert len(used) == 25
+    assert (used[-1] - used[10]) / 14 < 0.12  # MB a job, once the process is warm
