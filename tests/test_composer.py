@@ -51,8 +51,7 @@ def grid(*typed, limit=10_000):
 def alone(overrides):
     """The fingerprints of one job, by its config; None for one that cannot be composed."""
     try:
-        config = shared()(overrides)
-        cfg = OmegaConf.create(shared()(overrides, resolve=False))
+        config, cfg = shared()(overrides), shared().config(overrides)
     except REFUSED:
         return None
     return fingerprints.config_hash(config), plan.group_hash(cfg), fingerprints.problem_hash(config)
@@ -260,3 +259,10 @@ def test_too_many_jobs_are_refused_at_once(typed, launch, remedy, tmp_path):
 def test_a_range_without_end_is_refused(text):
     with pytest.raises(UserError, match="has no end of values to try"):
         grid(f"seed={text}")
+
+
+def test_the_hash_is_of_what_decides_the_numbers():
+    config = {"seed": 0, "optimizer": {"lr": 0.1, "_target_": "SGD"}, "output_root": "a", "console": {"steps": 0}}
+    same = {"console": {"steps": 2}, "output_root": "b", "optimizer": {"_target_": "SGD", "lr": 0.1}, "seed": 0}
+    assert fingerprints.config_hash(config) == fingerprints.config_hash(same)
+    assert fingerprints.config_hash(config) != fingerprints.config_hash(config | {"seed": 1})

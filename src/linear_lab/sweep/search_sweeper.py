@@ -50,7 +50,7 @@ class SearchSweeper(GridSweeper):
         )  # fmt: skip
         self.watch.total = self.trials
         try:
-            while (asked := search.ask(self.workers())) and not (self.fail_fast and self.errors):
+            while (asked := search.ask(self.workers())) and not self.launches.stopped:
                 lines = [[*fixed, *drawn] for _, drawn in asked]
                 planned = self.plan(listed(lines), searched)
                 hashes = identified(listed(lines), self.composer)["config_hash"]  # trials may draw the same job
@@ -72,5 +72,5 @@ class SearchSweeper(GridSweeper):
         if self.at_once:
             return self.at_once
         if hasattr(self.launcher, "joblib"):
-            return int(self.processes)
-        return 1 if self.in_process else os.cpu_count() or 1
+            return int(self.launches.processes)
+        return 1 if self.launches.in_process else os.cpu_count() or 1

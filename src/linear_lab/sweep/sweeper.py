@@ -1,12 +1,9 @@
 """A sweep from its command to its exit code: what is missing is launched, what failed is listed."""
 
-import functools
-import gc
 import os
 import signal
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -14,21 +11,20 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError, files, terminal
-from linear_lab.run import RESULT, Run, is_held
+from linear_lab.run import Run, is_held
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.grids import grid
+from linear_lab.sweep.launches import Launches
 from linear_lab.sweep.mistakes import changed, differences
-from linear_lab.sweep.plan import Job, alone, plan, write_plan
+from linear_lab.sweep.plan import alone, plan, write_plan
 from linear_lab.sweep.plan import jobs as planned_jobs
-from linear_lab.sweep.pool import end_with_parent
-from linear_lab.sweep.records import ENDED, STEERING, is_steering, read_jobs, read_record
+from linear_lab.sweep.records import ENDED, STEERING, is_steering, read_jobs
 from linear_lab.sweep.watch import Watch
 
 if TYPE_CHECKING:
@@ -49,7 +45,6 @@ class GridSweeper(Sweeper):
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         self.params = params or {}
-        self.errors: dict[str, str] = {}  # of the jobs that failed in this process's time, by name
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over, and build the launcher."""
@@ -60,11 +55,9 @@ class GridSweeper(Sweeper):
             config=config, hydra_context=hydra_context, task_function=task_function
         )
         self.launcher: Any = launcher
-        # by its name: Hydra imports its own plugins twice
-        self.in_process = any(kind.__name__ == "BasicLauncher" for kind in type(self.launcher).__mro__)
-        self.processes: Any = getattr(self.launcher, "joblib", {}).get("n_jobs", 1)  # of joblib, as configured
+        self.screen = terminal.screen()
+        self.launches = Launches(self.folder, launcher, self.screen)
         self.composer = composer_of(hydra_context, config)
-        self.stacks = hasattr(launcher, "train_stacks")
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs that are missing, and show what the sweep has found.
@@ -72,7 +65,6 @@ class GridSweeper(Sweeper):
         Raises:
             SystemExit: 1 if jobs failed, 130 after Ctrl-C, 143 after SIGTERM.
         """
-        self.screen = terminal.screen()
         self.watch = Watch(self.screen, self.folder)
         handler = signal.signal(signal.SIGTERM, ended)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -87,10 +79,10 @@ class GridSweeper(Sweeper):
                 if shown != line:  # no table takes that
                     raise UserError(f"{shown}: it is not UTF-8; rename the file, or train a run of its own without -m")
             self.check()
-            self.steering = [str(item.input_line) for item in overrides if is_steering(str(item.input_line))]
+            steering = [str(item.input_line) for item in overrides if is_steering(str(item.input_line))]
             # what Hydra itself shall do is no part of a job's config
-            self.composer.steering = [item for item in self.steering if not item.startswith("hydra")]
-            self.fail_fast = self.config.fail_fast
+            self.composer.steering = [item for item in steering if not item.startswith("hydra")]
+            self.launches.steering, self.launches.fail_fast = steering, self.config.fail_fast
             with suppress(FileExistsError):  # hydra.sweep.dir= may name any
                 files.make(self.folder)
             (self.folder / STOP).unlink(missing_ok=True)
@@ -122,18 +114,11 @@ class GridSweeper(Sweeper):
                 raise UserError(f"{key}={self.config[key]}: choose true or false")
         if self.config.mode not in ("min", "max"):
             raise UserError(f"mode={self.config.mode}: choose min or max")
-        if hasattr(self.launcher, "check"):
-            self.launcher.check()
-        if type(self.processes) is not int or self.processes == 0:
-            raise UserError(f"hydra.launcher.n_jobs={self.processes}: must be a number from 1, or -1 for all cores")
-        if self.processes < 0:
-            import joblib
-
-            self.processes = joblib.effective_n_jobs(self.processes)
+        self.launches.check()
 
     def run(self, overrides: list[Override]) -> None:
         """Plan all combinations, and launch what has not ended."""
-        if self.stacks:
+        if self.launches.stacks:
             limit, remedy = self.launcher.limit, "set hydra.launcher.limit=<number> to train as many"
         else:
             limit, remedy = MOST, "launch=stacked trains as many at once"
@@ -194,31 +179,19 @@ class GridSweeper(Sweeper):
         return ", ".join(differences(before, now)) or "conf/ has changed"
 
     def run_jobs(self, planned: "pl.DataFrame") -> None:
-        """Train jobs until each has ended or failed, or another process trains it.
-
-        A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
-        had begun one by one, so that one that kills its process takes no other with it.
-        """
+        """Train jobs until each has ended, failed, or is trained by another process; stacks first."""
         left = self.left(planned)
-        if self.stacks and len(left) > 1:
-            with self.alone_in_folder():
+        if self.launches.stacks and len(left) > 1:
+            with self.launches.alone_in_folder():
                 left = self.left(planned)  # another command may have trained them meanwhile
                 if len(left) > 1:
                     self.launcher.train_stacks(self.folder, left, self.composer, self.watch.stacked)
             self.watch.stack = None
-            self.errors |= self.failures(planned)
+            self.launches.errors |= self.failures(planned)
             left = self.left(planned)
-        self.launch_all(planned_jobs(left))
-        if self.stacks:
+        self.launches.run(planned_jobs(left))
+        if self.launches.stacks:
             self.keep_best(planned)
-
-    @contextmanager
-    def alone_in_folder(self) -> Iterator[None]:
-        """Wait until no other process trains stacks in the sweep's folder, and keep others from doing so."""
-        if results.is_stacking(self.folder):
-            self.screen.print("waiting  another command trains stacks of this sweep")
-        with results.stacking(self.folder):
-            yield
 
     def failures(self, planned: "pl.DataFrame") -> dict[str, str]:
         """Return the errors of those jobs that have failed in stacks."""
@@ -238,7 +211,7 @@ class GridSweeper(Sweeper):
         left = planned.join(ended, on=["name", "config_hash"], how="anti", maintain_order="left")
         with os.scandir(self.folder) as entries:
             held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]
-        return left.filter(~left["name"].is_in([*held, *self.errors]))
+        return left.filter(~left["name"].is_in([*held, *self.launches.errors]))
 
     def keep_best(self, planned: "pl.DataFrame") -> None:
         """Train the best jobs of stacks alone, for all that a run leaves; and write HPARAMS rows of others."""
@@ -248,102 +221,15 @@ class GridSweeper(Sweeper):
         best = found.ranked.filter(pl.col("rank").is_not_null()).head(self.launcher.keep)
         rows = planned.join(best.filter(~pl.col("folder")).select("name"), on="name", how="semi", maintain_order="left")
         for job in planned_jobs(rows):
-            held = is_held(self.folder / job.name)
-            if not held and not (self.fail_fast and self.errors) and (lost := self.launch([job])):
-                self.errors[job.name] = lost
+            free = not is_held(self.folder / job.name) and not self.launches.stopped
+            if free and (lost := self.launches.launch([job])):
+                self.launches.errors[job.name] = lost
         if found.best:
             from linear_lab.sweep.kept import disagreements, write_rows
 
             self.launcher.notes += disagreements(self.folder, rows["name"], self.composer)
             with alone(self.folder):
                 write_rows(board.read(self.folder), self.composer, self.launcher.rows)
-
-    def launch_all(self, left: list[Job]) -> None:
-        """Launch jobs until none is left."""
-        self.before = {job.name: self.stamp(job) for job in left}
-        jobs, alone = left, False
-        while left and not (self.fail_fast and self.errors):
-            if self.in_process:
-                self.run_here(left)
-                left = self.missing(jobs)
-                continue
-            batch = left[:1] if alone else left
-            lost = self.launch(batch)
-            now = self.missing(jobs)
-            if lost and len(now) == len(left) and not any(map(self.begun, now)):
-                raise UserError(f"launch: no job could be started ({lost}); try launch=local")
-            for job in batch:
-                if job in now and not lost:
-                    self.errors[job.name] = "it did not run"
-                elif job in now and lost and alone:
-                    self.errors[job.name] = f"its process was lost ({lost})"
-            left = self.missing(jobs)
-            alone = any(map(self.begun, left))
-            left.sort(key=self.begun, reverse=True)
-
-    def run_here(self, jobs: Iterable[Job]) -> None:
-        """Run jobs one by one in this process; one that another process has taken up meanwhile is left to that."""
-        for job in jobs:
-            while self.missing([job]) and not (self.fail_fast and self.errors):
-                if results.is_stacking(self.folder) and not self.stacks:
-                    with self.alone_in_folder():  # it may train this job
-                        continue
-                lost = self.launch([job])
-                if self.missing([job]) and (self.stacks or not results.is_stacking(self.folder)):
-                    self.errors[job.name] = lost or "it did not run"
-
-    def launch(self, jobs: list[Job]) -> str | None:
-        """Launch jobs; returns what the launcher stumbled over."""
-        if hasattr(self.launcher, "joblib"):
-            self.launcher.joblib["initializer"] = end_with_parent
-            # it would start all processes, whatever there is to do; and none for one
-            self.launcher.joblib["n_jobs"] = min(self.processes, max(len(jobs), 2))
-        where = f"hydra.sweep.dir={terminal.in_quotes(str(self.folder))}"
-        # Hydra would write the config before the job holds its folder, over that of one that has ended
-        ours = [*self.steering, where, "hydra.output_subdir=null"]
-        batch = [[*job.overrides, *ours, f"hydra.sweep.subdir={terminal.in_quotes(job.name)}"] for job in jobs]
-        try:
-            returned = self.launcher.launch(batch, initial_job_idx=0)
-        except Exception as error:  # whatever a launcher raises where a process of its was lost
-            if isinstance(error, UserError) and self.in_process:  # of a launcher of ours, such as a full disk
-                raise
-            while any(is_held(self.folder / job.name) for job in jobs):  # it may have left the others running
-                time.sleep(0.5)
-            return f"{type(error).__name__}: {error}".splitlines()[0]
-        for job, result in zip(jobs, returned, strict=True):
-            if result.status == JobStatus.FAILED:
-                self.errors[job.name] = str(result._return_value)
-        if self.in_process:
-            page.write_page(self.folder, sparingly=True)
-            gc.collect()  # a Trainer is a circle of references: memory would grow until Python looks for such
-            freeze()
-        return None
-
-    def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """Return the jobs that are to be run by this process: not ended, nor failed here, nor run by another one."""
-        return [
-            job
-            for job in jobs
-            if job.name not in self.errors and not self.has_ended(job) and not is_held(self.folder / job.name)
-        ]
-
-    def has_ended(self, job: Job) -> bool:
-        """Tell whether a job has ended with the config that it has now."""
-        record = read_record(self.folder / job.name / RESULT)
-        if record.get("status") in ENDED and record.get("config_hash") == job.hash:
-            return True
-        return results.has_ended(self.folder, job.name, job.hash)
-
-    def begun(self, job: Job) -> bool:
-        """Tell whether a job has written its record since this command began."""
-        return self.stamp(job) != self.before[job.name]
-
-    def stamp(self, job: Job) -> int | None:
-        """When a job has written its record, in nanoseconds."""
-        try:
-            return (self.folder / job.name / RESULT).stat().st_mtime_ns
-        except OSError:
-            return None
 
     def conclude(self, arguments: Sequence[str]) -> bool:
         """Show the leaderboard and what failed; returns whether something did."""
@@ -358,7 +244,7 @@ class GridSweeper(Sweeper):
         for name in mine.filter(pl.col("status") == "running")["name"]:
             self.screen.print(f"running  {name}: another process trains it", soft_wrap=True)
         for name, status, error in left.select("name", "status", "error").head(SHOWN).iter_rows():
-            why = self.errors.get(name) or error or ""
+            why = self.launches.errors.get(name) or error or ""
             self.screen.print(f"{status}  {name}{f': {why}' if why else ''}", soft_wrap=True)
         if len(left) > SHOWN:
             self.screen.print(f"... {len(left) - SHOWN} more in {terminal.short(self.folder / board.TABLE)}")
@@ -382,12 +268,6 @@ class GridSweeper(Sweeper):
         typed = [item for item in typed if not item.startswith(("name=", "overwrite=", "hydra.mode="))]
         named = any(item.startswith("hydra.sweep.dir=") for item in typed)
         return terminal.sweeping(typed if named else [f"name={self.folder.name}", *typed])
-
-
-@functools.cache  # after each job it would keep their configs for ever
-def freeze() -> None:
-    """Have the collector not look at the modules again."""
-    gc.freeze()
 
 
 def ended(signum: int, frame: FrameType | None) -> None:
