@@ -171,3 +171,18 @@ def taken(file: int) -> bool:
             return True
         time.sleep(PATIENCE / 50)
     return False
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether some process holds the lock of a file."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False

@@ -1,6 +1,5 @@
 """The run folder: all that a run leaves. The only file that knows the names in it."""
 
-import fcntl
 import functools
 import json
 import math
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from linear_lab import UserError, __version__
-from linear_lab.files import replace, taken
+from linear_lab.files import is_locked, replace, taken
 
 RESULT = "result.json"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
@@ -177,17 +176,7 @@ class Run:
 
 def is_held(folder: Path) -> bool:
     """Tell whether some process trains in a run folder now."""
-    try:
-        file = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+    return is_locked(folder / LOCK)
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -162,14 +162,4 @@ def stacking(folder: Path) -> Iterator[None]:
 
 def is_stacking(folder: Path) -> bool:
     """Tell whether some process trains stacks in a sweep's folder now."""
-    try:
-        file = os.open(folder / STACKING, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+    return files.is_locked(folder / STACKING)

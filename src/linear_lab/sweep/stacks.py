@@ -26,7 +26,7 @@ from linear_lab.sweep.sweeper import STOP
 CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained, with the fingerprint of its first job
 SAVE_EVERY = 60.0  # seconds that a kill may cost
 CHUNK = 1 << 16  # models that are trained at once: more fit into no cache
-COMPILING = 10.0  # seconds that torch.compile takes
+COMPILING = 15.0  # seconds that torch.compile takes: 6 where it has compiled the like before, 18 at the first time
 LOG = "stacks.log"  # in the sweep's folder: what the libraries say
 
 log = logging.getLogger(__name__)
