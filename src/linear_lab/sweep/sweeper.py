@@ -161,7 +161,8 @@ class GridSweeper(Sweeper):
                 files.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, str(self.config.metric), str(self.config.mode))
         self.watch.show(jobs["name"])
-        board.write_sparingly(self.folder)
+        if not self.launches.stacks:  # whose jobs wait together, and end together
+            board.write_sparingly(self.folder)
         return jobs
 
     def difference(self, job: "pl.DataFrame") -> str:
