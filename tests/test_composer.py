@@ -20,6 +20,7 @@ from linear_lab import train as entry
 from linear_lab.cli import CONF
 from linear_lab.sweep import grids, plan
 from linear_lab.sweep.composer import absolute_paths
+from linear_lab.sweep.records import is_steering
 
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
 VALUES = (
@@ -90,7 +91,7 @@ def check(typed):
 @functools.cache
 def keys(shape):
     """All keys that a job may set, those of containers among them."""
-    return [key for key in cli.keys(by_hydra(shape)) if not (CONF / key).is_dir()]
+    return [key for key in cli.keys(by_hydra(shape)) if not (CONF / key).is_dir() and not is_steering(key)]
 
 
 @st.composite
@@ -214,12 +215,17 @@ def test_rows_are_in_the_order_of_all_combinations(values):
     "text", ["range(0.1,0.4,0.1)", "range(0.001,0.301,0.001)", "range(0,0.99,0.0033)", "range(5,0,-2)", "range(3)",
              "range(1,2,0.3)", "shuffle(range(9))", "range(1,0,-0.1)", "choice(a,b)", "glob(*)"],
 )  # fmt: skip
-def test_ranges_have_the_values_that_hydra_gives_them(text):
+def test_ranges_have_the_values_that_hydra_gives_them_in_decimals(text):
     (override,) = OverridesParser.create(config_loader=loader()).parse_overrides([f"optimizer={text}"])
     found = grid(f"optimizer={text}", "seed=1,2")
-    assert sorted({*found["optimizer"]}) == sorted(override.sweep_string_iterator())
-    assert len(found) == 2 * found["optimizer"].n_unique()
-    assert abs(grids.count_of(override) - found["optimizer"].n_unique()) <= ("." in text)
+    texts, wanted = {*found["optimizer"]}, {*override.sweep_string_iterator()}
+    if "." in text:  # 0.3 and not 0.30000000000000004; Hydra may also count one more, at the end
+        assert all(len(value) <= 6 for value in texts)
+        assert all(min(abs(float(value) - float(other)) for other in wanted) < 1e-12 for value in texts)
+        assert len(wanted) - 1 <= len(texts) <= len(wanted)
+    else:
+        assert texts == wanted
+    assert len(found) == 2 * len(texts) == 2 * grids.count_of(override)
 
 
 def test_hydra_composes_once_for_each_choice_of_groups():

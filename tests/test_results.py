@@ -90,7 +90,7 @@ folder, which = Path(sys.argv[1]), sys.argv[2]
 while not all((folder / other).exists() for other in "ab"):
     pass
 for k in range(20):
-    results.add(folder, pl.DataFrame({"name": [f"{which}-{k}", f"{which}-last"], "k": [k, k]}))
+    results.add(folder, pl.DataFrame({"name": [f"{which}-{k}", f"{which}-last"], "status": "completed", "k": [k, k]}))
 """
 
 
@@ -159,15 +159,17 @@ def test_a_full_disk_is_told_and_leaves_the_rows_there_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "record", "counts"),
+    ("row", "record", "counts", "folder"),
     [
-        ("completed", "completed", "record"), ("completed", "diverged", "record"), ("completed", "pruned", "record"),
-        ("diverged", "completed", "record"), ("failed", "completed", "record"), ("failed", "failed", "record"),
-        ("completed", "running", "row"), ("completed", "interrupted", "row"), ("diverged", "failed", "row"),
-        ("completed", "unreadable", "row"), ("failed", "running", "record"),
+        ("completed", "completed", "row", True), ("completed", "diverged", "row", True),
+        ("completed", "pruned", "row", True), ("diverged", "completed", "row", True),
+        ("failed", "completed", "record", True), ("failed", "failed", "record", True),
+        ("completed", "running", "row", False), ("completed", "interrupted", "row", False),
+        ("diverged", "failed", "row", False), ("completed", "unreadable", "row", False),
+        ("failed", "running", "record", True),
     ],
 )  # fmt: skip
-def test_a_job_in_a_stack_and_alone_is_what_ended_and_alone_if_both_did(row, record, counts, tmp_path):
+def test_a_job_in_a_stack_and_alone_is_ranked_by_its_stack(row, record, counts, folder, tmp_path):
     plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"]})
     stack(tmp_path, {"a": 1.0}, status=row, steps=10)
     put(tmp_path, "a", 2.0, record, overrides=["seed=1"], steps=20, config_hash="hash of a")
@@ -176,12 +178,13 @@ def test_a_job_in_a_stack_and_alone_is_what_ended_and_alone_if_both_did(row, rec
     with (tmp_path / "a" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = board.read(tmp_path)
-    wanted = ("a", row, 10, False) if counts == "row" else ("a", record, 20, True)
+    wanted = ("a", row, 10, folder) if counts == "row" else ("a", record, 20, folder)
     assert told(found, "name", "status", "steps", "folder") == [wanted, ("b", "waiting", None, False)]
     value = {"row": 1.0, "record": 2.0}[counts] if "completed" in (wanted[1],) else None
     assert (found.best and found.best.value) == value
-    put(tmp_path, "a", 3.0, overrides=["seed=1"], steps=30)  # it ends: from then on the record counts
-    assert told(board.read(tmp_path), "steps", "value")[0] == (30, 3.0)
+    put(tmp_path, "a", 3.0, overrides=["seed=1"], steps=30, config_hash="another")  # it has gone on otherwise
+    ended = (10, 1.0 if row == "completed" else None, False)
+    assert told(board.read(tmp_path), "steps", "value", "folder")[0] == ((30, 3.0, True) if row == "failed" else ended)
 
 
 def test_jobs_that_learn_otherwise_alone_are_told(tmp_path):
@@ -220,6 +223,7 @@ def test_twenty_thousand_jobs_are_ranked_and_listed(tmp_path):
         lr=pl.lit(0.1),
     )
     frame = pl.DataFrame({"name": names, "status": statuses, "value": values, "steps": 3, "excess_loss": values})
+    frame = frame.with_columns(config_hash="name")
     frame = frame.with_columns(metrics=pl.struct(pl.col("value").alias("val/loss")), job=job, error=pl.lit(None))
     results.add(tmp_path, frame.drop("value").sample(fraction=1, shuffle=True, seed=1))  # as stacks end: in any order
     found = board.write(tmp_path)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -27,6 +28,7 @@ from linear_lab.models import LinearModule, MLPModule, SupervisedModule
 from linear_lab.stacked import loop, step
 from linear_lab.stacked.losses import LOSSES
 from linear_lab.stacked.optimizers import MODES, OPTIONAL, RULES, within
+from linear_lab.sweep import job as sweep_job
 from linear_lab.sweep import kept, page, results, stacks
 from linear_lab.sweep.grouping import obstacles
 
@@ -680,6 +682,91 @@ def test_a_stack_that_learned_otherwise_than_one_run_is_told(monkeypatch, tmp_pa
     assert code == 0
     assert "differs  sgd-seed=" in said
     assert "more than 1e-05" in said
+
+
+def test_the_winner_has_a_folder_whatever_rounding_does_to_ties(monkeypatch, tmp_path, without_page):
+    given = ("model.weight=2", "model.bias=1e-8,2e-8,3e-8,4e-8,5e-8,6e-8", "trainer.max_epochs=3",
+        "hydra.launcher.keep=1")  # fmt: skip
+    for _ in range(2):
+        code, said = sweep(monkeypatch, tmp_path, *given)
+        assert code == 0, said
+        folder = tmp_path / "outputs/sweeps/study"
+        (alone,) = [path.parent.name for path in folder.glob("*/result.json")]
+        assert (folder / "leaderboard.csv").read_text().splitlines()[1].split(",")[1] == alone
+
+
+def test_a_kept_job_that_goes_on_stays_out_of_the_sweep(monkeypatch, tmp_path, without_page):
+    given = ("optimizer.lr=0.01,0.05", "trainer.max_epochs=5", "hydra.launcher.keep=1")
+    assert sweep(monkeypatch, tmp_path, *given)[0] == 0
+    folder, before = tmp_path / "outputs/sweeps/study", rows(tmp_path)
+    (alone,) = [path.parent for path in folder.glob("*/result.json")]
+    assert command(entry, f"resume={alone}", "trainer.max_epochs=9")[0] == 0
+    code, said = sweep(monkeypatch, tmp_path, *given)
+    assert code == 0, said
+    assert rows(tmp_path) == before
+    assert record(alone)["steps"] == 9
+    assert ",5,completed," in (folder / "leaderboard.csv").read_text().splitlines()[1]  # the sweep's own numbers
+
+
+def test_a_file_in_the_place_of_a_kept_job_is_told(monkeypatch, tmp_path, without_page):
+    given = ("optimizer.lr=0.01,0.05", "trainer.max_epochs=5")
+    assert sweep(monkeypatch, tmp_path, *given)[0] == 0
+    (tmp_path / "outputs/sweeps/study/sgd-lr=0.05").touch()
+    shutil.rmtree(tmp_path / "outputs/sweeps/study/_rows")
+    (tmp_path / "outputs/sweeps/study/_rows").touch()
+    code, said = sweep(monkeypatch, tmp_path, *given, "hydra.launcher.keep=1")
+    assert code == 1
+    assert "not trained alone  sgd-lr=0.05: FileExistsError" in said
+    assert "2 jobs: 2 completed" in said
+    assert [path.name for path in (tmp_path / "outputs/sweeps/study/_rows").iterdir()] == ["sgd-lr=0.05", "sgd-lr=0.01"]
+
+
+def test_ctrl_c_while_the_best_are_trained_alone(monkeypatch, tmp_path, without_page):
+    given = ("optimizer.lr=0.01,0.05", "trainer.max_epochs=5", "hydra.launcher.keep=2")
+    train_in = sweep_job.train_in
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return train_in(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_job, "train_in", interrupted)
+        code, said = sweep(monkeypatch, tmp_path, *given)
+    assert code == 130
+    assert "\ngo on " in said
+    assert sweep(monkeypatch, tmp_path, *given)[0] == 0
+    assert len(list(tmp_path.glob("outputs/sweeps/study/*/result.json"))) == 2
+
+
+def test_history_is_of_the_steps_that_this_command_keeps(monkeypatch, tmp_path, without_page):
+    given = ("optimizer.lr=0.01,0.05", "seed=0,1", "trainer.max_epochs=40")
+    assert sweep(monkeypatch, tmp_path, *given, "hydra.launcher.history=9", name="whole")[0] == 0
+    after = loop.Summary.after_step
+
+    def interrupting(self, at, losses):
+        if at == 22:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return after(self, at, losses)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Summary, "after_step", interrupting)
+        assert sweep(monkeypatch, tmp_path, *given, "hydra.launcher.history=5")[0] == 143
+    assert sweep(monkeypatch, tmp_path, *given, "hydra.launcher.history=9")[0] == 0
+    found, whole = (pl.read_parquet(tmp_path / f"outputs/sweeps/{name}/history.parquet") for name in ("study", "whole"))
+    assert found.equals(whole)
+    code, said = sweep(monkeypatch, tmp_path, *given, "hydra.launcher.history=3")
+    assert (code, "history  4 jobs ended before" in said) == (0, True)
+
+
+def test_a_failed_job_and_damaged_results_are_told_where_a_run_is_asked_for(monkeypatch, tmp_path, without_page):
+    assert sweep(monkeypatch, tmp_path, "data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")[0] == 1
+    code, _, errors = command(evaluate_entry, "run=outputs/sweeps/study/sgd-seed=0")
+    assert code == 1
+    assert "this job failed: data: " in errors
+    (tmp_path / "outputs/sweeps/study/results.parquet").write_bytes(b"PAR1")
+    code, _, errors = command(evaluate_entry, "run=outputs/sweeps/study/sgd-seed=0")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "there is no such folder" in errors
 
 
 def test_distance_of_parameters_by_hand():

@@ -99,12 +99,10 @@ def explained(error: Any) -> Any:
         return error
     from linear_lab.sweep import ranking
 
-    command = ranking.command_of(error.path)
-    if command is None:
-        return error
-    return UserError(
-        f"{error.path}: this job was trained in a stack, which leaves no run folder; train it alone: {command}"
-    )
+    with suppress(UserError):  # the results of stacks cannot be read
+        if said := ranking.of_stack(error.path):
+            return UserError(f"{error.path}: {said}")
+    return error
 
 
 def help_text(name: str) -> str:

@@ -32,20 +32,27 @@ def grid(overrides: Sequence[Override], limit: int, remedy: str) -> "pl.DataFram
         raise UserError("the sweep has no job: one of its ranges is empty")
     if count > limit:
         raise UserError(f"the sweep has {count:,} jobs, more than {limit:,}; {remedy}")
-    typed = {
-        key: [*one.sweep_string_iterator()] if one.is_sweep_override() else [one.get_value_element_as_str()]
-        for key, one in last.items()
-    }
-    left = count = math.prod(map(len, typed.values()))  # rounding may make another number of a range of floats
-    columns = {}
-    for key, texts in typed.items():
+    columns, left = {}, count
+    for key, override in last.items():
+        texts = texts_of(override)
         left //= len(texts)
         columns[key] = pl.Series(key, texts, pl.String).gather(np.arange(count) // left % len(texts))
     return pl.DataFrame(columns or {NOTHING: [None]}, None if columns else {NOTHING: pl.String})
 
 
+def texts_of(override: Override) -> list[str]:
+    """Return the values of an override as texts; a range counts in decimals, as it is typed: 0.1, 0.2, 0.3."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    swept = override.value()
+    if not isinstance(swept, RangeSweep) or isinstance(swept.range(), range) or swept.shuffle:
+        return [*override.sweep_string_iterator()]
+    start, step = Decimal(str(swept.start)), Decimal(str(swept.step))
+    return [str(float(start + k * step)) for k in range(count_of(override))]
+
+
 def count_of(override: Override) -> int:
-    """Return how many values an override has, without writing them out; of a range of floats it may be one off.
+    """Return how many values an override has, without writing them out.
 
     Raises:
         UserError: for a sweep without end.
@@ -58,5 +65,5 @@ def count_of(override: Override) -> int:
     numbers: list[Any] = [swept.start, swept.stop, swept.step] if isinstance(swept, RangeSweep) else [0]
     if not numbers[-1] or not all(map(math.isfinite, numbers)):
         raise UserError(f"{override.input_line}: has no end of values to try; type some, or add sweep=search")
-    start, stop, step = (Decimal(number) for number in numbers)  # as Hydra counts
+    start, stop, step = (Decimal(str(number)) for number in numbers)
     return max(0, math.ceil((stop - start) / step))

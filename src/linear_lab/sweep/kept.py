@@ -60,7 +60,10 @@ def given(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def write_rows(board: Board, composer: Composer, count: int) -> None:
     """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
-    shutil.rmtree(board.folder / ROWS, ignore_errors=True)
+    if (board.folder / ROWS).is_dir():
+        shutil.rmtree(board.folder / ROWS)
+    else:
+        (board.folder / ROWS).unlink(missing_ok=True)
     ended = pl.col("status").is_in(ENDED)  # the others have nothing to show
     chosen = board.ranked.filter(ended).head(count).filter(~pl.col("folder")).select("name")
     found = read_results(board.folder, where=pl.col("name").is_in(chosen["name"].implode()))

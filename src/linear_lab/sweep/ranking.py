@@ -140,13 +140,23 @@ class Board:
         return order.with_columns(rank=ranks.cast(pl.Int64)).sort("rank", nulls_last=True, maintain_order=True)
 
 
-def command_of(folder: Path) -> str | None:
-    """Return the command that trains a job of a stack alone; None if there is no such job."""
+def of_stack(folder: Path) -> str | None:
+    """Say of a job without a run folder that it was trained in a stack, and how to train it alone; None if it was not.
+
+    Raises:
+        UserError: if the results of the sweep's stacks cannot be read.
+    """
     import polars as pl
 
-    typed = [pl.col("job").struct.field("overrides")]
-    found = read_results(folder.parent, typed, pl.col("name") == folder.name)
-    return None if found is None or found.is_empty() else Job(folder, None, found["overrides"][0].to_list()).command
+    columns: list[str | pl.Expr] = ["status", "error", pl.col("job").struct.field("overrides")]
+    found = read_results(folder.parent, columns, pl.col("name") == folder.name)
+    if found is None or found.is_empty():
+        return None
+    status, error, typed = found.row(0)
+    if status == "failed":
+        return f"this job failed: {error}"
+    command = Job(folder, None, typed).command
+    return f"this job was trained in a stack, which leaves no run folder; train it alone: {command}"
 
 
 def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:

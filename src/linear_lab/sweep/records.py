@@ -57,7 +57,7 @@ def read_jobs(folder: Path) -> "tuple[pl.DataFrame, list[str]]":
     Returns:
         a row for each job, and what is the matter with what was read. Columns:
 
-        - ``name``; ``planned``, the fingerprint that the plan has; ``folder``, whether the job has one with a record;
+        - ``name``; ``planned``, the fingerprint that the plan has; ``folder``, whether the job has one, with a record;
         - `TEXTS` and `NUMBERS` as the record or the results have them, and ``trained``, whether training has begun;
           ``status`` is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
         - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides, if it is known;
@@ -98,9 +98,12 @@ def put_together(folder: Path, records: "pl.DataFrame") -> "tuple[pl.DataFrame, 
     except UserError as error:
         notes.append(str(error))
         stacked = empty()
-    ended = pl.col("status").is_in(ENDED)  # what was trained alone counts once it has ended
-    going = records.filter(~ended).join(stacked.filter(ended), on="name", how="anti")
-    records = pl.concat([records.filter(ended), going])
+    # What has ended in a stack is compared by the numbers that it has there, as the others of that stack are.
+    ended = pl.col("status").is_in(ENDED)
+    alone = records.filter(ended).select("name", "config_hash", alone=True)
+    stacked = stacked.join(alone, on=["name", "config_hash"], how="left", maintain_order="left")
+    stacked = stacked.with_columns(folder=pl.col("alone").fill_null(False)).drop("alone")
+    records = records.join(stacked.filter(ended), on="name", how="anti")
     stacked = stacked.join(records.select("name"), on="name", how="anti", maintain_order="left")
     found = pl.concat([empty(), stacked, records], how="diagonal_relaxed")
     others = found.join(planned.select("name"), on="name", how="anti").select("name")
@@ -133,7 +136,7 @@ def read_stacked(folder: Path, planned: "pl.DataFrame") -> "pl.DataFrame":
     own = [name for name in ("name", *TEXTS, *NUMBERS, "metrics") if name in columns]
     found = results.read_results(folder, [*own, *of_job])
     assert found is not None
-    found = found.with_columns(folder=False, trained=pl.col("status") != "failed")
+    found = found.with_columns(trained=pl.col("status") != "failed")
     unknown = found.join(planned.select("name"), on="name", how="anti")["name"]
     if len(unknown):
         typed = [pl.col("name"), pl.col("job").struct.field("overrides").alias("typed")]

@@ -16,6 +16,7 @@ RESULTS, HISTORY = "results.parquet", "history.parquet"
 LOCK = f".{RESULTS}.lock"
 STACKING = ".stack.lock"  # held by the process that trains stacks in the sweep's folder
 VERSION = {"linear_lab.results": "1"}  # of the columns
+NEEDED = {"name", "status"}  # columns that each table of results has
 UNREADABLE = ".unreadable"  # behind the name of a file that was put aside
 
 
@@ -43,7 +44,9 @@ def read_results(
         return None
     with reading(path):
         if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
-            raise UserError(f"{path}: made by another version of linear_lab; {remedy(folder)}")
+            raise UserError(f"{path}: made by another version of linear_lab, or another program; {remedy(folder)}")
+        if name == RESULTS and not pl.read_parquet_schema(path).keys() >= NEEDED:
+            raise UserError(f"{path}: it is no table of results; {remedy(folder)}")
         found = pl.scan_parquet(path)
         found = found if where is None else found.filter(where)
         return (found if columns is None else found.select(columns)).collect()

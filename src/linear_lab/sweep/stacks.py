@@ -104,7 +104,7 @@ class Stacks:
             return
         watched = self.watched_steps(prepared)
         left = np.arange(len(group.rows))
-        for chosen, state in self.interrupted(prepared):
+        for chosen, state in self.interrupted(prepared, watched):
             self.train_chunk(prepared, chosen, Stepper(plan), watched, stop, state)
             left = np.setdiff1d(left, chosen)
         if not len(left):
@@ -175,7 +175,8 @@ class Stacks:
             self.progress(self.done, len(chosen), step, prepared.plan.total)
             due = time.monotonic() - self.saved > SAVE_EVERY
             if due or stop.signum:
-                kept = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "loop": loop.state_dict()}
+                of_chunk = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "watched": list(watched)}
+                kept = of_chunk | {"loop": loop.state_dict()}
                 with files.writing(path, files.ROOM_REMEDY) as part:
                     torch.save(kept, part)
                 self.flush()
@@ -205,23 +206,25 @@ class Stacks:
                 waiting.clear()
         self.saved = time.monotonic()
 
-    def interrupted(self, prepared: Prepared) -> Iterator[tuple[np.ndarray[Any, Any], dict[str, Any]]]:
+    def interrupted(
+        self, prepared: Prepared, watched: tuple[int, ...]
+    ) -> Iterator[tuple[np.ndarray[Any, Any], dict[str, Any]]]:
         """Yield the jobs of which an interrupted command has left a checkpoint, and its content."""
         position = {key: at for at, key in enumerate(prepared.group.rows["config_hash"])}
         for path in sorted(self.folder.glob(CHECKPOINT.format("*"))):
             try:
                 kept = torch.load(path, weights_only=True, map_location=device_of(prepared.group.config))
                 mine = all(key in position for key in kept["hashes"])
-                if mine and kept["data"] == prepared.plan.data.fingerprint:
+                if mine and (kept["data"], kept["watched"]) == (prepared.plan.data.fingerprint, list(watched)):
                     yield np.array([position[key] for key in kept["hashes"]]), kept["loop"]
                 elif mine:
-                    path.unlink()  # of other data
+                    path.unlink()  # of other data, or without the history that is wanted now
             except Exception as error:  # a file cut in half raises anything
                 log.warning("cannot read %s (%r); its jobs are trained from the start", path, error)
                 path.unlink(missing_ok=True)
 
     def watched_steps(self, prepared: Prepared) -> tuple[int, ...]:
-        """Return the steps that `history` keeps: the first, the last, and others evenly between them.
+        """Return the steps that `history` keeps: the last, the first, and others evenly between them.
 
         Raises:
             UserError: if they would take more than the memory allowed.
@@ -236,7 +239,7 @@ class Stacks:
                 f"hydra.launcher.history={count}: {len(prepared.group.rows):,} jobs would take {size >> 20:,} MB, more "
                 f"than hydra.launcher.memory={self.options.memory >> 20}; keep fewer steps, or allow more memory"
             )
-        return tuple(dict.fromkeys(np.linspace(0, plan.total, count).round().astype(int).tolist()))
+        return tuple(sorted(set(np.linspace(plan.total, 0, count).round().astype(int).tolist())))
 
     def fail(self, group: Group, message: str) -> None:
         """Note of jobs that share what is wrong that they have failed; under fail_fast of the first one alone."""

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError, files, terminal
-from linear_lab.run import Run, is_held
+from linear_lab.run import RESULT, Run, is_held
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.grids import grid
@@ -24,7 +24,7 @@ from linear_lab.sweep.launches import Launches
 from linear_lab.sweep.mistakes import changed, differences
 from linear_lab.sweep.plan import alone, plan, write_plan
 from linear_lab.sweep.plan import jobs as planned_jobs
-from linear_lab.sweep.records import ENDED, STEERING, is_steering, read_jobs
+from linear_lab.sweep.records import ENDED, STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.watch import Watch
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class GridSweeper(Sweeper):
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         self.params = params or {}
+        self.unkept: dict[str, str] = {}  # why jobs could not be trained alone, by name
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands over, and build the launcher."""
@@ -96,7 +97,7 @@ class GridSweeper(Sweeper):
             code = getattr(end, "code", None) or 130
             if code != 1:  # a mistake or a full disk, which has been told
                 self.screen.print("interrupted; what has ended stays, the rest is still to do\n")
-            self.conclude(arguments)
+            self.conclude(arguments, interrupted=True)
             raise SystemExit(code) from None
         finally:
             signal.signal(signal.SIGTERM, handler)
@@ -177,11 +178,13 @@ class GridSweeper(Sweeper):
         told = results.read_results(self.folder, [typed], pl.col("name") == job["name"][0])  # a stack has trained it
         assert told is not None
         before = self.composer(told["overrides"][0].to_list())
-        return ", ".join(differences(before, now)) or "conf/ has changed"
+        return ", ".join(differences(before, now)) or "what its overrides give has changed, by conf/ or a relative path"
 
     def run_jobs(self, planned: "pl.DataFrame") -> None:
         """Train jobs until each has ended, failed, or is trained by another process; stacks first."""
         left = self.left(planned)
+        if self.launches.stacks and self.launcher.history and (ended := len(planned) - len(left)):
+            self.launcher.notes.append(f"history  {ended} jobs ended before; another name= keeps the history of all")
         if self.launches.stacks and len(left) > 1:
             with self.launches.alone_in_folder():
                 left = self.left(planned)  # another command may have trained them meanwhile
@@ -222,9 +225,13 @@ class GridSweeper(Sweeper):
         best = found.ranked.filter(pl.col("rank").is_not_null()).head(self.launcher.keep)
         rows = planned.join(best.filter(~pl.col("folder")).select("name"), on="name", how="semi", maintain_order="left")
         for job in planned_jobs(rows):
-            free = not is_held(self.folder / job.name) and not self.launches.stopped
-            if free and (lost := self.launches.launch([job])):
-                self.launches.errors[job.name] = lost
+            record = read_record(self.folder / job.name / RESULT)
+            if record.get("config_hash", job.hash) != job.hash:
+                continue  # it was trained alone, and has gone on otherwise since
+            if not is_held(self.folder / job.name) and not self.launches.stopped:
+                lost = self.launches.launch([job])
+                if why := lost or self.launches.errors.get(job.name):
+                    self.unkept[job.name] = why
         if found.best:
             from linear_lab.sweep.kept import disagreements, write_rows
 
@@ -232,7 +239,7 @@ class GridSweeper(Sweeper):
             with alone(self.folder):
                 write_rows(board.read(self.folder), self.composer, self.launcher.rows)
 
-    def conclude(self, arguments: Sequence[str]) -> bool:
+    def conclude(self, arguments: Sequence[str], *, interrupted: bool = False) -> bool:
         """Show the leaderboard and what failed; returns whether something did."""
         import polars as pl
 
@@ -249,19 +256,21 @@ class GridSweeper(Sweeper):
             self.screen.print(f"{status}  {name}{f': {why}' if why else ''}", soft_wrap=True)
         if len(left) > SHOWN:
             self.screen.print(f"... {len(left) - SHOWN} more in {terminal.short(self.folder / board.TABLE)}")
+        for name, why in self.unkept.items():
+            self.screen.print(f"not trained alone  {name}: {why}", soft_wrap=True)
         for note in getattr(self.launcher, "notes", ()):
             self.screen.print(note, soft_wrap=True)
         commands = board.commands(found) | {
             "look": f"make dashboard LOGDIR={terminal.quoted(str(terminal.short(self.folder)))}",
             "address": terminal.ADDRESS,
         }
-        if len(left):
+        if len(left) or self.unkept or interrupted:
             paths = [self.folder / name / "train.log" for name in left["name"].head(SHOWN)]
             logs = [path for path in paths if path.exists()]
             commands |= {"log": terminal.quoted(str(terminal.short(logs[0])))} if logs else {}
             commands["go on"] = self.command(arguments)
         terminal.show_commands(self.screen, commands)
-        return not left.is_empty()
+        return bool(len(left) or self.unkept)
 
     def command(self, arguments: Sequence[str]) -> str:
         """Write the command that goes on with this sweep."""
