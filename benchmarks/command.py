@@ -17,6 +17,7 @@ import torch  # noqa: F401
 
 from linear_lab import train
 from linear_lab.sweep import results, sweeper
+from linear_lab.sweep.launches import Launches
 from linear_lab.sweep.stacked_launcher import StackedLauncher
 from linear_lab.sweep.sweeper import GridSweeper
 
@@ -42,7 +43,7 @@ def main() -> None:
     clock("plan", sweeper, "grid")
     clock("plan", GridSweeper, "plan")
     clock("train", StackedLauncher, "train_stacks")
-    clock("train", GridSweeper, "launch_all")
+    clock("train", Launches, "run")
     clock("results", results, "add")
     clock("write", GridSweeper, "conclude")
     clock("best", GridSweeper, "keep_best")

@@ -162,7 +162,7 @@ def picture(found: Found) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     for name, way in WAYS.items():
         means = {
             jobs: statistics.mean(seconds for seconds, _ in found[name, jobs].values())
@@ -172,7 +172,7 @@ def picture(found: Found) -> None:
         axes.loglog(list(means), list(means.values()), "o-", label=name)
     axes.set(xlabel="jobs", ylabel="seconds, less the import", title=f"A sweep of {STEPS} epochs on four points")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2)  # inside, it would cover points
     figure.savefig(PICTURE, dpi=110)
 
 
