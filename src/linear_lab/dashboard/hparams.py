@@ -18,8 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.optim import Optimizer
 
@@ -108,20 +107,28 @@ def metrics(
 
 def start(folder: Path, columns: dict[str, bool | float | str]) -> None:
     """Open a run's row, in place of one that was there; until it has an end its status is UNKNOWN."""
-    write(folder / START, started(f"{folder.parent.name}/{folder.name}", columns))
+    write(folder / START, started(columns))
 
 
 def write_row(
-    folder: Path, trial: str, columns: dict[str, bool | float | str], numbers: dict[str, float], step: int, status: str
+    folder: Path, columns: dict[str, bool | float | str], numbers: dict[str, float], step: int, status: str
 ) -> None:
-    """Write a whole row, of a run that has ended and is called ``trial``."""
+    """Write a whole row, of a run that has ended."""
     values = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()])
-    write(folder / START, started(trial, columns), values, ended(status), step=step)
+    write(folder / START, started(columns), values, ended(status), step=step)
 
 
-def started(trial: str, columns: dict[str, bool | float | str]) -> Summary:
-    """Return the record that opens a row; the trial has a name, or rows with equal columns would be one."""
-    return hparams_pb(columns, trial_id=trial)
+def started(columns: dict[str, bool | float | str]) -> Summary:
+    """Return the record that opens a row.
+
+    It names no trial: TensorBoard then calls the row as the run, by its folder, so that neither equal columns nor the
+    copy of a folder make one row of two. Its own ``hparams_pb`` always names one, by default by the columns.
+    """
+    info = SessionStartInfo(start_time_secs=time.time())
+    for name, value in columns.items():
+        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
+        setattr(info.hparams[name], kind, value)
+    return record(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
 
 
 def end(folder: Path, status: str | None) -> None:
@@ -134,10 +141,14 @@ def end(folder: Path, status: str | None) -> None:
 
 def ended(status: str) -> Summary:
     """Return the record that ends a row."""
-    content = HParamsPluginData(session_end_info=SessionEndInfo(status=STATUSES[status], end_time_secs=time.time()))
-    summary = Summary()
-    described = metadata.create_summary_metadata(content)
-    summary.value.add(tag=metadata.SESSION_END_INFO_TAG, metadata=described, tensor=metadata.NULL_TENSOR)
+    info = SessionEndInfo(status=STATUSES[status], end_time_secs=time.time())
+    return record(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+
+
+def record(tag: str, content: HParamsPluginData) -> Summary:
+    """Return a record as the HPARAMS plugin wants it."""
+    summary, described = Summary(), metadata.create_summary_metadata(content)
+    summary.value.add(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)
     return summary
 
 

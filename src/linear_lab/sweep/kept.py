@@ -85,4 +85,4 @@ def write_rows(board: Board, composer: Composer, count: int) -> None:
             row["steps_above_1_percent"],
         )  # fmt: skip
         columns = hparams.hyperparameters(config, optimizer, row["rows"]["train"])
-        hparams.write_row(folder, f"{board.folder.name}/{row['name']}", columns, numbers, row["steps"], row["status"])
+        hparams.write_row(folder, columns, numbers, row["steps"], row["status"])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SAME_DATA = ("data.batch_size", "data.order_seed")  # of the data's keys those that change no part of them
 
-_read: dict[Path, "tuple[Any, Board]"] = {}  # as read last
+_read: dict[Path, "tuple[pl.DataFrame, Any, Board]"] = {}  # of which jobs, what was asked, and what was read
 
 
 class Job(NamedTuple):
@@ -175,9 +175,9 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     folder = Path(folder)
     jobs, notes = read_jobs(folder)
     settings = read_settings(folder)
-    asked = id(jobs), settings, metric, mode
-    if folder in _read and _read[folder][0] == asked:
-        return _read[folder][1]
+    asked = settings, metric, mode
+    if folder in _read and _read[folder][0] is jobs and _read[folder][1] == asked:
+        return _read[folder][2]
     told = [settings, *jobs.select("metric", "mode").drop_nulls().head(1).to_dicts()]
     own = next((item["metric"] for item in told if isinstance(item.get("metric"), str)), "val/loss")
     own_mode = next((item["mode"] for item in told if item.get("mode") in ("min", "max")), "min")
@@ -202,5 +202,5 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
     if other:
         board.notes.append(f"jobs differ in {', '.join(other)}: losses of other data, or other losses, do not compare")
-    _read[folder] = asked, board
+    _read[folder] = jobs, asked, board
     return board
