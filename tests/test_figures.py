@@ -8,6 +8,7 @@ from PIL import Image
 from linear_lab.dashboard import figures, surfaces
 from linear_lab.dashboard.classes import Confusion, Regions
 from linear_lab.dashboard.figures import Agreement, Coefficients, Fit, rates
+from linear_lab.dashboard.maps import Map
 from linear_lab.dashboard.pictures import surface
 from linear_lab.dashboard.surfaces import Surface
 from linear_lab.data import ToyData
@@ -270,3 +271,11 @@ def test_rates_goes_through_medians(monkeypatch):
     np.testing.assert_allclose(drawn[1].axes.lines[0].get_ydata(), [0.001, 0.5])  # 0 is told apart, at the edge
     rates({"sgd": [(0.1, -1.0), (1.0, 0.5)]}, "loss")
     assert drawn[2].axes.get_yscale() == "linear"
+
+
+def test_a_line_outside_of_a_map_is_not_named():
+    axis, values = np.array([1.0, 2.0, 3.0]), np.ones((3, 3))
+    for at, named in ((2.5, ["largest stable"]), (9.0, [])):
+        found = Map(axis, axis, values, values > 1, ("lr", "momentum", "val/loss"), np.array([[at, 1.0], [at, 3.0]]))
+        assert [name for name, _ in found.legend] == named
+        assert found.render("title")[:4] == b"\x89PNG"

@@ -36,7 +36,8 @@ class Map(Picture):
             lost = np.ma.masked_where(~diverged, np.ones_like(values))
             self.axes.pcolormesh(*edges, lost, vmin=0, vmax=1, cmap="Greys", alpha=0.35, rasterized=True)
             self.add("diverged", [], [], still=True, marker="s", linestyle="", color="0.65")
-        if len(stable):
+        low, high = (np.array([axis[end] for axis in edges]) for end in (0, -1))
+        if ((low <= stable) & (stable <= high)).all(1).any():  # else the legend would name what is not to be seen
             self.add("largest stable", stable[:, 0], stable[:, 1], still=True, linewidth=1.6, color=COLOURS[5])
         for axis, centers, limits in zip("xy", (x, y), edges, strict=True):
             if is_wide(centers):
