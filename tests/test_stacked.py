@@ -408,6 +408,24 @@ def test_other_data_do_not_take_up_a_checkpoint(monkeypatch, tmp_path, without_p
     assert {name: row["parameters"] for name, row in one.items()} == {n: row["parameters"] for n, row in other.items()}
 
 
+def test_data_that_have_changed_are_not_mixed_with_what_was_trained_on_others(monkeypatch, tmp_path, without_page):
+    path = tmp_path / "rows.csv"
+    overrides = ("data=table", f"data.path={path}", "data.y=[y]", "seed=0,1", "trainer.max_epochs=5", "logger=none")
+    path.write_text("x,y\n" + "".join(f"{x},{2 * x}\n" for x in range(20)))
+    assert sweep(monkeypatch, tmp_path, *overrides)[0] == 0
+    old, before = path.read_text(), rows(tmp_path)
+    path.write_text(old.replace("19,38", "19,39"))
+    code, said = sweep(monkeypatch, tmp_path, *overrides[:3], "seed=range(4)", *overrides[4:])
+    assert code == 1
+    assert (
+        said.count(f"data: {path} has changed since other jobs of this sweep were trained; put the old data back") >= 2
+    )
+    assert {name: row for name, row in rows(tmp_path).items() if row["status"] == "completed"} == before
+    path.write_text(old)
+    assert sweep(monkeypatch, tmp_path, *overrides[:3], "seed=range(4)", *overrides[4:])[0] == 0
+    assert [row["status"] for row in rows(tmp_path).values()] == ["completed"] * 4
+
+
 def test_a_checkpoint_cut_in_half_is_trained_from_the_start(whole, monkeypatch, tmp_path, without_page):
     folder = tmp_path / "outputs/sweeps/study"
     folder.mkdir(parents=True)

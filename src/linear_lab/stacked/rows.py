@@ -100,6 +100,7 @@ def rows_of(prepared: Prepared, chosen: np.ndarray[Any, Any], loop: Loop) -> pl.
         "best": struct({"step": column(summary.best_step), **measured(summary.parameters)}, ever),
         "steps_above_1_percent": pl.Series(np.where((small := column(summary.small_at).to_numpy()) < 0, steps, small)),
         "stable_lr": column(stable),
+            "data": pl.repeat(plan.data.fingerprint, jobs, eager=True),
             "rows": struct({part: pl.repeat(len(x), jobs, eager=True) for part, (x, _) in plan.data.parts.items()}),
     }))  # fmt: skip
 

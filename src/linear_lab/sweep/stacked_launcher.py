@@ -1,7 +1,9 @@
 """``launch=stacked``: jobs that differ in numbers are trained together, the others one after the other."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from linear_lab.sweep.launcher import LocalLauncher
 if TYPE_CHECKING:
     import polars as pl
 
+LOG = "stacks.log"  # in the sweep's folder: what the libraries say while stacks are trained
 SHOWN = 5  # reasons
 
 
@@ -64,7 +67,7 @@ class StackedLauncher(LocalLauncher):
             return
         with importing():
             from linear_lab.sweep.grouping import groups
-            from linear_lab.sweep.stacks import Options, Stacks, in_log_alone
+            from linear_lab.sweep.stacks import Options, Stacks
 
         with in_log_alone(folder):
             found, alone = groups(jobs, composer)
@@ -75,3 +78,21 @@ class StackedLauncher(LocalLauncher):
                 reasons = Counter((alone | stacks.alone).values()).most_common(SHOWN)
                 left = [f"one by one  {count} {'job' if count == 1 else 'jobs'}: {why}" for why, count in reasons]
                 self.notes = [*left, *stacks.notes]
+
+
+@contextmanager
+def in_log_alone(folder: Path) -> Iterator[None]:
+    """Have messages and warnings of the libraries go to a file in the sweep's folder, and nowhere else."""
+    root, handler = logging.getLogger(), logging.FileHandler(folder / LOG, delay=True)
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    others, level = root.handlers[:], root.level
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = others
+        root.setLevel(level)
+        handler.close()

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,6 @@ CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained,
 SAVE_EVERY = 60.0  # seconds that a kill may cost
 CHUNK = 1 << 16  # models that are trained at once: more fit into no cache
 COMPILING = 15.0  # seconds that torch.compile takes: 6 where it has compiled the like before, 18 at the first time
-LOG = "stacks.log"  # in the sweep's folder: what the libraries say
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +94,11 @@ class Stacks:
                 self.alone |= dict.fromkeys(group.rows["name"], str(error))
             return
         group, plan = prepared.group, prepared.plan
+        if self.has_other_data(prepared):
+            source = group.config["data"].get("path") or type(plan.data).__name__
+            remedy = "put the old data back, or choose another name="
+            self.fail(group, f"data: {source} has changed since other jobs of this sweep were trained; {remedy}")
+            return
         self.alone |= prepared.wrong
         room = capacity(plan, self.options.memory, len(group.rows)) if len(group.rows) else 0
         if room < 2:
@@ -115,6 +118,16 @@ class Stacks:
         stepper = self.stepper(prepared, chunks)
         for chunk in chunks:
             self.train_chunk(prepared, chunk, stepper, watched, stop, size=size if stepper.compiled else None)
+
+    def has_other_data(self, prepared: Prepared) -> bool:
+        """Tell whether jobs of the same problem were trained on other data: a file may have changed meanwhile."""
+        if "data" not in results.schema(self.folder):
+            return False
+        problems = prepared.group.rows["problem"].unique()
+        alike = pl.col("job").struct.field("problem").is_in(problems.implode()) & pl.col("data").is_not_null()
+        other = alike & (pl.col("data") != prepared.plan.data.fingerprint)
+        found = results.read_results(self.folder, ["name"], other)
+        return found is not None and not found.is_empty()
 
     def stepper(self, prepared: Prepared, chunks: list[np.ndarray[Any, Any]]) -> Stepper:
         """Compile the step, if the eager one would take longer than that and training take together."""
@@ -248,24 +261,6 @@ class Stacks:
             (self.folder / STOP).touch()
         self.pending.append(failed_rows(group, message))
         self.done += len(group.rows)
-
-
-@contextmanager
-def in_log_alone(folder: Path) -> Iterator[None]:
-    """Have messages and warnings of the libraries go to a file in the sweep's folder, and nowhere else."""
-    root, handler = logging.getLogger(), logging.FileHandler(folder / LOG, delay=True)
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    others, level = root.handlers[:], root.level
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        root.handlers[:] = others
-        root.setLevel(level)
-        handler.close()
 
 
 def failed_rows(group: Group, message: str) -> pl.DataFrame:
