@@ -19,8 +19,8 @@ from typing import Any
 import polars as pl
 from hydra import compose, initialize_config_dir
 
-from linear_lab import experiment, run
 from linear_lab.cli import CONF, register_resolvers
+from linear_lab.fitting import run
 
 DIGITS = 15.0  # that a certified value has
 
@@ -130,8 +130,8 @@ def train(folder: Path, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=none"])
     with contextlib.redirect_stdout(io.StringIO()):
-        experiment.train(cfg, folder)
-    return run.Run.open(folder).record
+        run.train(cfg, folder)
+    return folder.Run.open(folder).record
 
 
 def digits(name: str, overrides: list[str], folder: Path) -> tuple[float, float]:

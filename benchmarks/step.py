@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from linear_lab import experiment
-from linear_lab.assembly import build
 from linear_lab.cli import CONF, register_resolvers
 from linear_lab.data import Batches
-from linear_lab.data.source import EVALUATION_ROWS
+from linear_lab.data.datamodule import EVALUATION_ROWS
+from linear_lab.fitting import run
+from linear_lab.fitting.build import build
 
 ROUNDS = 3
 X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
@@ -96,7 +96,7 @@ def ours(overrides: list[str], epochs: int) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, *OVERRIDES, f"trainer.max_epochs={epochs}"])
     with tempfile.TemporaryDirectory() as folder:
-        experiment.train(cfg, folder)
+        run.train(cfg, folder)
 
 
 def contestants(overrides: list[str]) -> tuple[dict[str, Callable[[int], None]], int]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from linear_lab.data.table import TableData
-from linear_lab.optimum import least_squares
+from linear_lab.theory.least_squares import least_squares
 
 ROWS, FEATURES, ROUNDS = 1_000_000, 10, 5
 

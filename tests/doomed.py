@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
-from linear_lab.callbacks import StopOnSignal
+from linear_lab.fitting.callbacks import StopOnSignal
 
 
 class Doom(Callback):

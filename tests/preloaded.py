@@ -9,7 +9,7 @@ handler = logging.NullHandler()  # as Hydra's is there in a command: else Lightn
 logging.getLogger().addHandler(handler)
 
 import linear_lab.cli  # noqa: E402
-import linear_lab.experiment  # noqa: E402
+import linear_lab.fitting.run  # noqa: E402
 import linear_lab.sweep.job  # noqa: E402
 import linear_lab.sweep.page  # noqa: E402, F401
 

@@ -15,8 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from linear_lab import cli, experiment
+from linear_lab import cli
 from linear_lab.cli import CONF
+from linear_lab.fitting import run
 from linear_lab.sweep.composer import Composer
 
 
@@ -62,7 +63,7 @@ def train(folder, *overrides):
     folder.mkdir(parents=True, exist_ok=True)
     if not any(override.startswith("logger") for override in overrides):
         overrides += ("logger.pictures=false",)
-    experiment.train(compose(*overrides), folder)
+    run.train(compose(*overrides), folder)
     return record(folder)
 
 
@@ -89,7 +90,7 @@ def resume(folder, *overrides):
     """Go on in a folder; the record."""
     saved = OmegaConf.create((Path(folder) / ".hydra" / "config.yaml").read_text())
     changes = OmegaConf.from_dotlist([f"resume={folder}", *overrides])
-    experiment.train(OmegaConf.merge(saved, changes), folder, [f"resume={folder}", *overrides])
+    run.train(OmegaConf.merge(saved, changes), folder, [f"resume={folder}", *overrides])
     return record(folder)
 
 

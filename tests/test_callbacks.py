@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from runs import record, resume, scalars, train
 
-from linear_lab import UserError, files
-from linear_lab.callbacks import Interrupted, Soon, StopOnSignal, WholeFileIO
+from linear_lab import UserError
+from linear_lab.fitting.callbacks import Interrupted, Soon, StopOnSignal, WholeFileIO
+from linear_lab.runs import atomic
 
 FULL_BATCH = ("trainer.max_epochs=7", "trainer.check_val_every_n_epoch=3")
 MINI_BATCH = ("data=synthetic", "data.samples=15", "data.fractions=[0.6,0.2,0.2]", "data.batch_size=4", *FULL_BATCH)
@@ -202,8 +203,8 @@ def test_checkpoints_that_are_due_at_once_are_made_once(tmp_path, monkeypatch):
 
 def test_what_is_due_soon_is_written_once_an_interval_and_best_before_last(tmp_path, monkeypatch):
     now, written, plugin = [100.0], [], WholeFileIO()
-    monkeypatch.setattr("linear_lab.checkpoint_io.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(files, "replace", lambda path, content: written.append((path.name, step(content))))
+    monkeypatch.setattr("linear_lab.runs.checkpoints.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(atomic, "replace", lambda path, content: written.append((path.name, step(content))))
 
     def step(content):
         return torch.load(io.BytesIO(content), weights_only=True)["step"].item()
@@ -238,23 +239,23 @@ def test_what_is_due_soon_is_written_once_an_interval_and_best_before_last(tmp_p
 
 
 def test_what_a_full_disk_leaves_unwritten_is_kept(tmp_path, monkeypatch):
-    plugin, original, last = WholeFileIO(), files.replace, tmp_path / "last"
+    plugin, original, last = WholeFileIO(), atomic.replace, tmp_path / "last"
 
     def full(path, content):
         raise UserError(f"cannot write {path}")
 
-    monkeypatch.setattr(files, "replace", full)
+    monkeypatch.setattr(atomic, "replace", full)
     for write in (lambda: plugin.save_checkpoint({"step": 1}, last, Soon([last], [])), plugin.teardown):
         with pytest.raises(UserError):
             write()
-    monkeypatch.setattr(files, "replace", original)
+    monkeypatch.setattr(atomic, "replace", original)
     plugin.teardown()
     assert torch.load(last, weights_only=True) == {"step": 1}
 
 
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_disk_that_is_full_ends_the_run_with_its_name(written, tmp_path, monkeypatch):
-    original, names = files.replace, []
+    original, names = atomic.replace, []
 
     def full(path, content):
         names.append(path.name)
@@ -262,7 +263,7 @@ def test_a_disk_that_is_full_ends_the_run_with_its_name(written, tmp_path, monke
             raise UserError(f"cannot write {path}: No space left on device")
         original(path, content)
 
-    monkeypatch.setattr(files, "replace", full)
+    monkeypatch.setattr(atomic, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
         train(tmp_path, *FULL_BATCH)
     assert record(tmp_path)["status"] == "failed"

@@ -14,12 +14,13 @@ import pytest
 from omegaconf import OmegaConf
 from runs import command, record
 
-from linear_lab import cli, startup, terminal
+from linear_lab import cli, startup
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
+from linear_lab.terminal import layout
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -142,18 +143,18 @@ def test_ctrl_c_while_a_task_imports(when, tmp_path):
 def test_a_second_ctrl_c_waits_for_nothing():
     steps = []
     OmegaConf.register_new_resolver("twice", lambda: [steps.append((k, ctrl_c())) for k in range(3)], replace=True)
-    with pytest.raises(SystemExit, match="130"), terminal.CtrlC(), suppress(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"), layout.CtrlC(), suppress(KeyboardInterrupt):
         assert not OmegaConf.create({"key": "${twice:}"}).key
     assert steps == [(0, None)]
 
 
 def test_ctrl_c_that_means_something_else_is_left_alone():
-    elsewhere = threading.Thread(target=terminal.CtrlC().__enter__)
+    elsewhere = threading.Thread(target=layout.CtrlC().__enter__)
     elsewhere.start()
     elsewhere.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
-    with terminal.CtrlC():
+    with layout.CtrlC():
         ctrl_c()
     assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
 

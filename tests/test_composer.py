@@ -15,12 +15,13 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from runs import command, composer, load, loader
 
-from linear_lab import UserError, cli, fingerprints
+from linear_lab import UserError, cli
 from linear_lab import train as entry
 from linear_lab.cli import CONF
-from linear_lab.sweep import grids, plan
+from linear_lab.runs import fingerprints
+from linear_lab.sweep import grid, plan
 from linear_lab.sweep.composer import absolute_paths
-from linear_lab.sweep.records import is_steering
+from linear_lab.sweep.inventory import is_steering
 
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
 VALUES = (
@@ -44,9 +45,9 @@ def by_hydra(overrides):
     return cfg
 
 
-def grid(*typed, limit=10_000):
+def combinations(*typed, limit=10_000):
     parser = OverridesParser.create(config_loader=loader())
-    return grids.grid(parser.parse_overrides(list(typed)), limit, "")
+    return grid.grid(parser.parse_overrides(list(typed)), limit, "")
 
 
 def alone(overrides):
@@ -107,7 +108,7 @@ def typed_grids(draw, values=VALUES):
 @settings(max_examples=25)
 @given(typed_grids())
 def test_fingerprints_of_a_grid_are_those_of_its_jobs(typed):
-    check(grid(*typed))
+    check(combinations(*typed))
 
 
 @settings(max_examples=25)
@@ -116,9 +117,9 @@ def test_fingerprints_do_not_depend_on_the_order_in_which_keys_are_typed(typed, 
     names = [item.partition("=")[0] for item in typed]
     if any(one != other and one.startswith(f"{other}.") for one in names for other in names):
         return  # one in the other: the last counts
-    found = check(grid(*typed))
+    found = check(combinations(*typed))
     order.shuffle(typed)
-    other = check(grid(*typed))
+    other = check(combinations(*typed))
     assert (found is None) == (other is None)
     if found is not None:
         assert found.sort(sorted(names)).equals(other.select(found.columns).sort(sorted(names)))
@@ -182,12 +183,12 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_each_kind_of_value(name):
-    found = check(grid(*GRIDS[name].split()))
+    found = check(combinations(*GRIDS[name].split()))
     assert (found is None) == name.startswith("no such")
 
 
 def test_one_job_for_which_no_key_was_typed():
-    (job,) = plan.jobs(plan.plan(grid(), shared()))
+    (job,) = plan.jobs(plan.plan(combinations(), shared()))
     assert job == plan.Job("sgd", fingerprints.config_hash(shared()([])), [])
 
 
@@ -196,7 +197,7 @@ def test_jobs_that_set_other_keys_than_others():
 
 
 def test_groups_are_what_differs_in_the_seed_alone():
-    found = check(grid("seed=0,1,2", "optimizer.lr=0.1,0.2", "data.batch_size=2"))
+    found = check(combinations("seed=0,1,2", "optimizer.lr=0.1,0.2", "data.batch_size=2"))
     assert found["config_hash"].n_unique() == 6
     assert found["group"].n_unique() == 2
     assert found["problem"].n_unique() == 1
@@ -206,7 +207,7 @@ def test_groups_are_what_differs_in_the_seed_alone():
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_rows_are_in_the_order_of_all_combinations(values):
-    found = grid(*(f"+k{number}={','.join(map(str, row))}" for number, row in enumerate(values)))
+    found = combinations(*(f"+k{number}={','.join(map(str, row))}" for number, row in enumerate(values)))
     assert [*found.iter_rows()] == [*itertools.product(*([str(value) for value in row] for row in values))]
     assert found.columns == [f"+k{number}" for number in range(len(values))]
 
@@ -217,7 +218,7 @@ def test_rows_are_in_the_order_of_all_combinations(values):
 )  # fmt: skip
 def test_ranges_have_the_values_that_hydra_gives_them_in_decimals(text):
     (override,) = OverridesParser.create(config_loader=loader()).parse_overrides([f"optimizer={text}"])
-    found = grid(f"optimizer={text}", "seed=1,2")
+    found = combinations(f"optimizer={text}", "seed=1,2")
     texts, wanted = {*found["optimizer"]}, {*override.sweep_string_iterator()}
     if "." in text:  # 0.3 and not 0.30000000000000004; Hydra may also count one more, at the end
         assert all(len(value) <= 6 for value in texts)
@@ -225,13 +226,15 @@ def test_ranges_have_the_values_that_hydra_gives_them_in_decimals(text):
         assert len(wanted) - 1 <= len(texts) <= len(wanted)
     else:
         assert texts == wanted
-    assert len(found) == 2 * len(texts) == 2 * grids.count_of(override)
+    assert len(found) == 2 * len(texts) == 2 * grid.count_of(override)
 
 
 def test_hydra_composes_once_for_each_choice_of_groups():
     loaded = []
     made = composer(lambda lines: (loaded.append(tuple(lines)), load(lines))[1])
-    typed = grid("optimizer=sgd,adam", "optimizer.lr=range(0.1,0.3,0.01)", "seed=range(20)", "model.bias=true,false")
+    typed = combinations(
+        "optimizer=sgd,adam", "optimizer.lr=range(0.1,0.3,0.01)", "seed=range(20)", "model.bias=true,false"
+    )
     found = plan.plan(typed, made)
     assert len(found) == len(typed) == 2 * 20 * 20 * 2
     assert sorted(loaded) == [("optimizer=adam",), ("optimizer=sgd",)]
@@ -264,7 +267,7 @@ def test_too_many_jobs_are_refused_at_once(typed, launch, remedy, tmp_path):
 @pytest.mark.parametrize("text", ["range(0,inf)", "range(0.0,1.0,0)", "range(1,2,0)", "interval(0,1)"])
 def test_a_range_without_end_is_refused(text):
     with pytest.raises(UserError, match="has no end of values to try"):
-        grid(f"seed={text}")
+        combinations(f"seed={text}")
 
 
 def test_the_hash_is_of_what_decides_the_numbers():

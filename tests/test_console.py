@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 from runs import train
 
-from linear_lab import console, terminal
+from linear_lab.terminal import layout, report
 
 
 def shown(tmp_path, monkeypatch, *overrides, **options):
     """The text that a run prints on a console of the given kind."""
     file = io.StringIO()
-    monkeypatch.setattr(terminal, "screen", lambda: Console(file=file, highlight=False, markup=False, **options))
+    monkeypatch.setattr(layout, "screen", lambda: Console(file=file, highlight=False, markup=False, **options))
     train(tmp_path, *overrides)
     return file.getvalue()
 
@@ -61,7 +61,7 @@ def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, mon
 def test_the_address_filters_by_the_name_as_it_is():
     """The filter is a regular expression."""
     name = "3-adam-lr=0.1-max_time=1e+2"
-    address = terminal.looking(Path("/runs", name))["address"]
+    address = layout.looking(Path("/runs", name))["address"]
     assert address.startswith("http://127.0.0.1:6006/?runFilter=3-adam-lr=0")
     (pattern,) = parse_qs(urlsplit(address).query)["runFilter"]
     assert re.fullmatch(pattern, name)
@@ -69,7 +69,7 @@ def test_the_address_filters_by_the_name_as_it_is():
 
 
 def test_a_table_is_never_cut(capsys):
-    terminal.show_table(Console(width=20), ["a long name", "and another one"], [("something", 1.23456789), ("b", None)])
+    layout.show_table(Console(width=20), ["a long name", "and another one"], [("something", 1.23456789), ("b", None)])
     assert capsys.readouterr().out.split() == [
         "a",
         "long",
@@ -86,16 +86,16 @@ def test_a_table_is_never_cut(capsys):
 
 def test_numbers_are_written_as_one_writes_them():
     values = {2.0: "2", 0.5636951923370361: "0.563695", 1.2e-13: "1.2e-13", -0.5: "-0.5", float("nan"): "nan"}
-    assert {value: terminal.number(value) for value in values} == values
-    assert terminal.number(None) == "-"
-    assert console.numbers(torch.tensor([[1.0, 2.0], [3.0, 4.0]])) == "[[1, 2], [3, 4]]"
-    assert console.numbers(torch.arange(20.0)).endswith("7, ...]")
+    assert {value: layout.number(value) for value in values} == values
+    assert layout.number(None) == "-"
+    assert report.numbers(torch.tensor([[1.0, 2.0], [3.0, 4.0]])) == "[[1, 2], [3, 4]]"
+    assert report.numbers(torch.arange(20.0)).endswith("7, ...]")
 
 
 def test_lines_are_written_as_formulas():
-    assert console.line({"weight": [[-2.0]], "bias": [-1.0]}) == "y = -2 x - 1"
-    assert console.line({"weight": [[1.0], [2.0]], "bias": [0.0, 3.0]}) == "y1 = 1 x + 0\ny2 = 2 x + 3"
-    many = console.line({"weight": [[1.0] * 99], "bias": [-2.0]})
+    assert report.line({"weight": [[-2.0]], "bias": [-1.0]}) == "y = -2 x - 1"
+    assert report.line({"weight": [[1.0], [2.0]], "bias": [0.0, 3.0]}) == "y1 = 1 x + 0\ny2 = 2 x + 3"
+    many = report.line({"weight": [[1.0] * 99], "bias": [-2.0]})
     assert many.startswith("y = 1 x1 + 1 x2")
     assert many.endswith("+ 1 x8 + ... - 2")
-    assert console.line({"weight": [[1.0]] * 9, "bias": None}).endswith("y8 = 1 x\n...")
+    assert report.line({"weight": [[1.0]] * 9, "bias": None}).endswith("y8 = 1 x\n...")

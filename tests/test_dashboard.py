@@ -18,16 +18,16 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from torch import nn
 
 from linear_lab import UserError
-from linear_lab.assembly import build
-from linear_lab.callbacks import Interrupted
-from linear_lab.dashboard.callbacks import coefficients, has_pictures, on_path
-from linear_lab.dashboard.gradients import gradient_norms
-from linear_lab.dashboard.hparams import START, hyperparameters
-from linear_lab.dashboard.logger import RunLogger, event_files
-from linear_lab.dashboard.pictures import Pictures
-from linear_lab.dashboard.texts import markdown_table
-from linear_lab.experiment import find_reference
+from linear_lab.fitting.build import build
+from linear_lab.fitting.callbacks import Interrupted
+from linear_lab.fitting.run import find_reference
 from linear_lab.models import LinearModule
+from linear_lab.tracking.figures.selection import Pictures
+from linear_lab.tracking.gradients import gradient_norms
+from linear_lab.tracking.hparams import START, hyperparameters
+from linear_lab.tracking.outcome_text import markdown_table
+from linear_lab.tracking.tensorboard import RunLogger, event_files
+from linear_lab.tracking.tracker import coefficients, has_pictures, on_path
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -137,7 +137,7 @@ def test_the_gradient_of_many_rows_is_their_mean_too(monkeypatch):
     data, model = build(compose("data=synthetic"))
     x, y = data.parts["train"]
     whole = gradient_norms(model, x, y)
-    monkeypatch.setattr("linear_lab.dashboard.gradients.EVALUATION_ROWS", 64)
+    monkeypatch.setattr("linear_lab.tracking.gradients.EVALUATION_ROWS", 64)
     blocks = gradient_norms(model, x, y)
     assert blocks[0] == pytest.approx(whole[0], rel=1e-6)
     torch.testing.assert_close(blocks[1].float(), whole[1].float())
@@ -452,7 +452,7 @@ def test_events_of_a_resumed_run_come_after_those_that_are_there(tmp_path):
 
 def test_what_is_logged_together_is_one_event_and_on_disk_within_a_second(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("linear_lab.dashboard.logger.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("linear_lab.tracking.tensorboard.time.monotonic", lambda: now[0])
     logger = RunLogger(str(tmp_path))
     for step, there in ((0, [(0, 2)]), (1, [(0, 2)]), (2, [(0, 2), (1, 2), (2, 2)])):
         logger.log_metrics({"a": 1.0, "b": step, "c": float("nan")}, step)

@@ -8,7 +8,7 @@ import torch
 from runs import compose, record, resume, scalars, train
 
 from linear_lab import UserError
-from linear_lab.divergence import rounded_down
+from linear_lab.fitting.divergence import rounded_down
 from linear_lab.fitting.summary import GROWTH
 
 

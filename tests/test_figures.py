@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from linear_lab.dashboard import figures, surfaces
-from linear_lab.dashboard.classes import Confusion, Regions
-from linear_lab.dashboard.figures import Agreement, Coefficients, Fit, rates
-from linear_lab.dashboard.maps import Map
-from linear_lab.dashboard.pictures import surface
-from linear_lab.dashboard.surfaces import Surface
 from linear_lab.data import ToyData
 from linear_lab.models import LinearModule
+from linear_lab.tracking.figures import canvas, loss_surface
+from linear_lab.tracking.figures.canvas import Agreement, Coefficients, Fit, rates
+from linear_lab.tracking.figures.classification import Confusion, Regions
+from linear_lab.tracking.figures.heatmap import Map
+from linear_lab.tracking.figures.loss_surface import Surface
+from linear_lab.tracking.figures.selection import surface
 
 random = np.random.default_rng(0)
 OPTIMUM = (2.0, 0.5)
@@ -153,19 +153,23 @@ def test_surface_is_the_loss_of_the_model(kind):
 def test_interpolation_is_exact_for_a_cubic():
     fine = np.linspace(-1, 3, 128)
     cubic = np.polynomial.Polynomial([1, -2, 3, 0.5])
-    np.testing.assert_allclose(surfaces.refinement() @ cubic(np.linspace(-1, 3, 32)), cubic(fine), atol=1e-12)
+    np.testing.assert_allclose(loss_surface.refinement() @ cubic(np.linspace(-1, 3, 32)), cubic(fine), atol=1e-12)
 
 
 def test_paths():
-    read(surfaces.paths(Bowl(), OPTIMUM, {"sgd": [descent(0.05, 50), descent(0.01, 50)], "_a$b$": [descent(0.02, 9)]}))
-    read(surfaces.paths(Bowl(), None, {"sgd": [], "adam": [np.full((3, 2), np.nan)]}))
+    read(
+        loss_surface.paths(
+            Bowl(), OPTIMUM, {"sgd": [descent(0.05, 50), descent(0.01, 50)], "_a$b$": [descent(0.02, 9)]}
+        )
+    )
+    read(loss_surface.paths(Bowl(), None, {"sgd": [], "adam": [np.full((3, 2), np.nan)]}))
 
 
 def test_paths_draws_each_run(monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures.Picture, "render", lambda self, title: drawn.append(self) or b"")
+    monkeypatch.setattr(canvas.Picture, "render", lambda self, title: drawn.append(self) or b"")
     runs = {"sgd": [descent(0.05, 50), descent(0.01, 50)], "adam": [descent(0.02, 9)]}
-    surfaces.paths(Bowl(), OPTIMUM, runs)
+    loss_surface.paths(Bowl(), OPTIMUM, runs)
     lines = drawn[0].axes.lines[:3]
     for line, path in zip(lines, [*runs["sgd"], *runs["adam"]], strict=True):
         np.testing.assert_allclose(np.transpose(line.get_data()), path)
@@ -258,7 +262,7 @@ def test_rates():
 
 def test_rates_goes_through_medians(monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures.Picture, "render", lambda self, title: drawn.append(self) or b"")
+    monkeypatch.setattr(canvas.Picture, "render", lambda self, title: drawn.append(self) or b"")
     rates({"sgd": [(0.1, 0.2), (0.01, 3.0), (0.1, 0.4), (0.1, 0.9), (1.0, None)]}, "loss")
     median, points, lost, _ = drawn[0].axes.lines
     np.testing.assert_allclose(np.transpose(median.get_data()), [[0.01, 3], [0.1, 0.4]])

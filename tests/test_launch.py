@@ -22,7 +22,7 @@ from runs import command, record, train
 from linear_lab import UserError, cli
 from linear_lab import train as entry
 from linear_lab.cli import CONF, check_choices
-from linear_lab.sweep import launcher, pool
+from linear_lab.sweep import launchers, workers
 
 OVERRIDES = ("trainer.max_epochs=6", "logger=none", "data.batch_size=2")
 SEEDS = range(3)
@@ -185,7 +185,7 @@ def test_local_gives_each_job_the_config_that_hydra_would(monkeypatch):
         loader = GlobalHydra.instance().config_loader()
         typed = ["hydra.verbose=true", "hydra.job.config.override_dirname.exclude_keys=[seed]", "optimizer=adam"]
         whole = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
-        ours, loaded = launcher.PatchingLoader(loader, whole), []
+        ours, loaded = launchers.PatchingLoader(loader, whole), []
         by_hydra = loader.load_sweep_config
         monkeypatch.setattr(loader, "load_sweep_config", lambda *given: (loaded.append(1), by_hydra(*given))[1])
         for seed, lr in ((1, 0.1), (2, "null"), (3, "'a, =b'")):
@@ -228,7 +228,7 @@ def lease(connection):
     """Take a GPU of two, say which one, and hold it until told to end."""
     torch.cuda.device_count = lambda: 2
     try:
-        connection.send(pool.leased_gpu())
+        connection.send(workers.leased_gpu())
     except UserError as error:
         connection.send(str(error))
     connection.recv()

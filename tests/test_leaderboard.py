@@ -22,11 +22,12 @@ import pytest
 from rich.console import Console
 from runs import command, train
 
-from linear_lab import UserError, terminal
+from linear_lab import UserError
 from linear_lab import leaderboard as entry
-from linear_lab.sweep import board, page, records, results
+from linear_lab.sweep import board, inventory, page, results
+from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.plan import listed, write_plan
-from linear_lab.sweep.records import KEYS
+from linear_lab.terminal import layout
 
 OWN = {"metric": "val/loss", "mode": "min"}
 
@@ -77,7 +78,7 @@ def printed(found, top=20, width=100, *, is_terminal=False):
     file = io.StringIO()
     screen = Console(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False)
     board.show(screen, found, top)
-    terminal.show_commands(screen, board.commands(found))
+    layout.show_commands(screen, board.commands(found))
     return re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
 
 
@@ -324,7 +325,7 @@ def test_only_what_has_changed_is_read_again(tmp_path, monkeypatch):
         put(tmp_path, name, 1.0)
     board.read(tmp_path)
     parsed = []
-    monkeypatch.setattr(records.json, "loads", lambda text, loads=json.loads: parsed.append(text) or loads(text))
+    monkeypatch.setattr(inventory.json, "loads", lambda text, loads=json.loads: parsed.append(text) or loads(text))
     assert board.read(tmp_path).best.name == "a"
     assert parsed == []
     before = (tmp_path / "c" / "result.json").stat()
@@ -342,9 +343,9 @@ def test_plan_and_results_are_read_again_only_when_they_have_changed(tmp_path, m
     plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"]})
     stack(tmp_path, {"a": 1.0})
     first, again = [], []
-    read_plan, read_stacked = records.read_plan, records.read_stacked
-    monkeypatch.setattr(records, "read_plan", lambda folder: first.append(folder) or read_plan(folder))
-    monkeypatch.setattr(records, "read_stacked", lambda *given: again.append(given) or read_stacked(*given))
+    read_plan, read_stacked = inventory.read_plan, inventory.read_stacked
+    monkeypatch.setattr(inventory, "read_plan", lambda folder: first.append(folder) or read_plan(folder))
+    monkeypatch.setattr(inventory, "read_stacked", lambda *given: again.append(given) or read_stacked(*given))
     found = board.read(tmp_path)
     assert board.read(tmp_path) is found  # what was ranked stays too
     assert board.read(tmp_path, mode="max") is not found
@@ -360,7 +361,7 @@ def test_lists_of_parameters_are_not_kept(tmp_path):
     put(tmp_path, "a", parameters={"weight": [[0.0] * 1000]}, best={"parameters": {"weight": [[0.0] * 1000]}})
     stack(tmp_path, {"b": 1.0})
     assert not {"parameters", "best", "initial"} & set(board.read(tmp_path).jobs.columns)
-    assert not {"parameters", "best", "initial"} & set(records.read_record(tmp_path / "a" / "result.json"))
+    assert not {"parameters", "best", "initial"} & set(inventory.read_record(tmp_path / "a" / "result.json"))
 
 
 def test_another_metric(tmp_path):
@@ -410,11 +411,11 @@ def test_the_command_is_what_was_typed_less_what_steers(tmp_path):
     put(tmp_path, "b", 2.0, overrides=["seed=2"])
     found = board.write(tmp_path)
     python, *rest = shlex.split(found.best.command)
-    assert (python, rest) == (terminal.python(), ["-m", "linear_lab.train", *HOSTILE])
+    assert (python, rest) == (layout.python(), ["-m", "linear_lab.train", *HOSTILE])
     text = (tmp_path / "leaderboard.md").read_text()
     assert text.endswith(f"\n```sh\n{found.best.command}\n```\n")
     assert text.count("\n| ") == 4  # a line break, or a bar, in a value ends no row
-    assert f"train again  {terminal.python()} -m linear_lab.train" in printed(found, width=40, is_terminal=True)
+    assert f"train again  {layout.python()} -m linear_lab.train" in printed(found, width=40, is_terminal=True)
     table = printed(found).split("train again")[0]
     assert "?[31m" in table
     assert "?[31m" in text.split("```")[0]

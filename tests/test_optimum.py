@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from linear_lab.data.schema import units
-from linear_lab.optimum import BLOCK, least_squares, reference, stable_lr
+from linear_lab.theory.least_squares import BLOCK, least_squares, reference, stable_lr
 
 
 def draw(rows, features, targets=1, seed=0):

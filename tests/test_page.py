@@ -19,10 +19,10 @@ from test_dashboard import cells, status
 from test_leaderboard import plan, stack
 
 from linear_lab import train as train_entry
-from linear_lab.dashboard import maps
-from linear_lab.sweep import board, page, pictures, results
+from linear_lab.sweep import board, page, page_figures, results
 from linear_lab.sweep.page import refresh, write_page
 from linear_lab.sweep.plan import of_job
+from linear_lab.tracking.figures import heatmap
 
 TRAINED = [(name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5")]  # the fixture's jobs as typed
 
@@ -42,7 +42,7 @@ def leaderboard(folder):
 
 def as_job(folder, *overrides):
     """Have a run's record say that it is a job of a sweep."""
-    config = pictures.read_config(folder) | {"metric": "val/loss", "mode": "min"}
+    config = page_figures.read_config(folder) | {"metric": "val/loss", "mode": "min"}
     job = of_job(config, overrides, "-".join(overrides))
     (folder / "result.json").write_text(json.dumps(record(folder) | {"job": job}))
 
@@ -85,12 +85,12 @@ def test_the_page_shows_rates_paths_and_the_leaderboard(swept):
 def test_what_is_drawn_is_what_the_jobs_found(swept, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        pictures.figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric) or b""
+        page_figures.canvas, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric) or b""
     )
-    monkeypatch.setattr(pictures.surfaces, "paths", lambda *arguments: drawn.update(paths=arguments) or b"")
-    monkeypatch.setattr(pictures.RunLogger, "log_picture", lambda *_: None)
+    monkeypatch.setattr(page_figures.loss_surface, "paths", lambda *arguments: drawn.update(paths=arguments) or b"")
+    monkeypatch.setattr(page_figures.RunLogger, "log_picture", lambda *_: None)
     found = board.read(swept)
-    pictures.log_page(replace(found, folder=swept), tmp_path / "_sweep")
+    page_figures.log_page(replace(found, folder=swept), tmp_path / "_sweep")
     assert drawn["metric"] == "val/loss"
     values = [record(swept / name)["metrics"]["val/loss"] for name in names(swept)]
     assert drawn["rates"] == {
@@ -212,7 +212,7 @@ def test_a_config_cut_in_half_costs_one_line_of_the_pictures(swept, tmp_path, mo
     first, second = copied(swept, tmp_path)
     (first / ".hydra" / "config.yaml").write_text("data: {x: [1,")
     drawn = []
-    monkeypatch.setattr(pictures, "pictures", lambda jobs, _: drawn.append(jobs["name"].to_list()) or {})
+    monkeypatch.setattr(page_figures, "pictures", lambda jobs, _: drawn.append(jobs["name"].to_list()) or {})
     write_page(tmp_path)
     assert drawn.pop() == [second.name, first.name]  # best first; the record says what is wanted
     assert "sweep/paths" in events(tmp_path / "_sweep").Tags()["images"]  # the other config tells of the surface
@@ -277,8 +277,8 @@ def put_grid(folder, *keys, seeds=(None,), axes=(RATES, MOMENTA)):
 
 def drawn_map(found, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(pictures, "Map", lambda *given: given)
-        return pictures.mapped(found.ranked, found)
+        patched.setattr(page_figures, "Map", lambda *given: given)
+        return page_figures.mapped(found.ranked, found)
 
 
 def test_a_map_of_two_numbers(tmp_path, monkeypatch):
@@ -291,7 +291,7 @@ def test_a_map_of_two_numbers(tmp_path, monkeypatch):
     assert lost.tolist() == [[False, False, False, True]] * 5
     assert names_ == ("lr", "momentum", "val/loss")
     np.testing.assert_allclose(stable, [(0.2 + momentum / 10, momentum) for momentum in y])
-    picture = pictures.mapped(found.ranked, found)  # and so is it drawn
+    picture = page_figures.mapped(found.ranked, found)  # and so is it drawn
     shown, grey = picture.axes.collections
     np.testing.assert_allclose(shown.get_array()[:, :3], wanted)
     assert np.ma.getmaskarray(shown.get_array()).tolist() == lost.tolist()
@@ -343,7 +343,7 @@ def test_no_map_of_what_are_not_two_numbers(keys, axes, tmp_path):
     )
     stack(tmp_path, {f"{one}-{other}": 1.0 for one in axes[0] for other in axes[1]})
     found = board.read(tmp_path)
-    assert pictures.mapped(found.ranked, found) is None
+    assert page_figures.mapped(found.ranked, found) is None
 
 
 def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path, monkeypatch):
@@ -351,13 +351,13 @@ def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path,
     plan(tmp_path, {"other": ["optimizer=adam", "optimizer.lr=0.1", "optimizer.momentum=0.5"]})
     stack(tmp_path, {"other": 1.0})
     found = board.read(tmp_path)
-    assert pictures.mapped(found.ranked, found) is None
+    assert page_figures.mapped(found.ranked, found) is None
     searched = tmp_path / "search"
     searched.mkdir()
     plan(searched, {str(k): [f"optimizer.lr={k / 7}", f"optimizer.momentum={k / 99}"] for k in range(30)})
     stack(searched, {str(k): 1.0 for k in range(30)})
     found = board.read(searched)
-    assert pictures.mapped(found.ranked, found) is None
+    assert page_figures.mapped(found.ranked, found) is None
     hole = tmp_path / "hole"  # what waits leaves a hole
     hole.mkdir()
     put_grid(hole, "optimizer.lr", "optimizer.momentum")
@@ -377,12 +377,12 @@ def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path,
     ],
 )  # fmt: skip
 def test_an_axis_is_logarithmic_where_that_spaces_it_more_evenly(values, logarithmic):
-    assert maps.is_wide(values) == logarithmic
-    edges = maps.edges_of(values)
+    assert heatmap.is_wide(values) == logarithmic
+    edges = heatmap.edges_of(values)
     assert (np.diff(edges) > 0).all()
     assert ((edges[:-1] < values) & (values < edges[1:])).all()
-    drawn = maps.Map(values, values[:3], np.ones((3, len(values))), np.zeros((3, len(values)), bool), ("x", "y", "z"),
-                     np.zeros((0, 2)))  # fmt: skip
+    ones, none = np.ones((3, len(values))), np.zeros((3, len(values)), bool)
+    drawn = heatmap.Map(values, values[:3], ones, none, ("x", "y", "z"), np.zeros((0, 2)))
     assert drawn.axes.get_xscale() == ("log" if logarithmic else "linear")
     assert drawn.axes.get_xlim() == pytest.approx((edges[0], edges[-1]))
 

@@ -11,9 +11,9 @@ from runs import record, train
 from test_table import table
 
 from linear_lab import UserError
-from linear_lab.data.reading import Table
-from linear_lab.exporting import export
-from linear_lab.prediction import ROWS, as_rows, load, predict
+from linear_lab.data.files import Table
+from linear_lab.inference.programs import export
+from linear_lab.inference.rows import ROWS, as_rows, load, predict
 
 
 @pytest.fixture(scope="module")

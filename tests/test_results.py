@@ -13,8 +13,8 @@ from test_leaderboard import cut_in_half, plan, printed, put, spoilt, stack, tol
 from test_sweep import sweep
 
 from linear_lab import leaderboard as leaderboard_entry
-from linear_lab.sweep import board, kept, results
-from linear_lab.sweep.records import read_jobs
+from linear_lab.sweep import best_jobs, board, results
+from linear_lab.sweep.inventory import read_jobs
 
 STACKED = (
     "launch=stacked", "name=study", "seed=0,1", "trainer.max_epochs=3", "hydra.launcher.keep=0", "logger=none",
@@ -198,14 +198,14 @@ def test_jobs_that_learn_otherwise_alone_are_told(tmp_path):
     names = pl.Series("name", [*weights, "left out"])
 
     def told_by(precision):
-        return [*kept.disagreements(tmp_path, names, lambda _: {"trainer": {"precision": precision}})]
+        return [*best_jobs.disagreements(tmp_path, names, lambda _: {"trainer": {"precision": precision}})]
 
     other, lost = told_by("32-true")
     assert other.startswith("differs  other: ")
     assert other.endswith("by 0.01 of their norm, more than 1e-05")
     assert lost.startswith("differs  lost: ")
     assert [line.split(":")[0] for line in told_by("64-true")] == ["differs  alike", "differs  other", "differs  lost"]
-    assert [*kept.disagreements(tmp_path / "large", names, None)] == []  # where there are no results
+    assert [*best_jobs.disagreements(tmp_path / "large", names, None)] == []  # where there are no results
 
 
 def test_twenty_thousand_jobs_are_ranked_and_listed(tmp_path):

@@ -13,12 +13,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linear_lab import UserError, files, run
+from linear_lab import UserError
+from linear_lab.runs import atomic, folder
 
 
 def make(root):
-    files.new.cache_clear()
-    return files.new(root)
+    atomic.new.cache_clear()
+    return atomic.new(root)
 
 
 def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
@@ -30,9 +31,9 @@ def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
 
 
 def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
-    letters, now = iter("aab"), files.datetime.now(files.UTC)
-    monkeypatch.setattr(files, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
-    monkeypatch.setattr(files.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
+    letters, now = iter("aab"), atomic.datetime.now(atomic.UTC)
+    monkeypatch.setattr(atomic, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
+    monkeypatch.setattr(atomic.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
     names = [make(str(tmp_path))[-4:] for _ in range(2)]
     assert names == ["aaaa", "bbbb"]
 
@@ -55,11 +56,11 @@ def test_a_full_disk_is_found_before_training(tmp_path):
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):
-    other = run.Run(tmp_path)
-    with run.Run(tmp_path).recording(), pytest.raises(UserError, match="another process"), other.recording():
+    other = folder.Run(tmp_path)
+    with folder.Run(tmp_path).recording(), pytest.raises(UserError, match="another process"), other.recording():
         pytest.fail("two hold it")
     assert not other.held
-    with run.Run(tmp_path).recording() as again:
+    with folder.Run(tmp_path).recording() as again:
         again.write(status="completed")
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
 
@@ -74,7 +75,7 @@ def test_a_folder_is_held_by_one_process(tmp_path):
     ],
 )
 def test_the_record_says_how_a_run_ended(error, status, text, tmp_path):
-    with pytest.raises(type(error)), run.Run(tmp_path).recording() as one:
+    with pytest.raises(type(error)), folder.Run(tmp_path).recording() as one:
         assert json.loads((tmp_path / "result.json").read_text())["status"] == "running"
         one.write(steps=3)
         raise error
@@ -84,7 +85,7 @@ def test_the_record_says_how_a_run_ended(error, status, text, tmp_path):
 
 
 def test_the_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    with run.Run(tmp_path).recording() as one:
+    with folder.Run(tmp_path).recording() as one:
         one.write(steps=1)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -95,7 +96,7 @@ def test_the_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_numbers_without_a_word_in_json_are_null(tmp_path):
-    with run.Run(tmp_path).recording() as one:
+    with folder.Run(tmp_path).recording() as one:
         one.write(metrics={"train/loss": float("nan")}, parameters={"weight": [[float("inf")]]})
     record = json.loads((tmp_path / "result.json").read_text())
     assert (record["metrics"], record["parameters"]) == ({"train/loss": None}, {"weight": [[None]]})
@@ -115,48 +116,48 @@ def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path)
     if content is not None:
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        run.Run.open(tmp_path)
+        folder.Run.open(tmp_path)
 
 
 def test_a_folder_without_its_config_is_named(tmp_path):
-    with run.Run(tmp_path).recording() as one:
+    with folder.Run(tmp_path).recording() as one:
         one.write(status="completed")
     with pytest.raises(UserError, match=r"no \.hydra/config\.yaml in it"):
-        run.Run.open(tmp_path)
+        folder.Run.open(tmp_path)
 
 
 def test_a_resumed_run_keeps_its_record_until_it_begins(tmp_path):
-    with run.Run(tmp_path).recording() as one:
+    with folder.Run(tmp_path).recording() as one:
         one.begin("a: 1", ["resume=x"], seed=0)
         one.write(status="completed")
     before = (tmp_path / "result.json").read_text()
-    with pytest.raises(UserError, match="mistyped"), run.Run.open(tmp_path).recording():
+    with pytest.raises(UserError, match="mistyped"), folder.Run.open(tmp_path).recording():
         raise UserError("mistyped")
     assert (tmp_path / "result.json").read_text() == before
-    with pytest.raises(UserError, match="later"), run.Run.open(tmp_path).recording() as again:
+    with pytest.raises(UserError, match="later"), folder.Run.open(tmp_path).recording() as again:
         again.begin("a: 2", ["resume=y"])
         raise UserError("later")
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
-    assert (tmp_path / run.OVERRIDES).read_text() == "- resume=x\n- resume=y\n"
+    assert (tmp_path / folder.OVERRIDES).read_text() == "- resume=x\n- resume=y\n"
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"resume=.*/nothing: there is no such folder"):
-        run.Run.open(tmp_path / "nothing", "resume")
+        folder.Run.open(tmp_path / "nothing", "resume")
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 50)] * 3), min_size=2, max_size=2))
 def test_releases_compare_as_numbers(pair):
     one, two = pair
-    assert (run.release(".".join(map(str, one))) < run.release(".".join(map(str, two)))) == (one < two)
+    assert (folder.release(".".join(map(str, one))) < folder.release(".".join(map(str, two)))) == (one < two)
 
 
 def test_git_revision_is_that_of_the_project(monkeypatch, tmp_path):
-    revision = run.git_revision()
+    revision = folder.git_revision()
     monkeypatch.chdir(tmp_path)
-    assert run.git_revision() == revision
+    assert folder.git_revision() == revision
     monkeypatch.setenv("PATH", "")
-    assert run.git_revision() is None
+    assert folder.git_revision() is None
 
 
 def test_a_kill_while_a_folder_is_cleared_leaves_no_record(tmp_path, monkeypatch):
@@ -167,13 +168,13 @@ def test_a_kill_while_a_folder_is_cleared_leaves_no_record(tmp_path, monkeypatch
     (tmp_path / "result.json").write_text("{}")
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        run.Run(tmp_path).clear()
+        folder.Run(tmp_path).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 def test_overrides_are_added_as_yaml(tmp_path):
     typed = ["+note='a: b'", "seed=1", "größe=[1, 2]"]
-    with run.Run(tmp_path).lock() as held:
+    with folder.Run(tmp_path).lock() as held:
         held.begin("seed: 1\n", typed[:1])
         held.begin("seed: 1\n", typed[1:])
     assert yaml.safe_load((tmp_path / ".hydra/overrides.yaml").read_text()) == typed

@@ -245,7 +245,7 @@ def study1(tmp_path_factory):
 
 
 def test_two_processes_do_not_search_under_one_name(study1, monkeypatch):
-    monkeypatch.setattr("linear_lab.files.PATIENCE", 0)
+    monkeypatch.setattr("linear_lab.runs.atomic.PATIENCE", 0)
     first = opened(study1)
     with pytest.raises(UserError, match="another process searches here; wait"):
         opened(study1)

@@ -14,8 +14,7 @@ import pytest
 from browser import end, stable, start
 from torch.utils.tensorboard import SummaryWriter
 
-from linear_lab import UserError
-from linear_lab.dashboard import __main__ as dashboard
+from linear_lab import UserError, dashboard
 
 RUNS = ("runs/20261123-062841-9i1e-sgd", "sweeps/20261123-070000-ab12/3-adam-lr=0.1-seed=2")
 

@@ -28,9 +28,9 @@ from linear_lab.models import LinearModule, MLPModule, SupervisedModule
 from linear_lab.stacked import loop, step
 from linear_lab.stacked.losses import LOSSES
 from linear_lab.stacked.optimizers import MODES, OPTIONAL, RULES, within
+from linear_lab.sweep import best_jobs, page, results, stacks
 from linear_lab.sweep import job as sweep_job
-from linear_lab.sweep import kept, page, results, stacks
-from linear_lab.sweep.grouping import obstacles
+from linear_lab.sweep.stackable import obstacles
 
 OPTIMIZERS = [
     (SGD, [{"lr": 0.1}, {"lr": 0.05}]),
@@ -789,7 +789,7 @@ def test_a_failed_job_and_damaged_results_are_told_where_a_run_is_asked_for(monk
 
 def test_distance_of_parameters_by_hand():
     one, other = {"weight": [[3.0, 4.5]], "bias": None}, {"bias": None, "weight": [[3.0, 4.0]]}
-    assert kept.distance(one, other) == pytest.approx(0.1)
+    assert best_jobs.distance(one, other) == pytest.approx(0.1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from processes import end, fork, has_ended
 from runs import command, composer, record
 
-from linear_lab import terminal
 from linear_lab import train as entry
-from linear_lab.run import Run
-from linear_lab.sweep import board, job, launches, mistakes, naming, page, plan, results, sweeper
+from linear_lab.runs.folder import Run
+from linear_lab.sweep import board, dispatch, job, mistakes, naming, page, plan, results, sweeper
+from linear_lab.terminal import layout
 
 FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
 
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_made_costs_its_job(trained, tmp_path):
 
 def test_another_folder_for_the_sweep(trained, tmp_path):
     folder = tmp_path / "a folder" / "it's \\ mine"
-    place = f"hydra.sweep.dir={terminal.in_quotes(str(folder))}"
+    place = f"hydra.sweep.dir={layout.in_quotes(str(folder))}"
     code, said = sweep(tmp_path, *FAST, place, "optimizer.lr=0.1,-1")
     assert code == 1
     assert record(folder / "sgd-lr=0.1")["status"] == "completed"
@@ -193,7 +193,7 @@ def test_a_job_that_another_process_begins_first_keeps_its_config(trained, monke
     folder = tmp_path / "sweeps/study/sgd"
     (folder / "result.json").write_text(json.dumps(record(folder) | {"status": "interrupted"}))
     (folder / ".hydra/config.yaml").write_text("the other's")
-    for module in (launches, sweeper):
+    for module in (dispatch, sweeper):
         monkeypatch.setattr(module, "is_held", lambda _: False)  # it takes the folder a moment later
     with Run(folder).lock():
         said = check(tmp_path, "seed=0", jobs={"sgd": "interrupted"}, code=1)

@@ -19,9 +19,9 @@ from processes import end, fork, has_ended
 from runs import record, scalars, train
 from test_sweep import sweep
 
-from linear_lab.dashboard.logger import event_files
-from linear_lab.fingerprints import FREE
+from linear_lab.runs.fingerprints import FREE
 from linear_lab.sweep import board, job, page
+from linear_lab.tracking.tensorboard import event_files
 
 GRID = (
     "data=synthetic", "data.samples=60", "data.batch_size=8", "optimizer=sgd,adam", "optimizer.lr=0.1,0.01",

@@ -1,9 +1,9 @@
 """What Hydra discovers: it takes plugins from this package alone."""
 
-from linear_lab.sweep import launcher, search_sweeper, stacked_launcher, sweeper
+from linear_lab.sweep import launchers, search_sweeper, stacked_launcher, sweeper
 
 
-class LocalLauncher(launcher.LocalLauncher):
+class LocalLauncher(launchers.LocalLauncher):
     """``hydra/launcher=local``."""
 
 

@@ -22,8 +22,9 @@ from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from linear_lab import CONF, UserError, files, run
-from linear_lab.terminal import CtrlC, failure, heed, in_quotes, python
+from linear_lab import CONF, UserError
+from linear_lab.runs import atomic, folder
+from linear_lab.terminal.layout import CtrlC, failure, heed, in_quotes, python
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -73,7 +74,7 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
                     check_choices(arguments[1:])
                     resume = resumed(arguments) if name == "train" else None
                     if resume is not None:
-                        config_path = (run.Run.open(resume, "resume").path / run.CONFIG).parent.resolve()
+                        config_path = (folder.Run.open(resume, "resume").path / folder.CONFIG).parent.resolve()
                         config_name = "config"
                         sys.argv = [arguments[0], f"--config-dir={CONF}", *resuming(config_path.parent)]
                     register_resolvers()
@@ -95,7 +96,7 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
 
 def explained(error: Any) -> Any:
     """Say of a run folder that is not there, if that is so, that its job was trained in a stack."""
-    if not isinstance(error, run.MissingError):
+    if not isinstance(error, folder.MissingError):
         return error
     from linear_lab.sweep import ranking
 
@@ -134,7 +135,7 @@ def register_resolvers() -> None:
 def new_folder(parent: str, optimizer: str = "") -> str:
     """Make the folder of a run or a sweep; as a resolver in the config, before Hydra writes there."""
     try:
-        return files.new(parent, optimizer)
+        return atomic.new(parent, optimizer)
     except UserError as error:  # OmegaConf would wrap it into an error of its own
         raise failure(error) from error
 
@@ -144,16 +145,16 @@ def sweep_folder(parent: str, name: str | None) -> str:
     if name is None:
         return new_folder(parent)
     try:
-        if files.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
+        if atomic.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
             raise UserError(
-                f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {files.LONGEST_NAME}, "
+                f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
                 "and begins with a letter or digit; try name=study1"
             )
         folder = Path(parent).expanduser() / str(name)
         with suppress(FileExistsError):
-            files.make(folder)
+            atomic.make(folder)
             return str(folder)
-        files.check_room(folder)
+        atomic.check_room(folder)
     except UserError as error:
         raise failure(error) from error
     return str(folder)

@@ -11,7 +11,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     """Measure the checkpoint; returns the metrics."""
     required(cfg, "run")
     with importing():
-        from linear_lab.evaluation import evaluate
+        from linear_lab.inference.remeasure import evaluate
 
     return evaluate(cfg.run, cfg.checkpoint, cfg.accelerator)
 

@@ -13,7 +13,7 @@ def main(cfg: DictConfig) -> Any:
     """Export the checkpoint; returns the file."""
     required(cfg, "run")
     with importing():
-        from linear_lab.exporting import export
+        from linear_lab.inference.programs import export
 
     return export(cfg.run, cfg.checkpoint, cfg.output, cfg.format)
 

@@ -23,8 +23,8 @@ def main() -> None:
 @entry("leaderboard")
 def leaderboard(cfg: DictConfig) -> None:
     """Rank the jobs by what they have left, whether they run, have ended, or were killed."""
-    from linear_lab import terminal
     from linear_lab.sweep import board, page
+    from linear_lab.terminal import layout
 
     example = "name a sweep's folder, as in sweep=outputs/sweeps/<name>"
     if OmegaConf.is_missing(cfg, "folder"):
@@ -40,9 +40,9 @@ def leaderboard(cfg: DictConfig) -> None:
     found = board.write(folder, cfg.metric, cfg.mode)
     if cfg.page:
         page.write_page(folder)
-    screen = terminal.screen()
+    screen = layout.screen()
     board.show(screen, found, cfg.top)
-    terminal.show_commands(screen, board.commands(found))
+    layout.show_commands(screen, board.commands(found))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def main(cfg: DictConfig) -> Any:
     """Predict rows or a file; returns the file that was written."""
     required(cfg, "run")
     with importing():
-        from linear_lab.prediction import predict
+        from linear_lab.inference.rows import predict
 
     reading = {key: cfg[key] for key in ("separator", "encoding", "decimal")}
     return predict(cfg.run, cfg.checkpoint, cfg.x, cfg.input, cfg.output, cfg.missing, **reading)

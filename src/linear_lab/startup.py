@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from linear_lab.terminal import heed
+from linear_lab.terminal.layout import heed
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> float | None:
 
         return train_job(cfg)
     with importing():
-        from linear_lab.experiment import train
+        from linear_lab.fitting.run import train
         from linear_lab.sweep.page import refresh
 
     typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed: an item that refers to a value stays so

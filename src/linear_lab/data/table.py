@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from linear_lab.data.batches import Part
-from linear_lab.data.reading import Table
+from linear_lab.data.datamodule import LinearData, check_seed, split
+from linear_lab.data.files import Table
 from linear_lab.data.schema import Schema, units
-from linear_lab.data.source import LinearData, check_seed, split
 
 PARTS = ("train", "val", "test")
 

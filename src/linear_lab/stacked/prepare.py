@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from linear_lab import UserError
-from linear_lab.assembly import build
-from linear_lab.checks import user_errors
+from linear_lab.fitting.build import build
+from linear_lab.fitting.checks import user_errors
 from linear_lab.models import SupervisedModule
-from linear_lab.optimum import Optimum, Reference, reference
 from linear_lab.stacked import losses, optimizers, schedules
-from linear_lab.stacked.group import ORDER, SEED, Group, distinct
+from linear_lab.stacked.columns import ORDER, SEED, Group, distinct
 from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.step import Models, Plan, Stepper, counted
+from linear_lab.theory.least_squares import Optimum, Reference, reference
 
 log = logging.getLogger(__name__)
 

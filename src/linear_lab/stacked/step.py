@@ -11,12 +11,12 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from linear_lab.data import LinearData
 from linear_lab.data.batches import Part
-from linear_lab.data.source import EVALUATION_ROWS
+from linear_lab.data.datamodule import EVALUATION_ROWS
 from linear_lab.models import SupervisedModule
-from linear_lab.optimum import Optimum
 from linear_lab.stacked.losses import Loss
 from linear_lab.stacked.optimizers import Numbers, Rule
 from linear_lab.stacked.schedules import Schedule
+from linear_lab.theory.least_squares import Optimum
 
 Parameters = dict[str, Tensor]  # of J models by name, (J, ...)
 AT_ONCE = 1 << 24  # predictions that are held at once while measuring: bounds memory, not results

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.console import Console
 
+from linear_lab.sweep.inventory import KEYS, finite, read_jobs
 from linear_lab.sweep.plan import PLAN, SETTINGS
 from linear_lab.sweep.ranking import Board, read
-from linear_lab.sweep.records import KEYS, finite, read_jobs
 from linear_lab.sweep.results import RESULTS
-from linear_lab.terminal import markdown_table, number, quoted, short, show_table
+from linear_lab.terminal.layout import markdown_table, number, quoted, short, show_table
 
 if TYPE_CHECKING:
     import polars as pl

@@ -13,8 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab import fingerprints
-from linear_lab.fingerprints import leaves
+from linear_lab.runs import fingerprints
+from linear_lab.runs.fingerprints import leaves
 
 NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 PATH = "data.path"

@@ -14,17 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError
-from linear_lab.callbacks import Interrupted, StopIfHopeless
-from linear_lab.evaluation import LostError, readable_checkpoint
-from linear_lab.experiment import train_in
-from linear_lab.fingerprints import config_hash
-from linear_lab.run import HeldError, Run, versions
+from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
+from linear_lab.fitting.run import train_in
+from linear_lab.inference.remeasure import LostError, readable_checkpoint
+from linear_lab.runs.fingerprints import config_hash
+from linear_lab.runs.folder import HeldError, Run, versions
 from linear_lab.sweep import board, results
 from linear_lab.sweep.composer import absolute_paths
+from linear_lab.sweep.inventory import ENDED, is_steering
 from linear_lab.sweep.plan import group_hash, of_job
-from linear_lab.sweep.pool import leased_gpu
-from linear_lab.sweep.records import ENDED, is_steering
 from linear_lab.sweep.sweeper import STOP
+from linear_lab.sweep.workers import leased_gpu
 
 log = logging.getLogger(__name__)
 

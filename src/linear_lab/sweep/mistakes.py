@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from linear_lab.fingerprints import FREE
-from linear_lab.run import CONFIG
+from linear_lab.runs.fingerprints import FREE
+from linear_lab.runs.folder import CONFIG
 from linear_lab.sweep.composer import Composer
 
 SHOWN = 8  # differences that a message names

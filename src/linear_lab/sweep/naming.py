@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from linear_lab import files
+from linear_lab.runs import atomic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,8 +50,8 @@ def safe(name: str) -> str:
     >>> safe("sgd-lr=0.1"), safe("sgd-path=../../x")
     ('sgd-lr=0.1', 'sgd-path=.._.._x-8451fa56')
     """
-    plain = files.plain(name)
+    plain = atomic.plain(name)
     if plain == name and plain[0] not in "._-":
         return plain
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
-    return f"{files.plain(f'job{name}' if plain[:1] in '._-' else name)[:LONGEST]}-{digest}"
+    return f"{atomic.plain(f'job{name}' if plain[:1] in '._-' else name)[:LONGEST]}-{digest}"

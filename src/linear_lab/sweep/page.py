@@ -59,7 +59,7 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
             fingerprint = hashlib.sha256(board.table(found).encode()).hexdigest()
             if shown.exists() and shown.read_text() == fingerprint:
                 return
-            from linear_lab.sweep.pictures import log_page  # torch, which takes its time
+            from linear_lab.sweep.page_figures import log_page  # torch, which takes its time
 
             log_page(found, folder / PAGE)
             shown.write_text(fingerprint)

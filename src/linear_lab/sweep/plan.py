@@ -11,12 +11,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab import UserError, files, terminal
-from linear_lab.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
+from linear_lab import UserError
+from linear_lab.runs import atomic
+from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
 from linear_lab.sweep import results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
 from linear_lab.sweep.naming import names
+from linear_lab.terminal import layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +119,7 @@ def _shapes(typed: "pl.DataFrame", shaping: list[str], columns: list[str], compo
         present = [key for key in columns if first[key] is not None]
         try:
             places = composer.places(fixed, present)
-            terminal.heed()
+            layout.heed()
         except (OmegaConfBaseException, HydraException) as error:
             every = [
                 [
@@ -260,5 +262,5 @@ def write_plan(folder: Path, jobs: "pl.DataFrame", metric: str, mode: str) -> No
         others = earlier.join(jobs.select("name"), on="name", how="anti")
         merged = pl.concat([others, jobs], how="diagonal")
         merged = order.join(merged, on="name", how="left", maintain_order="left")
-        files.replace(folder / SETTINGS, json.dumps({"metric": metric, "mode": mode}).encode())
+        atomic.replace(folder / SETTINGS, json.dumps({"metric": metric, "mode": mode}).encode())
         results.write(folder / PLAN, merged)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from linear_lab import UserError
+from linear_lab.sweep.inventory import KEYS, fields, is_steering, read_jobs
 from linear_lab.sweep.plan import overrides, read_plan, read_settings
-from linear_lab.sweep.records import KEYS, fields, is_steering, read_jobs
 from linear_lab.sweep.results import read_results
-from linear_lab.terminal import python, quoted, short
+from linear_lab.terminal.layout import python, quoted, short
 
 if TYPE_CHECKING:
     import polars as pl

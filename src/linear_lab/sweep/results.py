@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from linear_lab import UserError, files
+from linear_lab import UserError
+from linear_lab.runs import atomic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -123,7 +124,7 @@ def write(path: Path, rows: "pl.DataFrame") -> None:
     """
     import polars as pl
 
-    with files.writing(path, files.ROOM_REMEDY) as part:
+    with atomic.writing(path, atomic.ROOM_REMEDY) as part:
         try:
             rows.write_parquet(part, metadata=VERSION)
         except pl.exceptions.PolarsError as error:  # as which polars tells a full disk
@@ -165,4 +166,4 @@ def stacking(folder: Path) -> Iterator[None]:
 
 def is_stacking(folder: Path) -> bool:
     """Tell whether some process trains stacks in a sweep's folder now."""
-    return files.is_locked(folder / STACKING)
+    return atomic.is_locked(folder / STACKING)

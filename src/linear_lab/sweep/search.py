@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linear_lab import UserError
-from linear_lab.files import taken
+from linear_lab.runs.atomic import taken
 from linear_lab.sweep.space import load_optuna
 
 if TYPE_CHECKING:

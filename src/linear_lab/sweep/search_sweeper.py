@@ -5,7 +5,7 @@ import os
 from hydra.core.override_parser.types import Override
 
 from linear_lab import UserError
-from linear_lab.fingerprints import FREE
+from linear_lab.runs.fingerprints import FREE
 from linear_lab.sweep import board
 from linear_lab.sweep.plan import identified, listed, plan
 from linear_lab.sweep.search import Search, example

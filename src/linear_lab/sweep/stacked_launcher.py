@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from linear_lab import UserError
 from linear_lab.startup import importing
 from linear_lab.sweep.composer import Composer
-from linear_lab.sweep.launcher import LocalLauncher
+from linear_lab.sweep.launchers import LocalLauncher
 
 if TYPE_CHECKING:
     import polars as pl
@@ -66,7 +66,7 @@ class StackedLauncher(LocalLauncher):
             self.notes = [f"one by one  {len(jobs)} jobs: hydra.sweeper.prune=true"]
             return
         with importing():
-            from linear_lab.sweep.grouping import groups
+            from linear_lab.sweep.stackable import groups
             from linear_lab.sweep.stacks import Options, Stacks
 
         with in_log_alone(folder):

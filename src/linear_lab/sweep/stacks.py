@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 import torch
 
-from linear_lab import UserError, files
-from linear_lab.assembly import restored_process
-from linear_lab.callbacks import Interrupted, StopOnSignal
-from linear_lab.stacked.group import Group
+from linear_lab import UserError
+from linear_lab.fitting.build import restored_process
+from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
+from linear_lab.runs import atomic
+from linear_lab.stacked.columns import Group
 from linear_lab.stacked.loop import Loop
+from linear_lab.stacked.outcome import history_of, rows_of, struct
 from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
-from linear_lab.stacked.rows import history_of, rows_of, struct
 from linear_lab.stacked.step import Stepper, capacity
 from linear_lab.sweep import results
 from linear_lab.sweep.plan import of_job, overrides
@@ -190,7 +191,7 @@ class Stacks:
             if due or stop.signum:
                 of_chunk = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "watched": list(watched)}
                 kept = of_chunk | {"loop": loop.state_dict()}
-                with files.writing(path, files.ROOM_REMEDY) as part:
+                with atomic.writing(path, atomic.ROOM_REMEDY) as part:
                     torch.save(kept, part)
                 self.flush()
             if stop.signum:

@@ -15,17 +15,19 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from linear_lab import UserError, files, terminal
-from linear_lab.run import RESULT, Run, is_held
+from linear_lab import UserError
+from linear_lab.runs import atomic
+from linear_lab.runs.folder import RESULT, Run, is_held
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
-from linear_lab.sweep.grids import grid
-from linear_lab.sweep.launches import Launches
+from linear_lab.sweep.dispatch import Launches
+from linear_lab.sweep.grid import grid
+from linear_lab.sweep.inventory import ENDED, STEERING, is_steering, read_jobs, read_record
+from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
 from linear_lab.sweep.plan import alone, plan, write_plan
 from linear_lab.sweep.plan import jobs as planned_jobs
-from linear_lab.sweep.records import ENDED, STEERING, is_steering, read_jobs, read_record
-from linear_lab.sweep.watch import Watch
+from linear_lab.terminal import layout
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,7 +58,7 @@ class GridSweeper(Sweeper):
             config=config, hydra_context=hydra_context, task_function=task_function
         )
         self.launcher: Any = launcher
-        self.screen = terminal.screen()
+        self.screen = layout.screen()
         self.launches = Launches(self.folder, launcher, self.screen)
         self.composer = composer_of(hydra_context, config)
 
@@ -85,14 +87,14 @@ class GridSweeper(Sweeper):
             self.composer.steering = [item for item in steering if not item.startswith("hydra")]
             self.launches.steering, self.launches.fail_fast = steering, self.config.fail_fast
             with suppress(FileExistsError):  # hydra.sweep.dir= may name any
-                files.make(self.folder)
+                atomic.make(self.folder)
             (self.folder / STOP).unlink(missing_ok=True)
             with self.watch:
                 self.run([item for item in overrides if not is_steering(str(item.input_line))])
         except UserError as error:
             with suppress(OSError):
                 self.folder.rmdir()  # if it was made for this command
-            raise terminal.failure(error) from error
+            raise layout.failure(error) from error
         except (KeyboardInterrupt, SystemExit) as end:
             code = getattr(end, "code", None) or 130
             if code != 1:  # a mistake or a full disk, which has been told
@@ -143,7 +145,7 @@ class GridSweeper(Sweeper):
             recorded.select("name"), on="name", how="anti"
         )  # an interrupted overwrite has another plan
         jobs = plan(typed, self.composer, pl.concat([others, recorded.select("name", "config_hash")]), named)
-        terminal.heed()
+        layout.heed()
         before = recorded.select("name", "folder", "trained", before="config_hash")
         changed = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
         trained = changed.filter("trained")  # the rest failed before
@@ -159,7 +161,7 @@ class GridSweeper(Sweeper):
         results.forget(self.folder, changed["name"])
         if self.watch.names is None:  # what is refused has changed nothing
             with alone(self.folder):
-                files.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
+                atomic.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, str(self.config.metric), str(self.config.mode))
         self.watch.show(jobs["name"])
         if not self.launches.stacks:  # whose jobs wait together, and end together
@@ -210,11 +212,11 @@ class GridSweeper(Sweeper):
         """Return the jobs that are to be trained by this process, as `missing` does, of a whole plan."""
         import polars as pl
 
+        with os.scandir(self.folder) as entries:  # the locks first: a job that ends meanwhile has then ended
+            held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]
         found, _ = read_jobs(self.folder)
         ended = found.filter(pl.col("status").is_in(ENDED)).select("name", "config_hash")
         left = planned.join(ended, on=["name", "config_hash"], how="anti", maintain_order="left")
-        with os.scandir(self.folder) as entries:
-            held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]
         return left.filter(~left["name"].is_in([*held, *self.launches.errors]))
 
     def keep_best(self, planned: "pl.DataFrame") -> None:
@@ -233,7 +235,7 @@ class GridSweeper(Sweeper):
                 if why := lost or self.launches.errors.get(job.name):
                     self.unkept[job.name] = why
         if found.best:
-            from linear_lab.sweep.kept import disagreements, write_rows
+            from linear_lab.sweep.best_jobs import disagreements, write_rows
 
             self.launcher.notes += disagreements(self.folder, rows["name"], self.composer)
             with alone(self.folder):
@@ -255,21 +257,21 @@ class GridSweeper(Sweeper):
             why = self.launches.errors.get(name) or error or ""
             self.screen.print(f"{status}  {name}{f': {why}' if why else ''}", soft_wrap=True)
         if len(left) > SHOWN:
-            self.screen.print(f"... {len(left) - SHOWN} more in {terminal.short(self.folder / board.TABLE)}")
+            self.screen.print(f"... {len(left) - SHOWN} more in {layout.short(self.folder / board.TABLE)}")
         for name, why in self.unkept.items():
             self.screen.print(f"not trained alone  {name}: {why}", soft_wrap=True)
         for note in getattr(self.launcher, "notes", ()):
             self.screen.print(note, soft_wrap=True)
         commands = board.commands(found) | {
-            "look": f"make dashboard LOGDIR={terminal.quoted(str(terminal.short(self.folder)))}",
-            "address": terminal.ADDRESS,
+            "look": f"make dashboard LOGDIR={layout.quoted(str(layout.short(self.folder)))}",
+            "address": layout.ADDRESS,
         }
         if len(left) or self.unkept or interrupted:
             paths = [self.folder / name / "train.log" for name in left["name"].head(SHOWN)]
             logs = [path for path in paths if path.exists()]
-            commands |= {"log": terminal.quoted(str(terminal.short(logs[0])))} if logs else {}
+            commands |= {"log": layout.quoted(str(layout.short(logs[0])))} if logs else {}
             commands["go on"] = self.command(arguments)
-        terminal.show_commands(self.screen, commands)
+        layout.show_commands(self.screen, commands)
         return bool(len(left) or self.unkept)
 
     def command(self, arguments: Sequence[str]) -> str:
@@ -277,7 +279,7 @@ class GridSweeper(Sweeper):
         typed = [*arguments, *self.config.hydra.overrides.hydra]
         typed = [item for item in typed if not item.startswith(("name=", "overwrite=", "hydra.mode="))]
         named = any(item.startswith("hydra.sweep.dir=") for item in typed)
-        return terminal.sweeping(typed if named else [f"name={self.folder.name}", *typed])
+        return layout.sweeping(typed if named else [f"name={self.folder.name}", *typed])
 
 
 def ended(signum: int, frame: FrameType | None) -> None:

@@ -1,0 +1,138 @@
+"""Runs whose loss grows without bound: stopped at once, and told why."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from linear_lab.fitting.summary import Summary
+from linear_lab.theory.least_squares import Reference
+
+
+class DivergenceError(Exception):
+    """Ends a run whose loss is not finite, or has grown beyond all bounds.
+
+    Attributes:
+        metric: the loss that says so.
+        value: its value.
+    """
+
+    def __init__(self, metric: str, value: float) -> None:
+        super().__init__(f"{metric} {value:.2g}")
+        self.metric, self.value = metric, value
+
+
+class StopOnDivergence(Callback):
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step, or validation, that shows divergence.
+
+    Args:
+        known: what the run is held against.
+        metric: what decides which weights are best.
+        mode: ``min`` or ``max``.
+    """
+
+    def __init__(self, known: Reference, metric: str, mode: str) -> None:
+        self.known, self.summary = known, Summary(1, metric, mode)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Look at the loss that the step began with."""
+        loss = (
+            outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
+        )  # Lightning has divided by it
+        diverged = self.summary.after_step(trainer.global_step, loss)
+        if trainer.world_size > 1:  # each process has seen its own rows
+            diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
+        if diverged:
+            raise DivergenceError("train/loss", loss.item())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what was measured; the dashboard and Lightning's checkpoints follow after it."""
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name != "step"}
+        measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items()}
+        excess = self.known.excess(pl_module.network)  # type: ignore[arg-type]
+        loss = measured["train/loss"] if excess is None else torch.tensor([excess], dtype=torch.float64)
+        if self.summary.after_validation(trainer.global_step, measured, loss):
+            name, value = self.summary.metrics[int(self.summary.diverged_by)], float(self.summary.diverged_value)
+            raise DivergenceError(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the summary in the checkpoint, for a run that is resumed."""
+        return self.summary.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.summary.load_state_dict(state_dict)
+
+
+def too_fast(cfg: DictConfig, known: Reference) -> bool:
+    """Tell whether the run must diverge: plain SGD above the largest stable rate, at a rate that nothing lowers."""
+    return known.stable_lr is not None and not cfg.scheduler and cfg.optimizer.lr > known.stable_lr
+
+
+def rounded_down(rate: float) -> float:
+    """Return the next smaller number of one digit.
+
+    >>> rounded_down(0.1198), rounded_down(0.1)
+    (0.1, 0.09)
+    """
+    unit = 10 ** math.floor(math.log10(0.99 * rate))
+    return float(f"{math.floor(0.99 * rate / unit) * unit:.1g}")
+
+
+def divergence(
+    cfg: DictConfig,
+    known: Reference,
+    diverged: DivergenceError | None,
+    result: dict[str, Any],
+    initial: dict[str, float],
+) -> str | None:
+    """Say that the run diverged, where, and why; None if it did not.
+
+    Args:
+        cfg: the config.
+        known: what the run is held against.
+        diverged: what stopped it, if anything.
+        result: ``steps`` and ``metrics`` at the end.
+        initial: metrics of the untouched model.
+    """
+    metrics, steps = result["metrics"], result["steps"]
+    grown = too_fast(cfg, known) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
+    unsound = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
+    diverged = diverged or unsound or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
+    if not diverged:
+        return None
+    raw = cfg.data.get("standardize") is False
+    return explain(diverged.metric, diverged.value, steps, cfg.optimizer.get("lr"), known.stable_lr, raw=raw)
+
+
+def explain(metric: str, value: float, steps: int, lr: float | None, stable: float | None, *, raw: bool) -> str:
+    """Say that a run diverged, where, why, and what to try.
+
+    Args:
+        metric: that showed it.
+        value: of the metric.
+        steps: that were taken.
+        lr: of the optimizer, if it has one.
+        stable: the largest stable rate, if it is known.
+        raw: whether the data could be standardized and are not.
+    """
+    if not steps:
+        return (
+            f"diverged before the first step ({metric} {value:.2g}): the values are too large for this precision; "
+            "standardize the data, or try trainer.precision=64-true"
+        )
+    if stable is None or lr is None:
+        why = f"try a smaller rate than {lr}, as in optimizer.lr={lr / 10:g}" if lr else "try another optimizer"
+    elif lr > stable:
+        why = (
+            f"lr {lr:g} is above {stable:.4g}, the largest stable rate for this data; "
+            f"try optimizer.lr={rounded_down(stable):g}"
+        )
+    else:
+        why = (
+            f"lr {lr:g} is below {stable:.4g}, the largest stable rate for all rows together, but a batch of few may "
+            f"have a smaller one; try optimizer.lr={rounded_down(lr):g} or a larger data.batch_size"
+        )
+    return f"diverged at step {steps} ({metric} {value:.2g}): {why}{', or data.standardize=true' if raw else ''}"

@@ -1,0 +1,140 @@
+"""The seven steps of backpropagation, as a run takes them."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from linear_lab.terminal.layout import SHOWN, number
+from linear_lab.terminal.report import describe, formula, numbers
+
+SYMBOLS = {"weight": "W", "bias": "b"}
+LOSS_FORMULAS = {
+    "MSELoss": ["mean of (y_hat - y)^2"],
+    "L1Loss": ["mean of |y_hat - y|"],
+    "CrossEntropyLoss": ["mean of -log p[y], p = softmax(y_hat)"],
+    "HuberLoss": ["mean of e^2 / 2 where |e| < delta, else delta (|e| - delta / 2), e = y_hat - y"],
+}
+
+
+class FirstSteps(Callback):
+    """Follows the first steps of a run and shows them as the seven steps of backpropagation.
+
+    All numbers are taken from the run as it goes by, by hooks: nothing is computed a second time.
+
+    Args:
+        console: where to show them.
+        steps: how many to show; the first is followed in any case, for the record.
+        plain: the config.
+    """
+
+    def __init__(self, console: Console, steps: int, plain: dict[str, Any]) -> None:
+        self.console, self.steps, self.plain = console, steps, plain
+        self.recorded: dict[str, Any] | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note W and b, and have the forward pass leave its y_hat."""
+        plain = isinstance(pl_module.network, nn.Linear)  # another network has other steps in between
+        self.following = trainer.global_step < max(self.steps, 1) and plain
+        if self.following:
+            self.formula = formula(pl_module)
+            self.before = self._parameters(pl_module)
+            self.y_hats: list[Tensor] = []
+            self.gradients: list[dict[str, Tensor]] = []
+            self.hook = pl_module.network.register_forward_hook(  # type: ignore[union-attr]
+                lambda module, args, y_hat: self.y_hats.append(y_hat.detach())
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note the gradients of the backward pass; and lr, if the update is no more than lr times those."""
+        if not self.following:
+            return
+        self.gradients.append(
+            {name: p.grad.clone() for name, p in pl_module.network.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
+        )
+        group = optimizer.param_groups[0]
+        own_rule = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
+        self.lr = group["lr"] if own_rule and trainer.gradient_clip_val is None else None
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Show the step, now that the weights are updated."""
+        if not self.following:
+            return
+        self.hook.remove()
+        if not self.gradients:  # gradients add up over batches, and the weights stay
+            return
+        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided by it
+        if len(self.y_hats) > 1:  # and of a step with several evaluations it tells the last
+            loss = pl_module.loss(self.y_hats[0], batch[1])  # type: ignore[operator]
+        if trainer.world_size > 1:
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")  # each process has its share of the batch's loss
+        if self.recorded is None and trainer.global_step == 1:
+            gradient = {name: values.tolist() for name, values in self.gradients[0].items()}
+            self.recorded = {"loss": loss.item(), "gradient": gradient}
+        if trainer.is_global_zero and trainer.global_step <= self.steps:  # another process may have had no row
+            self._show(trainer, batch, loss.item(), self._parameters(pl_module))
+
+    def _show(self, trainer: Trainer, batch: tuple[Tensor, Tensor], loss: float, after: dict[str, Tensor]) -> None:
+        (x, y), y_hat, gradients = batch, self.y_hats[0], self.gradients[0]
+        share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
+        if trainer.accumulate_grad_batches > 1:
+            share += f", the last batch of {trainer.accumulate_grad_batches} whose gradients are averaged"
+        again = f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
+        if y.is_floating_point():
+            columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}
+        else:
+            columns = {"x": x, "y_hat": y_hat, "p": y_hat.softmax(1), "y": y}
+        rows = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for column in rows.columns:
+            column.overflow = "fold"
+        for row in range(min(len(x), SHOWN)):
+            rows.add_row(*(numbers(values[row]) for values in columns.values()))
+        if len(x) > SHOWN:
+            rows.add_row(*["..."] * len(columns))
+        loss_name = self.plain["loss"]["_target_"].rpartition(".")[2]
+        gradient = {name: f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()}
+        rule = "" if self.lr is None else f" - {number(self.lr)} * dloss/d"
+        updates = []
+        for name, old in self.before.items():
+            change = numbers(after[name] - old) if self.lr is None else numbers(gradients[name])
+            step = f"+ ({change})" if self.lr is None else f"- {number(self.lr)} * ({change})"
+            meaning = f"{SYMBOLS[name]}{rule}{SYMBOLS[name]}" if rule else f"{SYMBOLS[name]} + step of the optimizer"
+            updates.append(f"{SYMBOLS[name]} <- {meaning} = {numbers(old)} {step} = {numbers(after[name])}")
+        steps: dict[str, list[Any]] = {
+            "model": [self.formula, *(f"{SYMBOLS[name]} = {numbers(old)}" for name, old in self.before.items())],
+            "loss": [" = ".join([describe(self.plain["loss"]), *LOSS_FORMULAS.get(loss_name, ())])],
+            "optimizer": [describe(self.plain["optimizer"])],
+            "forward": [f"x {tuple(x.shape)} -> y_hat {tuple(y_hat.shape)}, y {tuple(y.shape)}{share}{again}", rows],
+            "loss value": [f"loss = {number(loss)}"],
+            "backward": list(gradient.values()),
+            "update": updates,
+        }
+        table = Table.grid(padding=(0, 2))
+        for count, (name, contents) in enumerate(steps.items(), start=1):
+            for position, content in enumerate(contents):
+                table.add_row("" if position else f"{count} {name}", content)
+        self.console.print(f"Step {trainer.global_step}", style="bold")
+        self.console.print(table)
+        self.console.print()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the first step in the checkpoint, for a run that is resumed after it."""
+        return {"recorded": self.recorded}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the first step from the checkpoint."""
+        self.recorded = state_dict["recorded"]
+
+    @staticmethod
+    def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}  # type: ignore[union-attr]

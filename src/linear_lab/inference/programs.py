@@ -1,0 +1,86 @@
+"""A run as a file that predicts without this package."""
+
+import importlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linear_lab import UserError
+from linear_lab.fitting.checks import user_errors
+from linear_lab.inference.rows import Predictor, load, target_file
+from linear_lab.runs.atomic import writing
+from linear_lab.terminal import layout, report
+
+TOLERANCE = 1e-6  # of what the file may differ from predict, relative to the largest prediction
+CHECKED_ROWS = 100
+
+
+def export(folder: str, which: str = "best", output: str | None = None, kind: str = "pt2") -> Path:
+    """Write a run's model, its units included, and check that the file predicts what predict does.
+
+    Args:
+        folder: the run folder.
+        which: ``best`` or ``last`` checkpoint.
+        output: the file; None is ``model.pt2`` or ``model.onnx`` in the run folder.
+        kind: ``pt2`` for torch.export, ``onnx`` for ONNX.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: if the run or the place cannot be used, a package is missing, or the file predicts otherwise.
+    """
+    if kind not in EXPORTS:
+        raise UserError(f"format={kind}: choose format={' or format='.join(EXPORTS)}")
+    run, _, predictor = load(folder, which)
+    with user_errors("export"):
+        target = target_file(run, output, f"model.{kind}")
+    schema = predictor.schema
+    mean, scale = schema.x_units
+    x = mean + scale * torch.randn(CHECKED_ROWS, len(mean), generator=torch.Generator().manual_seed(0)).double()
+    meaning = {"x": schema.x, "y": schema.y, "labels": schema.labels}
+    with writing(target) as part:
+        found = EXPORTS[kind](predictor, x, part, {key: json.dumps(value) for key, value in meaning.items()})
+        expected = predictor(x).detach()
+        difference = (found - expected).abs().max().item() / max(expected.abs().max().item(), 1e-300)
+        if not difference <= TOLERANCE:
+            raise UserError(f"format={kind}: the file predicts otherwise, by {difference:.1g} of the largest value")
+    report.show_export(layout.screen(), target, kind, meaning, difference)
+    return target
+
+
+def to_pt2(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]) -> Tensor:
+    """Write with torch.export; returns what the file predicts."""
+    program = torch.export.export(predictor, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=True)
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files=meaning)
+    with path.open("rb") as file:
+        found: Tensor = torch.export.load(file).module()(x)
+    return found.detach()
+
+
+def to_onnx(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]) -> Tensor:
+    """Write as ONNX; returns what the file predicts."""
+    try:
+        onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+        importlib.import_module("onnxscript")
+    except ImportError as error:
+        raise UserError(f"format=onnx: {error.name} is missing; install it with pip install -e '.[onnx]'") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that nothing here needs
+    program: Any = torch.onnx.export(
+        predictor, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("rows")},), input_names=["x"],
+        output_names=["y_hat"], verbose=False,
+    )  # fmt: skip
+    model = program.model_proto
+    onnx.helper.set_model_props(model, meaning)
+    path.write_bytes(model.SerializeToString())
+    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(np.asarray(session.run(["y_hat"], {"x": x.numpy()})[0]))
+
+
+EXPORTS = {"pt2": to_pt2, "onnx": to_onnx}

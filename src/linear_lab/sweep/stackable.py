@@ -1,0 +1,197 @@
+"""Which jobs of a sweep fit together into a stack, and of others why not."""
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from linear_lab import CONF
+from linear_lab.fitting.checks import check
+from linear_lab.models import LinearModule
+from linear_lab.runs.fingerprints import Path, leaves
+from linear_lab.stacked import losses, optimizers, schedules
+from linear_lab.stacked.columns import ORDER, SEED, Column, Group, distinct, with_values
+from linear_lab.sweep.composer import Composer
+from linear_lab.sweep.plan import COLUMNS, Part, coded, shapes
+
+if TYPE_CHECKING:
+    import polars as pl
+
+LINEAR = "linear_lab.models.linear.LinearModule"
+START = (("model", "weight"), ("model", "bias"))  # of it: numbers at which training starts
+CALLBACKS = ("linear_lab.fitting.callbacks.Checkpoint", "linear_lab.fitting.callbacks.MeasureLastStep")
+OF_THE_TRAINER = {"devices": (1,), "precision": (None, 32, 64, "32", "64", "32-true", "64-true")}  # and any of these:
+ANY_OF_THE_TRAINER = {"accelerator", "max_epochs", "min_epochs", "max_steps", "min_steps", "check_val_every_n_epoch"}
+
+
+def groups(planned: "pl.DataFrame", composer: Composer) -> tuple[list[Group], dict[str, str]]:
+    """Sort jobs into groups.
+
+    Args:
+        planned: rows of a plan.
+        composer: of their configs.
+
+    Returns:
+        the groups, and by name why the other jobs are in none.
+    """
+    typed = planned.drop(COLUMNS).with_row_index("_at")
+    found: list[Group] = []
+    alone: dict[str, str] = {}
+    for part in shapes(typed, composer):
+        for group in split(part, planned, composer):
+            reasons = refusals(group)
+            fits = reasons == ""
+            if fits.sum() == 1:
+                reasons[fits] = "no other job differs from it in numbers alone"
+            elif fits.any():
+                found.append(group.only(np.flatnonzero(fits)))
+            refused = np.flatnonzero(reasons != "")
+            alone |= dict(zip(group.rows["name"][refused].to_list(), reasons[refused].tolist(), strict=True))
+    return found, alone
+
+
+def split(part: Part, planned: "pl.DataFrame", composer: Composer) -> Iterator[Group]:
+    """Cut jobs of one shape into groups that differ in numbers alone."""
+    linear = (("model", "_target_"), LINEAR) in part.places.fixed
+    columns: dict[Path, Column] = {}
+    dividing = []
+    for key, paths in part.places.of_key.items():
+        texts, codes = coded(part.rows[key])
+        if len(texts) > 1:
+            of_key = as_columns([composer.value(key, text) for text in texts], codes, paths, START if linear else ())
+            columns |= of_key
+            dividing += [key] * (not of_key)
+    for piece in part.rows.partition_by(dividing, maintain_order=True) if dividing else [part.rows]:
+        first = piece.row(0, named=True)
+        config = composer([*part.fixed, *(f"{key}={first[key]}" for key in part.places.of_key)])
+        which = np.searchsorted(part.rows["_at"].to_numpy(), piece["_at"].to_numpy())
+        mine = {path: column.only(which) for path, column in columns.items()}
+        mine = {path: column for path, column in mine.items() if len(column.values) > 1}
+        yield Group(planned[piece["_at"]], config, mine)
+
+
+def as_columns(
+    values: list[Any], codes: "np.ndarray[Any, Any]", paths: list[Path], starts: tuple[Path, ...]
+) -> dict[Path, Column]:
+    """Return the columns that distinct values of a key make; none if they cannot be columns."""
+    found: dict[Path, Column] = {}
+    for path in paths:
+        if path in starts:
+            if any(value is False for value in values):
+                return {}
+            found[path] = Column(values, codes)
+            continue
+        parts = [dict(leaves(value, path)) for value in values]
+        if any(part.keys() != parts[0].keys() for part in parts):
+            return {}
+        for leaf in parts[0]:
+            of_leaf = [part[leaf] for part in parts]
+            if not is_number(leaf, of_leaf):
+                return {}
+            found[leaf] = Column(of_leaf, codes)
+    return found
+
+
+def is_number(path: Path, values: list[Any]) -> bool:
+    """Tell whether the values of a leaf are numbers that may differ within a stack."""
+    if any(type(value) not in (int, float) for value in values):
+        return False
+    if path[0] == "optimizer":
+        return path[1] in {name.partition(".")[0] for rule in optimizers.RULES.values() for name in rule.numbers}
+    if path[0] == "loss":
+        return path[1] in losses.BOUNDS
+    return path[0] == "scheduler" or path in (SEED, ORDER)
+
+
+def refusals(group: Group) -> "np.ndarray[Any, Any]":
+    """Say of each job of a group why it is trained alone, ``(J,)``; an empty text of those that fit together."""
+    reasons = np.full(len(group.rows), "", object)
+    for path, column in group.columns.items():
+        for code, value in enumerate(column.values):
+            if not in_bounds(path, value, group.config):
+                reasons[column.codes == code] = f"{'.'.join(path)}={value}"
+    for scheduler, which in distinct(group, "scheduler"):
+        if reason := refused_by_class(group.config | {"scheduler": scheduler}):
+            reasons[which] = reason
+    fits = np.flatnonzero(reasons == "")
+    if len(fits):
+        values = {path: column.values[column.codes[fits[0]]] for path, column in group.columns.items()}
+        if reason := next(obstacles(with_values(group.config, values)), None):
+            reasons[fits] = reason
+    return reasons
+
+
+def in_bounds(path: Path, value: Any, config: dict[str, Any]) -> bool:
+    """Tell whether a number that differs within a group is one that its class takes."""
+    if path in (SEED, ORDER):
+        return type(value) is int and 0 <= value < 2**32
+    bounds = {"optimizer": optimizers.BOUNDS, "loss": losses.BOUNDS}.get(path[0], {})
+    name = ".".join(path[1:])
+    if name == "momentum" and config["optimizer"].get("nesterov") and not value > 0:
+        return False
+    return name not in bounds or bool(optimizers.within(torch.tensor(float(value)), *bounds[name]))
+
+
+def obstacles(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys of a config, with their values, that stacked training cannot do."""
+    optimizer, scheduler, loss, trainer = (config[name] for name in ("optimizer", "scheduler", "loss", "trainer"))
+    rule, form = optimizers.RULES.get(optimizer["_target_"]), losses.LOSSES.get(loss["_target_"])
+    if rule is None:
+        yield f"optimizer is {optimizer['_target_']}"
+    else:
+        names = {name.partition(".")[0] for name in rule.numbers}
+        yield from (f"optimizer.{key}" for key in optimizer if key not in {"_target_", *names, *optimizers.MODES})
+    if form is None:
+        yield f"loss is {loss['_target_']}"
+    else:
+        yield from (f"loss.{key}" for key in loss if key not in {"_target_", *form[1]})
+    if scheduler and scheduler["_target_"] not in (*schedules.AFFINE, schedules.PLATEAU):
+        yield f"scheduler is {scheduler['_target_']}"
+    for name, callback in config["callbacks"].items():
+        if callback and callback["_target_"] not in CALLBACKS:
+            yield f"callbacks.{name}"
+    if {*defaults("callbacks/default")} - {name for name, callback in config["callbacks"].items() if callback}:
+        yield "callbacks without best, last or measure_last_step"
+    for key, value in trainer.items():
+        allowed = OF_THE_TRAINER.get(key, (defaults("trainer/auto").get(key),))
+        if key not in ANY_OF_THE_TRAINER and (value not in allowed or (value is True and True not in allowed)):
+            yield f"trainer.{key}={value}"
+    if trainer["check_val_every_n_epoch"] is None:
+        yield "trainer.check_val_every_n_epoch=null"
+    if config["console"].get("steps"):
+        yield f"console.steps={config['console']['steps']}"
+    for path, value in ((SEED, config["seed"]), (ORDER, config["data"].get("order_seed", 0))):
+        if not in_bounds(path, value, config):
+            yield f"{'.'.join(path)}={value}"
+    if refusal := refused_by_class(config):
+        yield refusal
+    epochs, steps = trainer["max_epochs"], trainer["max_steps"]
+    if 0 in (epochs, steps):
+        yield "it trains no step"
+    if epochs == -1 and steps in (-1, None):
+        yield "it trains without end"
+
+
+@functools.cache
+def defaults(name: str) -> dict[str, Any]:
+    """Read what a file of conf/ says."""
+    found: dict[str, Any] = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return found
+
+
+def refused_by_class(config: dict[str, Any]) -> str | None:
+    """Say what `check`, or the classes of optimizer, scheduler and loss, refuse; None if nothing."""
+    target = torch.zeros(1, dtype=torch.long) if "CrossEntropy" in config["loss"]["_target_"] else torch.zeros(1, 1)
+    specs: dict[str, Any] = {name: config[name] or None for name in ("optimizer", "scheduler", "loss")}
+    try:
+        check(OmegaConf.create(config))
+        module = LinearModule(1, 1, **specs)
+        module.configure_optimizers()
+        module.loss(torch.zeros(1, 1), target)  # some refuse their numbers only now
+    except Exception as error:  # whatever it is, the job alone fails by it
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None

@@ -1,0 +1,1 @@
+"""What the terminal shows. Imports no torch, so that it answers at once."""

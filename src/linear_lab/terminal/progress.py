@@ -1,0 +1,71 @@
+"""How far the training has come."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from linear_lab.terminal.layout import NARROW, number
+
+PIPE_INTERVAL = 30.0  # seconds between two lines of progress where no bar can move
+
+
+class ProgressBar(Callback):
+    """Second part: one bar for the whole training, with the batch's loss and the time left.
+
+    Where no bar can move (a pipe, a file) it prints a line now and then instead.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            *([TextColumn("training"), BarColumn(bar_width=30)] if console.width >= NARROW else []),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+            auto_refresh=False,  # a refreshing thread would take time from training
+        )
+        self.shown = 0.0
+        self.interval = 0.1 if console.is_terminal else PIPE_INTERVAL
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the bar up."""
+        total = trainer.estimated_stepping_batches
+        self.task = self.progress.add_task(
+            "", total=None if total == float("inf") else total, completed=trainer.global_step, loss="-"
+        )
+        self.shown = time.monotonic()
+        if self.console.is_terminal:
+            self.progress.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Move the bar, ten times a second at the most."""
+        now = time.monotonic()
+        if now - self.shown > self.interval:
+            self.shown = now
+            self._show(trainer.global_step, outputs["loss"].item() * trainer.accumulate_grad_batches)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the full bar standing."""
+        loss = trainer.callback_metrics.get("train/loss")
+        self._show(trainer.global_step, None if loss is None else loss.item())
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was found."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.console.is_terminal:
+            self.progress.stop()
+        self.console.print()
+
+    def _show(self, step: int, loss: float | None) -> None:
+        self.progress.update(self.task, completed=step, loss=number(loss))
+        if self.console.is_terminal:
+            self.progress.refresh()
+        else:
+            self.console.print(f"training  step {step}  loss {number(loss)}")

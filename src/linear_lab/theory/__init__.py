@@ -1,0 +1,1 @@
+"""What is known of a linear model without training it."""

@@ -1,0 +1,81 @@
+"""Pictures of a classification."""
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.lines import Line2D
+
+from linear_lab.tracking.figures.canvas import COLOURS, Array, Picture, cut, grid, look, span, spread
+
+
+class Regions(Picture):
+    """The regions of two features in which each of C classes wins, and the data.
+
+    ``x`` is ``(n, 2)``, of which 250 rows are shown, ``classes`` the indices ``(n,)`` of ``labels``; from the ninth
+    class on colours and markers repeat.
+    """
+
+    def __init__(self, x: Array, classes: Array, labels: list[str], x_names: list[str]) -> None:
+        super().__init__()
+        self.across, self.up = (
+            grid(np.array(span(column)), points) for column, points in zip(x.T, (360, 240), strict=True)
+        )
+        light = ListedColormap([tuple(0.65 + 0.35 * part for part in to_rgb(colour)) for colour in COLOURS])
+        extent = (self.across[0], self.across[-1], self.up[0], self.up[-1])
+        style: dict[str, Any] = {"cmap": light, "vmin": -0.5, "vmax": 7.5, "aspect": "auto", "origin": "lower"}
+        self.image = self.axes.imshow([[math.nan]], extent=extent, interpolation="nearest", animated=True, **style)
+        self.axes.locator_params(nbins=5)
+        self.moving.append(self.image)
+        rows = spread(len(x), 250)
+        for i, label in enumerate(labels):
+            points = x[rows][classes[rows] == i].T
+            edge = {"markeredgewidth": 0.4, "markeredgecolor": "black", "linestyle": "", "markersize": 5}
+            self.add(label or " ", *points, **look(i) | edge)
+        if len(labels) > 12:
+            self.legend[11:] = [("...", Line2D([], [], linestyle=""))]
+        self.explain(x_names[0], x_names[1], right=True)
+
+    def draw(self, step: int, weight: Array, bias: Array) -> bytes:
+        """Draw the regions of ``argmax(x W^T + b)``, W ``(C, 2)``, b ``(C,)``; none where that is not finite."""
+        with np.errstate(all="ignore"):
+            scores = weight[:, :1, None] * self.across + (weight[:, 1:] * self.up + bias[:, None])[:, :, None]
+            self.image.set_data(np.where(np.isfinite(scores.sum(axis=0)), scores.argmax(axis=0) % len(COLOURS), np.nan))
+        return self.render(f"step {step}: decision regions")
+
+
+class Confusion(Picture):
+    """How often each true class, a row, was taken for each of C classes, a column.
+
+    Colours are shares of a row; up to 10 classes the counts stand in the cells, and none where a cell is empty.
+    """
+
+    def __init__(self, labels: list[str]) -> None:
+        super().__init__()
+        self.count = count = len(labels)
+        style: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "aspect": "auto", "animated": True}
+        self.image = self.axes.imshow(np.zeros((count, count)), **style)
+        at = np.arange(0, count, math.ceil(count / 12))
+        names = [cut(labels[i], 10) for i in at]
+        self.axes.set_xticks(at, names, rotation=90 if len(names) * max(map(len, names)) > 30 else 0)
+        self.axes.set_yticks(at, names)
+        self.figure.colorbar(self.image, ax=self.axes, label="share of the true class", ticks=[0, 0.5, 1], pad=0.02)
+        cells = np.ndindex((count, count) if count <= 10 else (0,))
+        style = {"ha": "center", "va": "center", "fontsize": 10.5 if count <= 5 else 8.5, "animated": True}
+        self.texts = [self.axes.text(cell[1], cell[0], "", **style) for cell in cells]
+        self.moving += [self.image, *self.texts]
+        self.explain("predicted class", "true class")
+
+    def draw(self, step: int, true: Array, predicted: Array) -> bytes:
+        """Draw how often the pairs of true and predicted class occur, both indices ``(n,)``."""
+        pairs = np.asarray(true, int) * self.count + np.asarray(predicted, int)
+        counts = np.bincount(pairs, minlength=self.count**2).reshape(self.count, self.count)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        self.image.set_data(shares)
+        for text, number, share in zip(self.texts, counts.flat, shares.flat, strict=False):
+            short = (
+                f"{number or ''}" if number < 10_000 else f"{number / 1e3:.0f}k" if number < 1e6 else f"{number:.0e}"
+            )
+            text.set(text=short, color="black" if share > 0.5 else "white")
+        return self.render(f"step {step}: {100 * np.trace(counts) / max(len(pairs), 1):.3g} % correct")
