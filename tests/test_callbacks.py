@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,7 +188,9 @@ def test_the_best_score_outlives_a_move_of_the_folder(tmp_path):
 def test_best_is_written_before_last_and_after_the_curves(tmp_path, monkeypatch):
     written, save, replace = [], SaveCheckpoints.on_validation_end, atomic.replace
     monkeypatch.setattr(RunLogger, "save", lambda _: written.append("curves"))
-    monkeypatch.setattr(atomic, "replace", lambda path, content: (written.append(path.name), replace(path, content)))
+    monkeypatch.setattr(
+        atomic, "replace", lambda path, *given, **named: (written.append(path.name), replace(path, *given, **named))
+    )
     monkeypatch.setattr(SaveCheckpoints, "on_validation_end", lambda *given: (written.clear(), save(*given)))
     train(tmp_path, *FULL_BATCH, "logger=tensorboard", "logger.pictures=false")
     assert written[:3] == ["curves", "best.ckpt", "last.ckpt"]
@@ -200,7 +203,7 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     plugin, last = AtomicCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
     plugin.save_checkpoint({"step": 1}, last)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patched.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
             plugin.save_checkpoint({"step": 2}, last)
     assert torch.load(last, weights_only=True) == {"step": 1}
@@ -213,11 +216,11 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_ends_the_run_with_its_name(written, tmp_path, monkeypatch):
     original, names = atomic.replace, []
 
-    def full(path, content):
+    def full(path, content, **named):
         names.append(path.name)
         if names.count("last.ckpt") > written:
             raise UserError(f"cannot write {path}: No space left on device")
-        original(path, content)
+        original(path, content, **named)
 
     monkeypatch.setattr(atomic, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):

@@ -79,19 +79,22 @@ def plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]", "_", name)[:LONGEST_NAME].rstrip(".-")
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader finds the old content or the new one.
-
-    Raises:
-        UserError: if the disk is full, or refuses to be written.
-    """
-    with writing(path, ROOM_REMEDY) as part:
+def replace(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file atomically: a reader finds the old content or the new one; see `writing`."""
+    with writing(path, ROOM_REMEDY, sync=sync) as part:
         part.write_bytes(content)
 
 
 @contextmanager
-def writing(path: Path, remedy: str = "make room, or choose another file with output=<file>") -> Iterator[Path]:
-    """Give a file beside ``path`` to write to; it replaces ``path``, synced to disk, once the block has succeeded.
+def writing(
+    path: Path, remedy: str = "make room, or choose another file with output=<file>", *, sync: bool = True
+) -> Iterator[Path]:
+    """Give a file beside ``path`` to write to; it replaces ``path`` once the block has succeeded.
+
+    Args:
+        path: the file.
+        remedy: what the user can do about a full disk.
+        sync: whether the content is on disk before; without, a power cut may lose the file, a kill does not.
 
     Raises:
         UserError: if the disk is full, or refuses to be written.
@@ -99,8 +102,9 @@ def writing(path: Path, remedy: str = "make room, or choose another file with ou
     part = path.with_name(path.name + ".part")
     try:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
