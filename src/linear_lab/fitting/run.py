@@ -153,8 +153,10 @@ def fit(
     report.show_plan(screen, as_dict(cfg), data, model, trainer, reference, run.path, step)
     warn_if_too_fast(cfg, reference)
     try:
-        if tracker and trainer.is_global_zero:
-            tracker.describe(model, step) if cfg.resume else tracker.begin(model)
+        if tracker and trainer.is_global_zero and path is None:
+            tracker.begin(model)
+        elif tracker and trainer.is_global_zero and len(overrides) > 1:  # it goes on with another config
+            tracker.describe(model, step)
         if path is None:
             initial = learned(fitted)
             trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model
