@@ -6,11 +6,9 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 import difflib
 import importlib.util
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -26,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import CONF, UserError
 from linear_lab.compat import without_collection
-from linear_lab.runs import atomic
+from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal.layout import CtrlC, failure, heed, in_quotes, python
 
@@ -136,55 +134,6 @@ def required(cfg: DictConfig, key: str) -> None:
     """Refuse a command without a key that it needs."""
     if OmegaConf.is_missing(cfg, key):
         raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>")
-
-
-def register_resolvers() -> None:
-    """Let the config make folders, and count processors."""
-    for resolver in (new_folder, sweep_folder, workers, gpus):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-
-
-def new_folder(parent: str, optimizer: str = "") -> str:
-    """Make the folder of a run or a sweep, before Hydra writes there."""
-    try:
-        return atomic.new(parent, optimizer)
-    except UserError as error:  # OmegaConf would wrap it into an error of its own
-        raise failure(error) from error
-
-
-def sweep_folder(parent: str, name: str | None) -> str:
-    """Make the folder of a sweep, or find the one of that name."""
-    if name is None:
-        return new_folder(parent)
-    folder = Path(parent).expanduser() / str(name)
-    try:
-        if atomic.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
-            raise UserError(
-                f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
-                "and begins with a letter or digit; try name=study1"
-            )
-        try:
-            atomic.make(folder)
-        except FileExistsError:
-            atomic.check_room(folder)
-    except UserError as error:
-        raise failure(error) from error
-    return str(folder)
-
-
-def workers(accelerator: str) -> int:
-    """How many jobs run at once on this machine: one per core, or one per GPU where they train on one."""
-    if accelerator in ("gpu", "cuda", "auto"):
-        import torch
-
-        if torch.cuda.device_count() or accelerator != "auto":
-            return max(torch.cuda.device_count(), 1)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def gpus(accelerator: str, devices: Any) -> Any:
-    """How many GPUs a job needs; None where it trains on the CPU."""
-    return devices if accelerator in ("gpu", "cuda") else None
 
 
 def options(group: str) -> list[str]:

@@ -15,12 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class DivergenceError(Exception):
-    """Ends a run whose loss is not finite, or has grown beyond all bounds.
-
-    Attributes:
-        metric: the loss that says so.
-        value: its value.
-    """
+    """Ends a run whose loss ``metric`` is not finite, or has grown beyond all bounds."""
 
     def __init__(self, metric: str, value: float) -> None:
         super().__init__(f"{metric} {value:.2g}")
@@ -28,22 +23,14 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step, or validation, that shows divergence.
-
-    Args:
-        reference: what the run is held against.
-        metric: what decides which weights are best.
-        mode: ``min`` or ``max``.
-    """
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence."""
 
     def __init__(self, reference: Reference, metric: str, mode: str) -> None:
         self.reference, self.summary = reference, Summary(1, metric, mode)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Look at the loss that the step began with."""
-        loss = (
-            outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
-        )  # Lightning has divided by it
+        # Lightning has divided the loss by the number of batches whose gradients add up
+        loss = outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
         diverged = self.summary.after_step(trainer.global_step, loss)
         if trainer.world_size > 1:  # each process has seen its own rows
             diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
@@ -51,7 +38,6 @@ class StopOnDivergence(Callback):
             raise DivergenceError("train/loss", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what was measured; the dashboard and Lightning's checkpoints follow after it."""
         metrics = {name: value for name, value in trainer.callback_metrics.items() if name != "step"}
         measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items()}
         excess = self.reference.excess(pl_module.network)  # type: ignore[arg-type]
@@ -61,11 +47,9 @@ class StopOnDivergence(Callback):
             raise DivergenceError(name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the summary in the checkpoint, for a run that is resumed."""
         return self.summary.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
         self.summary.load_state_dict(state_dict)
 
 
@@ -104,15 +88,15 @@ def divergence(
 
     Args:
         cfg: the config.
-        reference: what the run is held against.
+        reference: of the run.
         diverged: what stopped it, if anything.
         result: ``steps`` and ``metrics`` at the end.
         initial: metrics of the untouched model.
     """
     metrics, steps = result["metrics"], result["steps"]
     grown = too_fast(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
-    unsound = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
-    diverged = diverged or unsound or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
+    not_finite = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
+    diverged = diverged or not_finite or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
         return None
     raw = cfg.data.get("standardize") is False
