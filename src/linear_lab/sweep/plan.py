@@ -119,7 +119,7 @@ def _shapes(typed: "pl.DataFrame", shaping: list[str], columns: list[str], compo
         present = [key for key in columns if first[key] is not None]
         try:
             places = composer.places(fixed, present)
-            layout.heed()
+            layout.raise_if_interrupted()
         except (OmegaConfBaseException, HydraException) as error:
             every = [
                 [

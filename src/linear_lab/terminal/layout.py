@@ -18,7 +18,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from linear_lab import UserError
+from linear_lab import UserError, compat
 
 SHOWN = 8  # numbers of a row or column that the terminal shows
 ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
@@ -93,11 +93,11 @@ def failure(error: UserError) -> SystemExit:
 
 
 class CtrlC:
-    """Ends a block at Ctrl-C with exit code 130, also where a library would lose the KeyboardInterrupt.
+    """Ends a block at Ctrl-C with exit code 130, also where a library loses the KeyboardInterrupt.
 
-    OmegaConf makes another error of one that comes while it copies a config, which Hydra passes over; Python drops one
-    that comes while it tidies up after an import. So the first one is kept until OmegaConf has returned, and `heed`
-    raises what was lost. Outside the main thread, and where Ctrl-C means something else already, nothing is changed.
+    Python drops one that is raised while it cleans up after an import, and OmegaConf breaks at it. So the first
+    Ctrl-C inside of OmegaConf is only noted, and `raise_if_interrupted` raises what was noted or lost. Outside the main
+    thread, and where Ctrl-C has another handler already, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -113,25 +113,22 @@ class CtrlC:
         return self
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt, now or later."""
+        """Handle the signal."""
         first, self.came = not self.came, True
-        while first and frame:
-            if frame.f_globals.get("__name__", "").startswith("omegaconf"):
-                return
-            frame = frame.f_back
-        raise KeyboardInterrupt
+        if not (first and compat.runs_omegaconf(frame)):
+            raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self.installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        told = isinstance(error, SystemExit) and error.code in (130, 143)
-        if (self.came and not told) or kind is KeyboardInterrupt:
+        reported = isinstance(error, SystemExit) and error.code in (130, 143)
+        if (self.came and not reported) or kind is KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
 
 
-def heed() -> None:
-    """Raise the KeyboardInterrupt that `CtrlC` has kept or a library has lost; to be asked before what takes long."""
+def raise_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt that `CtrlC` has noted or a library has lost; called before long work."""
     handler = signal.getsignal(signal.SIGINT)
     if isinstance(handler, CtrlC) and handler.came:
         raise KeyboardInterrupt
