@@ -21,10 +21,10 @@ from linear_lab import UserError
 from linear_lab.fitting.build import build, build_reference
 from linear_lab.fitting.callbacks import Interrupted
 from linear_lab.models import LinearModule
+from linear_lab.terminal.layout import markdown_table
 from linear_lab.tracking.figures.selection import Pictures
 from linear_lab.tracking.gradients import gradient_norms
 from linear_lab.tracking.hparams import START, hyperparameters
-from linear_lab.tracking.outcome_text import markdown_table
 from linear_lab.tracking.tensorboard import RunLogger, event_files
 from linear_lab.tracking.tracker import coefficients, has_pictures, on_path
 
@@ -359,12 +359,11 @@ def test_an_optimizer_without_a_rate(tmp_path):
     assert "optim/lr" not in scalars(tmp_path)
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path):
-    """Its checkpoint knows nothing of the dashboard."""
+def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
     train(tmp_path, "trainer.max_epochs=70", "logger=tensorboard")
     path = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["callbacks"]["Dashboard"]
+    del checkpoint["callbacks"]["Tracker"]
     torch.save(checkpoint, path)
     (tmp_path / START).unlink()
     resume(tmp_path, "trainer.max_epochs=71")

@@ -17,9 +17,8 @@ from linear_lab.runs.folder import LAST, Run, git_revision
 from linear_lab.terminal import report
 from linear_lab.theory.least_squares import Reference
 from linear_lab.tracking import hparams
-from linear_lab.tracking.outcome_text import outcome_text
 from linear_lab.tracking.tensorboard import RunLogger
-from linear_lab.tracking.tracker import Dashboard
+from linear_lab.tracking.tracker import Tracker
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Fit:
     model: SupervisedModule
     trainer: Trainer
     reference: Reference
-    tracker: Dashboard | None
+    tracker: Tracker | None
     diverged: DivergenceError | None = None
 
 
@@ -98,5 +97,5 @@ def log_outcome(fitted: Fit, record: dict[str, Any]) -> None:
     for logger in fitted.trainer.loggers:
         logger.log_metrics({name: v for name, v in record["metrics"].items() if name in new}, record["steps"])
         if isinstance(logger, RunLogger):
-            logger.log_text("outcome", outcome_text(record), record["steps"])
+            logger.log_text("outcome", report.outcome_text(record), record["steps"])
         logger.save()

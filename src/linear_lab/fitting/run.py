@@ -36,7 +36,7 @@ from linear_lab.terminal import layout, report
 from linear_lab.terminal.progress import ProgressBar
 from linear_lab.tracking import hparams
 from linear_lab.tracking.tensorboard import RunLogger
-from linear_lab.tracking.tracker import Dashboard
+from linear_lab.tracking.tracker import Tracker
 
 
 def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) -> float:
@@ -121,7 +121,7 @@ def fit(
         at_the_end.callback(logger.close)  # it has still to log the outcome
         plain: Any = OmegaConf.to_container(cfg)
         yaml = OmegaConf.to_yaml(cfg, resolve=True)
-        tracker = Dashboard(logger, data, reference, plain, yaml, cfg.metric, stop_on_divergence.summary)
+        tracker = Tracker(logger, data, reference, plain, yaml, cfg.metric, stop_on_divergence.summary)
     first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
     trainer = build_trainer(cfg, run.path, logger, [
         *build_callbacks(cfg),                # the user's, and max_time: they may end training

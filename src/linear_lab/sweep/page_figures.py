@@ -24,10 +24,10 @@ from linear_lab.sweep.board import markdown
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.ranking import Board
 from linear_lab.theory.least_squares import Reference, reference
-from linear_lab.tracking.figures import canvas, loss_surface
+from linear_lab.tracking.figures import loss_surface
 from linear_lab.tracking.figures.canvas import Array
-from linear_lab.tracking.figures.heatmap import Map
 from linear_lab.tracking.figures.selection import least_squares_line, surface
+from linear_lab.tracking.figures.sweeps import Map, rates
 from linear_lab.tracking.tensorboard import RunLogger, event_files
 from linear_lab.tracking.tracker import coefficients
 
@@ -91,7 +91,7 @@ def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
         thinned = rows.sort("lr").gather_every(-(-len(rows) // POINTS))
         curves[str(name)] = list(thinned.select("lr", "value").iter_rows())
     if curves:
-        drawn["lr"] = canvas.rates(curves, board.metric)
+        drawn["lr"] = rates(curves, board.metric)
     if found := mapped(jobs, board):
         drawn["map"] = found.render(f"{board.metric} of {len(jobs):,} runs")
     return drawn
@@ -136,7 +136,7 @@ def path_of(folder: Path) -> Array | None:
     """Return weight and bias along the optimizer's path, ``(N, 2)``; None if they were not followed."""
     try:
         checkpoint = torch.load(folder / LAST, weights_only=True, map_location="cpu")
-        return torch.as_tensor(checkpoint["callbacks"]["Dashboard"]["path"], dtype=torch.float64).numpy()[:, 1:]
+        return torch.as_tensor(checkpoint["callbacks"]["Tracker"]["path"], dtype=torch.float64).numpy()[:, 1:]
     except (OSError, RuntimeError, LookupError, ValueError):  # not yet there, or of a run without pictures
         return None
 

@@ -1,4 +1,4 @@
-"""A model looked at beside its training: the gradients of its loss."""
+"""Gradients of the loss, computed beside training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from linear_lab.tracking.figures.selection import is_plain
 
 
 @contextmanager
-def untouched(model: SupervisedModule) -> Iterator[None]:
-    """Run a model beside its training: without Dropout, and so that neither its buffers nor random numbers change."""
+def evaluation_mode(model: SupervisedModule) -> Iterator[None]:
+    """Run a model in evaluation mode, and restore each module's mode and the random state afterwards."""
     training = {module: module.training for module in model.modules()}
     devices = [model.device] if model.device.type == "cuda" else []
     model.eval()
@@ -28,35 +28,30 @@ def untouched(model: SupervisedModule) -> Iterator[None]:
 def gradient_norms(
     model: SupervisedModule, x: Tensor, y: Tensor, *, of_rows: bool = True
 ) -> tuple[float, Tensor | None]:
-    """Norm of the gradient of the loss over all rows, and the norms of the rows' own gradients.
+    """Norm of the gradient of the loss over all rows, and the norms ``(B,)`` of the gradients of each row's loss.
 
-    A row's gradient is that of its own loss: with ``g`` the derivative by its y_hat, ``g x^T`` for the weight and ``g``
-    for the bias, so its norm is ``|g| sqrt(|x|^2 + 1)``. The gradient over all rows is their mean.
+    With ``g`` the derivative of a row's loss by its y_hat, its gradient is ``g x^T`` for the weight and ``g`` for the
+    bias, so that its norm is ``|g| sqrt(|x|^2 + 1)``. The gradient over all rows is the mean of these.
 
     Args:
-        model: its weights stay as they are, and its gradients; see `untouched` for the rest.
-        x: ``(B, F)``, as training sees it.
+        model: in evaluation mode; its parameters' ``grad`` does not change.
+        x: ``(B, F)``, as in training.
         y: ``(B, T)`` or ``(B,)``.
-        of_rows: False leaves the rows' own out.
-
-    Returns:
-        a number, and ``(B,)``, float64, on the CPU; None for another network than nn.Linear.
+        of_rows: whether to compute the norms of rows; they are None for other networks than nn.Linear.
     """
     linear = model.network if of_rows and is_plain(model) else None
     parameters = [p for p in model.parameters() if p.requires_grad]
-    dtype = parameters[0].dtype  # of half precision, whose batches Lightning rounds
+    dtype = parameters[0].dtype  # with half precision, Lightning rounds the batches too
     total, norms = torch.zeros((), dtype=torch.float64), []
     with torch.inference_mode(False), torch.enable_grad():  # Lightning validates without gradients
-        for rows in range(0, len(x), EVALUATION_ROWS):
-            inputs, targets = (
-                values[rows : rows + EVALUATION_ROWS].to(model.device, dtype if values.is_floating_point() else None)
-                for values in (x, y)
-            )
+        for start in range(0, len(x), EVALUATION_ROWS):
+            rows = slice(start, start + EVALUATION_ROWS)
+            inputs = x[rows].to(model.device, dtype)
+            targets = y[rows].to(model.device, dtype if y.is_floating_point() else None)
             y_hat = model(inputs)
-            wanted = parameters if linear is None else [*parameters, y_hat]
-            gradients = torch.autograd.grad(
-                model.loss(y_hat, targets), wanted, allow_unused=True, materialize_grads=True
-            )
+            variables = parameters if linear is None else [*parameters, y_hat]
+            loss = model.loss(y_hat, targets)
+            gradients = torch.autograd.grad(loss, variables, allow_unused=True, materialize_grads=True)
             flat = torch.cat([values.flatten() for values in gradients[: len(parameters)]])
             total = total + flat.cpu().double() * (len(inputs) / len(x))
             if linear is not None:
