@@ -119,9 +119,7 @@ def fit(
     tracker = None
     if isinstance(logger, RunLogger):
         at_the_end.callback(logger.close)  # it has still to log the outcome
-        plain: Any = OmegaConf.to_container(cfg)
-        yaml = OmegaConf.to_yaml(cfg, resolve=True)
-        tracker = Tracker(logger, data, reference, plain, yaml, cfg.metric, stop_on_divergence.summary)
+        tracker = Tracker(logger, data, reference, cfg, stop_on_divergence.summary)
     first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
     trainer = build_trainer(cfg, run.path, logger, [
         *build_callbacks(cfg),                # the user's, and max_time: they may end training

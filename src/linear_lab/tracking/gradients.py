@@ -31,13 +31,8 @@ def gradient_norms(
     """Norm of the gradient of the loss over all rows, and the norms ``(B,)`` of the gradients of each row's loss.
 
     With ``g`` the derivative of a row's loss by its y_hat, its gradient is ``g x^T`` for the weight and ``g`` for the
-    bias, so that its norm is ``|g| sqrt(|x|^2 + 1)``. The gradient over all rows is the mean of these.
-
-    Args:
-        model: in evaluation mode; its parameters' ``grad`` does not change.
-        x: ``(B, F)``, as in training.
-        y: ``(B, T)`` or ``(B,)``.
-        of_rows: whether to compute the norms of rows; they are None for other networks than nn.Linear.
+    bias, so that its norm is ``|g| sqrt(|x|^2 + 1)``. For other networks than nn.Linear the norms of rows are None. The
+    parameters' ``grad`` does not change.
     """
     linear = model.network if of_rows and is_plain(model) else None
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -1,9 +1,8 @@
 """A run's row on TensorBoard's HPARAMS page.
 
 Lightning and PyTorch write a row at once: as a success before the first step, or in a folder of its own. Here its start
-and its end are files of their own, and a resumed run removes the end. No record describes the experiment: TensorBoard
-then collects the columns of all runs itself, so that runs with different hyperparameters keep all of theirs. It ticks
-the first five columns of each kind, by name: those called hp/ come first.
+and its end are files of their own, and a resumed run removes the end. Without a record of the experiment, TensorBoard
+collects the columns of all runs itself. It shows the first five of each kind, by name: those called hp/ come first.
 """
 
 import io
@@ -41,14 +40,9 @@ Number = float | None
 def hyperparameters(plain: dict[str, Any], optimizer: Optimizer, train_rows: int) -> dict[str, Cell]:
     """Return the columns of a run's row: those that every run has, then what else its config says.
 
-    ``lr`` and ``momentum`` are the optimizer's. ``momentum`` is a text, ``-`` for an optimizer without: TensorBoard's
-    plots leave out rows with an empty cell. ``batch_size`` is the number of rows per step, also where the gradients of
-    several batches are accumulated.
-
-    Args:
-        plain: the config as plain containers; interpolations, as ``${seed}``, are left out.
-        optimizer: before training.
-        train_rows: rows of the train part.
+    ``momentum`` is a text, ``-`` for an optimizer without: TensorBoard's plots leave out rows with an empty cell.
+    ``batch_size`` is the number of rows per step, also where the gradients of several batches are accumulated.
+    Interpolations in the config, as ``${seed}``, are left out.
     """
     momentum = optimizer.defaults.get("momentum")
     batch = (plain["data"].get("batch_size") or train_rows) * (plain["trainer"].get("accumulate_grad_batches") or 1)
@@ -82,16 +76,7 @@ def _class_name(spec: dict[str, Any]) -> str:
 def metrics(
     metric: str, train_loss: Number, excess: Number, value: Number, best: Number, steps_above: Number
 ) -> dict[str, float]:
-    """Return the row's numbers by tag, without those that are None.
-
-    Args:
-        metric: decides which weights are best.
-        train_loss: of the current model, as ``excess`` and ``value``.
-        excess: its excess loss.
-        value: its metric.
-        best: the best value of the metric.
-        steps_above: steps until the loss was at most 1 % of its start.
-    """
+    """Return the row's numbers by tag, without those that are None; ``value`` and ``best`` are those of the metric."""
     name = metric.replace("/", "_")
     numbers = {"hp/train_loss": train_loss, "hp/excess_loss": excess, f"hp/{name}": value, f"hp/best_{name}": best}
     numbers["hp/steps_above_1_percent"] = steps_above

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from linear_lab.data import LinearData
@@ -28,31 +29,14 @@ class Tracker(Callback):
     """Logs a run's curves, HPARAMS row, pictures, histograms, graph and texts.
 
     Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
-    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model.
-
-    Args:
-        logger: its ``pictures`` says whether to log pictures and histograms.
-        data: what the model is trained on.
-        reference: the least-squares solution, where there is one.
-        config: the config as plain containers, interpolations not resolved.
-        yaml: the resolved config as text.
-        metric: decides which weights are best.
-        summary: first and best numbers of the run; `StopOnDivergence`, which acts before, keeps it up to date.
+    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.pictures`` is true.
+    ``summary`` is kept up to date by `StopOnDivergence`, which acts before.
     """
 
     def __init__(
-        self,
-        logger: RunLogger,
-        data: LinearData,
-        reference: Reference,
-        config: dict[str, Any],
-        yaml: str,
-        metric: str,
-        summary: Summary,
+        self, logger: RunLogger, data: LinearData, reference: Reference, cfg: DictConfig, summary: Summary
     ) -> None:
-        self.logger, self.data, self.reference = logger, data, reference
-        self.config, self.yaml = config, yaml
-        self.metric, self.summary = metric, summary
+        self.logger, self.data, self.reference, self.cfg, self.summary = logger, data, reference, cfg, summary
         self.pictures: Pictures | None = None
         self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
         self.logged = -1  # the last step whose numbers were logged
@@ -76,9 +60,10 @@ class Tracker(Callback):
         optimizers: Any = model.configure_optimizers()
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
         self.lr = optimizer.param_groups[0].get("lr")  # a scheduler may have changed it already
-        columns = hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
+        plain: Any = OmegaConf.to_container(self.cfg)
+        columns = hparams.hyperparameters(plain, optimizer, len(self.data.parts["train"][0]))
         hparams.start(Path(self.logger.root_dir), columns)
-        self.logger.log_text("config", f"```yaml\n{self.yaml}```", step)
+        self.logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(self.cfg, resolve=True)}```", step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step, now = trainer.global_step, time.perf_counter()
@@ -128,9 +113,10 @@ class Tracker(Callback):
     def _log_scalars(self, step: int, model: SupervisedModule, metrics: dict[str, float]) -> None:
         self.logged = step
         excess, optimum = self.reference.excess(model.network), self.reference.optimum
-        value, small_at = metrics[self.metric], int(self.summary.small_at)
-        # the initial model has no checkpoint, so it does not count as best once training has begun
-        best = self.summary.best if self.summary.best_step >= 0 else self.summary.first.get(self.metric, value)
+        metric, summary, small_at = self.cfg.metric, self.summary, int(self.summary.small_at)
+        # the initial model has no checkpoint, so it counts as best only until there is one
+        best = summary.best if summary.best_step >= 0 else summary.first.get(metric, metrics[metric])
+        steps_above = step if small_at < 0 else small_at
         with evaluation_mode(model):
             norm, _ = gradient_norms(model, *self.data.near("train"), of_rows=False)
         scalars: dict[str, float | None] = {
@@ -140,9 +126,7 @@ class Tracker(Callback):
             "optim/grad_norm": norm,
             "time/steps_per_second": self.speed,
             **self._coefficients("param", self.data.schema.in_file_units(model.learned())),
-            **hparams.metrics(
-                self.metric, metrics["train/loss"], excess, value, float(best), step if small_at < 0 else small_at
-            ),
+            **hparams.metrics(metric, metrics["train/loss"], excess, metrics[metric], float(best), steps_above),
         }
         if optimum:
             scalars |= {"optimum/loss": optimum.loss, **self._coefficients("optimum", optimum.learned())}
@@ -157,7 +141,7 @@ class Tracker(Callback):
         return self.pictures
 
     def _follow(self, step: int, model: SupervisedModule) -> None:
-        if self._pictures(model).has_path and [point[0] for point in self.path[-1:]] != [step]:
+        if self._pictures(model).surface and [point[0] for point in self.path[-1:]] != [step]:
             values = self.data.schema.in_file_units(model.learned())
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 

@@ -18,13 +18,7 @@ class Pictures:
 
     One feature and one target: the data with the fitted and the least-squares line, and the loss surface with the
     optimizer's path. More of them: predicted against true values, and learned against optimal coefficients. Classes:
-    the decision regions of two features, else a confusion matrix. Of other networks than nn.Linear only the predictions
-    are shown.
-
-    Args:
-        data: what the model is trained on.
-        model: drawn as it is at each call.
-        reference: the least-squares solution, where there is one.
+    the decision regions of two features, else a confusion matrix. Of other networks than nn.Linear: the predictions.
     """
 
     def __init__(self, data: LinearData, model: SupervisedModule, reference: Reference) -> None:
@@ -53,21 +47,8 @@ class Pictures:
                 solution = optimum.solution[: data.in_features].T.reshape(-1).numpy() if optimum else None
                 self.coefficients = regression.Coefficients(names, solution, schema.standardized)
 
-    @property
-    def has_path(self) -> bool:
-        """Whether the optimizer's path is shown."""
-        return self.surface is not None
-
     def draw(self, step: int, path: list[list[float]]) -> dict[str, bytes]:
-        """Draw the model as it is.
-
-        Args:
-            step: for the titles.
-            path: weight and bias at earlier steps, in the units of the file.
-
-        Returns:
-            PNG files by name.
-        """
+        """Draw the current model and the path of weight and bias up to it; returns PNG files by name."""
         drawn = {}
         if self.fit or self.regions:
             values = self.data.schema.in_file_units(self.model.learned())
@@ -121,10 +102,7 @@ def is_plain(model: SupervisedModule) -> bool:
 
 
 def surface(data: LinearData, model: SupervisedModule) -> loss_surface.Loss:
-    """Make the loss of one feature and one target a function of weight and bias, in the units of the file.
-
-    The loss itself is in the units of training, as everywhere.
-    """
+    """Return the loss, in training's units, as a function of weight and bias in the units of the file."""
     units = data.schema.y_units
     rows = torch.from_numpy(spread(len(data.raw["train"][0])))
     x, y = (values[rows] for values in data.raw["train"])

@@ -63,13 +63,9 @@ def _scale(axes: Any, axis: str, values: Array, *, logarithmic: bool, room: floa
 class Map(Picture):
     """The final metric as colour over two swept numbers; runs that diverged are marked.
 
-    Args:
-        x: the distinct values of one number, ascending, ``(X,)``.
-        y: of the other, ``(Y,)``.
-        values: the metric, ``(Y, X)``; NaN where no run was completed.
-        diverged: where runs diverged, ``(Y, X)``.
-        names: of x, y and the metric.
-        stable: points of the line of the largest stable rate, ``(N, 2)``.
+    ``x`` ``(X,)`` and ``y`` ``(Y,)`` are the distinct values of the numbers, ascending; ``values`` ``(Y, X)`` the
+    metric, NaN where no run was completed; ``diverged`` ``(Y, X)`` where runs diverged; ``names`` those of x, y and the
+    metric; ``stable`` ``(N, 2)`` points of the line of the largest stable rate.
     """
 
     def __init__(
