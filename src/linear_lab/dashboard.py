@@ -22,19 +22,17 @@ from urllib.parse import quote
 
 from linear_lab import CONF, UserError
 
+EVENTS = "*tfevents*"  # event files
 PINNED = ("val/loss", "train/log10_excess")
-DEFAULTS = (  # options that the user gives come later, and win
-    "--host=127.0.0.1",
-    "--reload_interval=4",
-    "--samples_per_plugin=scalars=10000,images=100,text=100,histograms=500",
-)
+SAMPLES = "--samples_per_plugin=scalars=10000,images=100,text=100,histograms=500"
+DEFAULTS = ("--host=127.0.0.1", "--reload_interval=4", SAMPLES)  # options that the user gives come later, and win
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C, and return the exit code."""
     try:
         folder, options, others = parsed(sys.argv[1:] if arguments is None else arguments)
-        if not has_events(folder, "**/"):
+        if not any(folder.rglob(EVENTS)):
             print(f"{folder} holds no run yet; one appears here as soon as it is trained")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in a script's background, it is ignored
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # cleans up, as Ctrl-C does
@@ -85,17 +83,12 @@ def port(text: str) -> int:
     return int(text)
 
 
-def has_events(folder: Path, below: str = "") -> bool:
-    """Whether a folder holds event files; ``**/`` looks below it, too."""
-    return any(folder.glob(f"{below}*tfevents*"))
-
-
 def with_named_runs(folder: Path, parent: Path) -> Path:
     """Return the folder to serve: ``parent``, with a link to ``folder``, if that is a run itself.
 
     TensorBoard would call this run ".", and show no metrics of it on HPARAMS.
     """
-    if not has_events(folder):
+    if not any(folder.glob(EVENTS)):
         return folder
     run = folder.resolve()
     (parent / run.name).symlink_to(run)

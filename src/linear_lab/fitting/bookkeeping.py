@@ -74,7 +74,7 @@ def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
     final = {"metrics": measure(fitted.cfg, fitted.data, model), **learned(fitted)}
     result = {"steps": steps, "optimum": optimum and optimum.learned() | {"train/loss": optimum.loss}, **final}
     if fitted.tracker and run.record.get("steps") != steps:
-        fitted.tracker.finish(steps, model, final["metrics"])
+        fitted.tracker.finish(steps, final["metrics"])
     if run.checkpoint("best") is None:
         return result | {"best": None}
     _, best = readable_checkpoint(run, "best")

@@ -118,7 +118,7 @@ def fit(
     tracker = None
     if isinstance(logger, RunLogger):
         at_the_end.callback(logger.close)  # it has still to log the outcome
-        tracker = Tracker(logger, data, reference, cfg, stop_on_divergence.summary)
+        tracker = Tracker(logger, data, model, reference, cfg, stop_on_divergence.summary)
     first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
     trainer = build_trainer(cfg, run.path, logger, [
         *build_callbacks(cfg),                # the user's, and max_time: they may end training
@@ -134,9 +134,9 @@ def fit(
     warn_if_too_fast(cfg, reference)
     try:
         if tracker and trainer.is_global_zero and path is None:
-            tracker.begin(model)
+            tracker.begin()
         elif tracker and trainer.is_global_zero and len(overrides) > 1:  # it goes on with another config
-            tracker.describe(model, step)
+            tracker.describe(step)
         if path is None:
             initial = learned(fitted)
             trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model

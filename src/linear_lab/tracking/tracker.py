@@ -34,10 +34,17 @@ class Tracker(Callback):
     """
 
     def __init__(
-        self, logger: RunLogger, data: LinearData, reference: Reference, cfg: DictConfig, summary: Summary
+        self,
+        logger: RunLogger,
+        data: LinearData,
+        model: SupervisedModule,
+        reference: Reference,
+        cfg: DictConfig,
+        summary: Summary,
     ) -> None:
-        self.logger, self.data, self.reference, self.cfg, self.summary = logger, data, reference, cfg, summary
-        self.pictures: Pictures | None = None
+        self.logger, self.data, self.model, self.reference = logger, data, model, reference
+        self.cfg, self.summary = cfg, summary
+        self.pictures = Pictures(data, model, reference) if logger.pictures else None
         self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
         self.logged = -1  # the last step whose numbers were logged
         self.drawn = -1  # the last step that has pictures
@@ -46,18 +53,17 @@ class Tracker(Callback):
         self.training_since: tuple[int, float] | None = None  # step and time of the first batch after a validation
         self.speed: float | None = None  # steps per second between the last two validations
 
-    def begin(self, model: SupervisedModule) -> None:
+    def begin(self) -> None:
         """Log what does not change, and pictures of the initial model."""
-        self.describe(model, 0)
-        self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", model.learned())))
-        with evaluation_mode(model):
-            self.logger.log_graph_of(trace(model, *(values[:1] for values in self.data.parts["train"])))
-        if self.logger.pictures:
-            self._log_pictures(0, model)
+        self.describe(0)
+        self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
+        with evaluation_mode(self.model):
+            self.logger.log_graph_of(trace(self.model, *(values[:1] for values in self.data.parts["train"])))
+        self._log_pictures(0)
 
-    def describe(self, model: SupervisedModule, step: int) -> None:
+    def describe(self, step: int) -> None:
         """Write the hyperparameters into the run's row, and log the config; a resumed run may have changed them."""
-        optimizers: Any = model.configure_optimizers()
+        optimizers: Any = self.model.configure_optimizers()
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
         self.lr = optimizer.param_groups[0].get("lr")  # a scheduler may have changed it already
         plain: Any = OmegaConf.to_container(self.cfg)
@@ -71,10 +77,10 @@ class Tracker(Callback):
         self.speed = (step - first) / (now - started) if step > first else None
         self.training_since = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SupervisedModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
             metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-            self._log_scalars(trainer.global_step, pl_module, metrics)
+            self._log_scalars(trainer.global_step, metrics)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.training_since = self.training_since or (trainer.global_step, time.perf_counter())
@@ -82,27 +88,25 @@ class Tracker(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.lr = optimizer.param_groups[0].get("lr")  # after the step, a scheduler may set that of the next one
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: SupervisedModule, *_: Any) -> None:  # type: ignore[override]
-        step = trainer.global_step
-        if not self.logger.pictures or not trainer.is_global_zero:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        step, started = trainer.global_step, time.perf_counter()
+        if not trainer.is_global_zero:
             return
         if on_path(step):
-            self._follow(step, pl_module)
-        if has_pictures(step) and step != self.drawn:  # a batch whose gradient is only accumulated takes no step
-            started = time.perf_counter()
-            self._log_pictures(step, pl_module)
+            self._follow(step)
+        if has_pictures(step):
+            self._log_pictures(step)
             if self.training_since:  # the time of drawing does not count for the speed
                 self.training_since = self.training_since[0], self.training_since[1] + time.perf_counter() - started
 
-    def finish(self, step: int, model: SupervisedModule, metrics: dict[str, float]) -> None:
+    def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Log pictures of the final model, and its numbers if no validation has, as in a run that diverged."""
         self.caught_up = step != self.logged
         if self.caught_up:
-            excess = self.reference.excess(model.network)
+            excess = self.reference.excess(self.model.network)
             self.summary.note_small(step, torch.tensor([metrics["train/loss"] if excess is None else excess]))
-            self._log_scalars(step, model, metrics)
-        if self.logger.pictures and step != self.drawn:
-            self._log_pictures(step, model)
+            self._log_scalars(step, metrics)
+        self._log_pictures(step)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in STATE}
@@ -110,22 +114,22 @@ class Tracker(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in STATE})
 
-    def _log_scalars(self, step: int, model: SupervisedModule, metrics: dict[str, float]) -> None:
+    def _log_scalars(self, step: int, metrics: dict[str, float]) -> None:
         self.logged = step
-        excess, optimum = self.reference.excess(model.network), self.reference.optimum
+        excess, optimum = self.reference.excess(self.model.network), self.reference.optimum
         metric, summary, small_at = self.cfg.metric, self.summary, int(self.summary.small_at)
         # the initial model has no checkpoint, so it counts as best only until there is one
         best = summary.best if summary.best_step >= 0 else summary.first.get(metric, metrics[metric])
         steps_above = step if small_at < 0 else small_at
-        with evaluation_mode(model):
-            norm, _ = gradient_norms(model, *self.data.near("train"), of_rows=False)
+        with evaluation_mode(self.model):
+            norm, _ = gradient_norms(self.model, *self.data.near("train"), of_rows=False)
         scalars: dict[str, float | None] = {
             "train/excess": excess,
             "train/log10_excess": math.log10(excess) if excess else None,
             "optim/lr": self.lr,
             "optim/grad_norm": norm,
             "time/steps_per_second": self.speed,
-            **self._coefficients("param", self.data.schema.in_file_units(model.learned())),
+            **self._coefficients("param", self.data.schema.in_file_units(self.model.learned())),
             **hparams.metrics(metric, metrics["train/loss"], excess, metrics[metric], float(best), steps_above),
         }
         if optimum:
@@ -136,23 +140,20 @@ class Tracker(Callback):
         schema = self.data.schema
         return coefficients(group, parameters, schema.x, schema.labels or schema.y)
 
-    def _pictures(self, model: SupervisedModule) -> Pictures:
-        self.pictures = self.pictures or Pictures(self.data, model, self.reference)
-        return self.pictures
-
-    def _follow(self, step: int, model: SupervisedModule) -> None:
-        if self._pictures(model).surface and [point[0] for point in self.path[-1:]] != [step]:
-            values = self.data.schema.in_file_units(model.learned())
+    def _follow(self, step: int) -> None:
+        if self.pictures and self.pictures.surface and [point[0] for point in self.path[-1:]] != [step]:
+            values = self.data.schema.in_file_units(self.model.learned())
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 
-    def _log_pictures(self, step: int, model: SupervisedModule) -> None:
+    def _log_pictures(self, step: int) -> None:
+        if self.pictures is None or step == self.drawn:  # a batch whose gradient is only accumulated takes no step
+            return
         self.drawn = step
-        self._follow(step, model)
-        pictures = self._pictures(model)
-        with evaluation_mode(model):
-            drawn = pictures.draw(step, [point[1:] for point in self.path])
-            histograms = pictures.residuals()
-            _, norms = gradient_norms(model, *self.data.near("train"))
+        self._follow(step)
+        with evaluation_mode(self.model):
+            drawn = self.pictures.draw(step, [point[1:] for point in self.path])
+            histograms = self.pictures.residuals()
+            _, norms = gradient_norms(self.model, *self.data.near("train"))
         if norms is not None:
             histograms["gradient_norms"] = norms.numpy()
         for tag, png in drawn.items():

@@ -58,11 +58,6 @@ def finite(path: Array) -> Array:
     return np.asarray(path[(abs(path) < 1e100).all(axis=1)])
 
 
-def grid(limits: Array, points: int) -> Array:
-    """Evenly spaced points ``(points,)`` from the lower to the upper limit."""
-    return np.linspace(float(limits[0]), float(limits[1]), points)
-
-
 class Picture:
     """A figure of one axes, 484 x 363 pixels, that is redrawn often, by matplotlib's blitting.
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.lines import Line2D
 
-from linear_lab.tracking.figures.canvas import COLOURS, Array, Picture, cut, grid, look, span, spread
+from linear_lab.tracking.figures.canvas import COLOURS, Array, Picture, cut, look, span, spread
 
 
 class Regions(Picture):
@@ -19,7 +19,7 @@ class Regions(Picture):
 
     def __init__(self, x: Array, classes: Array, labels: list[str], x_names: list[str]) -> None:
         super().__init__()
-        self.across, self.up = grid(np.array(span(x[:, 0])), 360), grid(np.array(span(x[:, 1])), 240)
+        self.across, self.up = np.linspace(*span(x[:, 0]), 360), np.linspace(*span(x[:, 1]), 240)
         light = ListedColormap([tuple(0.65 + 0.35 * part for part in to_rgb(colour)) for colour in COLOURS])
         extent = (self.across[0], self.across[-1], self.up[0], self.up[-1])
         style: dict[str, Any] = {"cmap": light, "vmin": -0.5, "vmax": 7.5, "aspect": "auto", "origin": "lower"}

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.lines import Line2D
 
 from linear_lab.tracking.figures import canvas
-from linear_lab.tracking.figures.canvas import REACH, Array, Picture, finite, grid, span
+from linear_lab.tracking.figures.canvas import REACH, Array, Picture, finite, span
 
 Loss = Callable[[Array, Array], Array]  # of weights and biases, (n,) each
 
@@ -66,7 +66,7 @@ class Landscape(Picture):
         return path[np.hypot(*(path - centre).T) <= reach] if reach else path
 
     def _draw_loss(self, limits: Array) -> None:
-        weights, biases = (axis.reshape(-1) for axis in np.meshgrid(*(grid(axis, GRID) for axis in limits.T)))
+        weights, biases = (axis.reshape(-1) for axis in np.meshgrid(*np.linspace(limits[0], limits[1], GRID).T))
         with np.errstate(all="ignore"):
             values = self.loss(np.append(weights, self.optimum[:, 0]), np.append(biases, self.optimum[:, 1]))
             values, at_optimum = values[: GRID**2], values[GRID**2 :]
@@ -80,7 +80,7 @@ class Landscape(Picture):
         above = np.clip(fine @ np.where(measured, above, levels[-1]) @ fine.T, levels[0], levels[-1])
         for old in self.contours:
             old.remove()
-        across, up = grid(limits[:, 0], len(fine)), grid(limits[:, 1], len(fine))
+        across, up = np.linspace(limits[0], limits[1], len(fine)).T
         filled = self.axes.contourf(across, up, above, levels, norm=LogNorm(levels[0], levels[-1]), cmap=PALE)
         bar = self.figure.colorbar(filled, ax=self.axes, label="loss above the least", pad=0.02)
         self.contours = [bar, filled]
