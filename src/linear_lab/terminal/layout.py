@@ -113,7 +113,6 @@ class CtrlC:
         return self
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Handle the signal."""
         first, self.came = not self.came, True
         if not (first and compat.runs_omegaconf(frame)):
             raise KeyboardInterrupt

@@ -82,14 +82,14 @@ class RunLogger(TensorBoardLogger):
         Raises:
             UserError: if the disk is full.
         """
-        self.saved = time.monotonic()
+        events, self.pending, self.saved = self.pending, [], time.monotonic()
         try:
-            self._write_pending()
+            for event in events:
+                self.experiment.file_writer.add_event(event, walltime=event.wall_time)
             self.experiment.flush()
         except OSError as error:
-            raise UserError(
-                f"cannot write events into {self.root_dir}: {error.strerror or error}; make room"
-            ) from error
+            reason = error.strerror or error
+            raise UserError(f"cannot write events into {self.root_dir}: {reason}; make room") from error
 
     def finalize(self, status: str) -> None:
         """Save, and keep the file open: Lightning finalizes after validate, and fit would open another one."""
@@ -97,14 +97,9 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def close(self) -> None:
-        with suppress(OSError):  # `save` has raised it
-            self._write_pending()
+        with suppress(UserError, OSError):  # an earlier `save` has raised it
+            self.save()
             self.experiment.close()
-
-    def _write_pending(self) -> None:
-        events, self.pending = self.pending, []
-        for event in events:
-            self.experiment.file_writer.add_event(event, walltime=event.wall_time)
 
 
 def event_files(folder: Path) -> list[Path]:
