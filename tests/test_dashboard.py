@@ -23,10 +23,9 @@ from linear_lab.fitting.callbacks import Interrupted
 from linear_lab.models import LinearModule
 from linear_lab.terminal.layout import markdown_table
 from linear_lab.tracking.figures.selection import Pictures
-from linear_lab.tracking.gradients import gradient_norms
 from linear_lab.tracking.hparams import START, hyperparameters
 from linear_lab.tracking.tensorboard import RunLogger, event_files
-from linear_lab.tracking.tracker import coefficients, has_pictures, on_path
+from linear_lab.tracking.tracker import coefficients, gradient_norms, has_pictures, on_path
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -136,7 +135,7 @@ def test_the_gradient_of_many_rows_is_their_mean_too(monkeypatch):
     data, model = build(compose("data=synthetic"))
     x, y = data.parts["train"]
     whole = gradient_norms(model, x, y)
-    monkeypatch.setattr("linear_lab.tracking.gradients.EVALUATION_ROWS", 64)
+    monkeypatch.setattr("linear_lab.tracking.tracker.EVALUATION_ROWS", 64)
     blocks = gradient_norms(model, x, y)
     assert blocks[0] == pytest.approx(whole[0], rel=1e-6)
     torch.testing.assert_close(blocks[1].float(), whole[1].float())

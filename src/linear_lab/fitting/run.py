@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError
@@ -118,7 +119,8 @@ def fit(
     tracker = None
     if isinstance(logger, RunLogger):
         at_the_end.callback(logger.close)  # it has still to log the outcome
-        tracker = Tracker(logger, data, model, reference, cfg, stop_on_divergence.summary)
+        config: Any = OmegaConf.to_container(cfg)
+        tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
     trainer = build_trainer(cfg, run.path, logger, [
         *build_callbacks(cfg),                # the user's, and max_time: they may end training

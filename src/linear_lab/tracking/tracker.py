@@ -3,21 +3,24 @@
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from torch import Tensor
 from torch.optim import Optimizer
 
 from linear_lab.data import LinearData
+from linear_lab.data.datamodule import EVALUATION_ROWS
 from linear_lab.fitting.summary import Summary
 from linear_lab.models import SupervisedModule
 from linear_lab.theory.least_squares import Reference
 from linear_lab.tracking import hparams
-from linear_lab.tracking.figures.selection import Pictures
-from linear_lab.tracking.gradients import evaluation_mode, gradient_norms
+from linear_lab.tracking.figures.selection import Pictures, is_plain
 from linear_lab.tracking.graph import trace
 from linear_lab.tracking.tensorboard import RunLogger
 
@@ -30,7 +33,8 @@ class Tracker(Callback):
 
     Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
     logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.pictures`` is true.
-    ``summary`` is kept up to date by `StopOnDivergence`, which acts before.
+    ``config`` holds plain containers, interpolations not resolved. `StopOnDivergence`, which acts before, updates
+    ``summary``.
     """
 
     def __init__(
@@ -39,11 +43,11 @@ class Tracker(Callback):
         data: LinearData,
         model: SupervisedModule,
         reference: Reference,
-        cfg: DictConfig,
+        config: dict[str, Any],
         summary: Summary,
     ) -> None:
         self.logger, self.data, self.model, self.reference = logger, data, model, reference
-        self.cfg, self.summary = cfg, summary
+        self.config, self.summary = config, summary
         self.pictures = Pictures(data, model, reference) if logger.pictures else None
         self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
         self.logged = -1  # the last step whose numbers were logged
@@ -66,10 +70,10 @@ class Tracker(Callback):
         optimizers: Any = self.model.configure_optimizers()
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
         self.lr = optimizer.param_groups[0].get("lr")  # a scheduler may have changed it already
-        plain: Any = OmegaConf.to_container(self.cfg)
-        columns = hparams.hyperparameters(plain, optimizer, len(self.data.parts["train"][0]))
+        columns = hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
         hparams.start(Path(self.logger.root_dir), columns)
-        self.logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(self.cfg, resolve=True)}```", step)
+        yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)
+        self.logger.log_text("config", f"```yaml\n{yaml}```", step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step, now = trainer.global_step, time.perf_counter()
@@ -117,7 +121,7 @@ class Tracker(Callback):
     def _log_scalars(self, step: int, metrics: dict[str, float]) -> None:
         self.logged = step
         excess, optimum = self.reference.excess(self.model.network), self.reference.optimum
-        metric, summary, small_at = self.cfg.metric, self.summary, int(self.summary.small_at)
+        summary, metric, small_at = self.summary, self.summary.metric, int(self.summary.small_at)
         # the initial model has no checkpoint, so it counts as best only until there is one
         best = summary.best if summary.best_step >= 0 else summary.first.get(metric, metrics[metric])
         steps_above = step if small_at < 0 else small_at
@@ -215,3 +219,47 @@ def charts(coefficients: dict[str, float]) -> dict[str, dict[str, list[Any]]]:
             tag.removeprefix("param/"): chart(tag, tag.replace("param/", "optimum/", 1)) for tag in coefficients
         },
     }
+
+
+@contextmanager
+def evaluation_mode(model: SupervisedModule) -> Iterator[None]:
+    """Run a model in evaluation mode, and restore each module's mode and the random state afterwards."""
+    training = {module: module.training for module in model.modules()}
+    devices = [model.device] if model.device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def gradient_norms(
+    model: SupervisedModule, x: Tensor, y: Tensor, *, of_rows: bool = True
+) -> tuple[float, Tensor | None]:
+    """Norm of the gradient of the loss over all rows, and the norms ``(B,)`` of the gradients of each row's loss.
+
+    With ``g`` the derivative of a row's loss by its y_hat, its gradient is ``g x^T`` for the weight and ``g`` for the
+    bias, so that its norm is ``|g| sqrt(|x|^2 + 1)``. For other networks than nn.Linear the norms of rows are None. The
+    parameters' ``grad`` does not change.
+    """
+    linear = model.network if of_rows and is_plain(model) else None
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    dtype = parameters[0].dtype  # with half precision, Lightning rounds the batches too
+    total, norms = torch.zeros((), dtype=torch.float64), []
+    with torch.inference_mode(False), torch.enable_grad():  # Lightning validates without gradients
+        for start in range(0, len(x), EVALUATION_ROWS):
+            rows = slice(start, start + EVALUATION_ROWS)
+            inputs = x[rows].to(model.device, dtype)
+            targets = y[rows].to(model.device, dtype if y.is_floating_point() else None)
+            y_hat = model(inputs)
+            variables = parameters if linear is None else [*parameters, y_hat]
+            loss = model.loss(y_hat, targets)
+            gradients = torch.autograd.grad(loss, variables, allow_unused=True, materialize_grads=True)
+            flat = torch.cat([values.flatten() for values in gradients[: len(parameters)]])
+            total = total + flat.cpu().double() * (len(inputs) / len(x))
+            if linear is not None:
+                length = inputs.square().sum(1) + (linear.bias is not None)
+                norms.append((gradients[-1].norm(dim=1) * len(inputs) * length.sqrt()).cpu().double())
+    return total.norm().item(), torch.cat(norms) if norms else None
