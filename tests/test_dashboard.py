@@ -501,6 +501,14 @@ def test_a_cell_of_a_table_keeps_to_its_place():
     assert markdown_table(["a|b"], [["`c\nd`"]]) == "| a\\|b |\n| --- |\n| `c`, `d` |"
 
 
+def test_a_batch_that_takes_no_step_adds_no_point_and_no_picture(tmp_path):
+    overrides = ("data.batch_size=1", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=5")
+    train(tmp_path, *overrides, "logger=tensorboard")
+    path = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Tracker"]["path"]
+    assert [step for step, *_ in path] == list(range(11))
+    assert [image.step for image in events(tmp_path).Images("pictures/fit")] == [0, 1, 3, 10]
+
+
 def test_no_logger_leaves_no_events(tmp_path):
     train(tmp_path, "logger=none", *SHORT)
     assert not list(tmp_path.glob("events*"))
