@@ -20,7 +20,8 @@ from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Group, distinct
 from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.step import Models, Plan, Stepper, counted
-from linear_lab.theory.least_squares import Optimum, Reference, reference
+from linear_lab.theory.least_squares import Optimum
+from linear_lab.theory.reference import Reference, reference
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from linear_lab.terminal.layout import (
     show_commands,
     show_numbers,
 )
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 
 
 def numbers(values: Tensor) -> str:

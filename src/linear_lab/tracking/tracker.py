@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from linear_lab.data import LinearData
 from linear_lab.fitting.summary import Summary
 from linear_lab.models import SupervisedModule
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
 from linear_lab.tracking.figures.selection import Pictures
 from linear_lab.tracking.gradients import gradient_norms, untouched
