@@ -124,8 +124,10 @@ class SupervisedModule(LightningModule):
         scheduler = build(self.scheduler_spec, LRScheduler, optimizer)
         # on_validation_epoch_end steps ReduceLROnPlateau: at this frequency Lightning never does.
         frequency = sys.maxsize if isinstance(scheduler, ReduceLROnPlateau) else 1
-        config = {"scheduler": scheduler, "monitor": self.metric, "frequency": frequency}
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": self.metric, "frequency": frequency},
+        }
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch

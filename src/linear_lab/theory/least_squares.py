@@ -125,7 +125,7 @@ def _identity(values: Tensor) -> Units:
 def _triangle(x: Tensor, y: Tensor, x_units: Units, y_units: Units, *, bias: bool) -> Tensor:
     """The triangle R of ``[z, 1, t] = Q R`` in training's units, divided by the root of B T / 2."""
     triangle = torch.zeros(0, x.shape[1] + bias + y.shape[1], dtype=torch.float64)
-    for x_block, y_block in zip(x.split(BLOCK), y.split(BLOCK), strict=True):
+    for x_block, y_block in zip(torch.split(x, BLOCK), torch.split(y, BLOCK), strict=True):
         z = torch.where(x_units[1] > 0, (x_block - x_units[0]) / x_units[1], 0.0)
         ones = torch.ones(len(z), int(bias), dtype=torch.float64)
         block = torch.cat([z, ones, (y_block - y_units[0]) / y_units[1]], 1)
@@ -158,7 +158,7 @@ def _refined(
 def _residuals(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[Any, Any]]:
     """Yield blocks of x and of ``y - x weight^T - bias``, in extended precision where the machine has it."""
     w, b = (values.numpy().astype(np.longdouble) for values in (weight, bias))
-    for x_block, y_block in zip(x.split(BLOCK), y.split(BLOCK), strict=True):
+    for x_block, y_block in zip(torch.split(x, BLOCK), torch.split(y, BLOCK), strict=True):
         block = x_block.numpy().astype(np.longdouble)
         yield block, y_block.numpy().astype(np.longdouble) - block @ w.T - b
 
