@@ -108,11 +108,8 @@ class LinearData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Batches:
         x, y = self.near("train")
-        size, seed, trainer = (
-            self.batch_size or len(x),
-            None if self.batch_size is None else self.order_seed,
-            self.trainer,
-        )
+        size, seed = (self.batch_size, self.order_seed) if self.batch_size else (len(x), None)
+        trainer = self.trainer
         if not trainer:
             return Batches(x, y, size, seed=seed)
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}

@@ -19,21 +19,9 @@ SHOWN = 30  # most names of columns in a message
 
 
 class Table:
-    """A CSV or Parquet file. The values of a CSV are read as text, which `numbers` converts.
+    """A CSV or Parquet file, with the options of `TableData`. The values of a CSV are text until `numbers` is called.
 
-    Args:
-        path: the file.
-        key: the option that names the file on the command line, for messages.
-        separator: between the columns of a CSV; None takes the most frequent of comma, semicolon, tab and bar in the
-            first line.
-        encoding: of a CSV; None is UTF-8, or UTF-16 where the file has its byte order mark.
-        decimal: the decimal mark, ``.`` or ``,``.
-
-    Attributes:
-        names: the columns, in the order of the file.
-
-    Raises:
-        ValueError: if there is no such file, or it is no table.
+    Messages call the file ``key=path``, as on the command line.
     """
 
     def __init__(

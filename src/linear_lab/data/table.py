@@ -29,7 +29,10 @@ class TableData(LinearData):
         standardize: train on ``(value - mean) / scale``, mean and standard deviation of the train part alone.
         center: False does not subtract the mean, and divides by the root of the mean square.
         missing: ``error``, or ``drop`` to leave out rows where a value is empty, NaN or infinite.
-        separator: see `Table`, as for decimal and encoding.
+        separator: between the columns of a CSV; None takes the most frequent of comma, semicolon, tab and bar in the
+            first line.
+        decimal: the decimal mark, ``.`` or ``,``.
+        encoding: of a CSV; None is UTF-8, or UTF-16 where the file has its byte order mark.
         **batching: see `LinearData`.
 
     Raises:

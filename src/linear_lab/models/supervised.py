@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-Spec = dict[str, Any]  # a class by its dotted name under `_target_`, and its arguments: plain, so a checkpoint holds it
+Spec = dict[str, Any]  # a class by its dotted name under `_target_`, and its arguments
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class SupervisedModule(LightningModule):
     """``y_hat = network(x)``, fitted by gradient descent; for classification y_hat are the logits of C classes.
 
     All arguments but the network are plain numbers, strings, lists and dicts. A subclass builds its network from such
-    arguments too, so that the checkpoint holds them all, and ``load_from_checkpoint(path)`` needs no argument and runs
+    arguments too. Then the checkpoint holds all of them, and ``load_from_checkpoint(path)`` needs no argument and runs
     no code from the file::
 
         class MyModule(SupervisedModule):
@@ -33,9 +33,9 @@ class SupervisedModule(LightningModule):
         network: maps x ``(B, F)`` to y_hat ``(B, T)``, or to logits ``(B, C)``.
         loss: a loss class of torch.nn, called with ``y_hat`` and ``y``; the mean squared error by default.
         optimizer: an optimizer class; SGD by default.
-        scheduler: a learning rate scheduler class, stepped once an epoch; ReduceLROnPlateau once a validation.
-        metric: what ReduceLROnPlateau watches.
-        schema: names and units of the columns, which the checkpoint keeps for whoever predicts with it.
+        scheduler: a learning rate scheduler class, stepped after each epoch; ReduceLROnPlateau after each validation.
+        metric: the metric that ReduceLROnPlateau monitors.
+        schema: names and units of the columns, which the checkpoint keeps for predictions.
 
     Raises:
         ValueError: naming the argument: an lr that is not positive, a target that is not a class of its kind.
@@ -110,11 +110,6 @@ class SupervisedModule(LightningModule):
         self._log_metrics()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer, and the scheduler if there is one.
-
-        Raises:
-            ValueError: for an lr that is not a positive number, and what the classes themselves refuse.
-        """
         lr = self.optimizer_spec.get("lr", 1.0)
         if not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf:
             raise ValueError(f"lr must be a positive number, got {lr}; try optimizer.lr=0.01")
@@ -135,8 +130,8 @@ class SupervisedModule(LightningModule):
 
     def _loss_of(self, y_hat: Tensor, y: Tensor) -> Tensor:
         classes = isinstance(self.loss, nn.CrossEntropyLoss)
-        wanted = y_hat.shape[:1] if classes else y_hat.shape
-        if y.shape != wanted or y.is_floating_point() == classes:
+        shape = y_hat.shape[:1] if classes else y_hat.shape
+        if y.shape != shape or y.is_floating_point() == classes:
             kind = "int64 class indices, one a row" if classes else "numbers in the shape"
             raise ValueError(f"y must hold {kind} of y_hat {tuple(y_hat.shape)}, got {tuple(y.shape)} {y.dtype}")
         loss: Tensor = self.loss(y_hat, y)
@@ -165,11 +160,8 @@ class SupervisedModule(LightningModule):
 def build(spec: Spec, kind: type[T], *args: Any) -> T:
     """Build ``spec["_target_"]`` with the positional and the spec's arguments.
 
-    Only subclasses of ``kind`` in modules that are imported already: a checkpoint may name what to build,
-    but neither call a function nor import a file.
-
-    Raises:
-        ValueError: if the target is not such a class.
+    The class must be a subclass of ``kind`` in a module that is already imported. So a checkpoint can name what to
+    build, but it can neither call a function nor import a file.
 
     >>> build({"_target_": "torch.nn.HuberLoss", "delta": 0.5}, nn.Module)
     HuberLoss()

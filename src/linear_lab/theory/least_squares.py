@@ -130,7 +130,8 @@ def _triangle(x: Tensor, y: Tensor, x_units: Units, y_units: Units, *, bias: boo
         ones = torch.ones(len(z), int(bias), dtype=torch.float64)
         block = torch.cat([z, ones, (y_block - y_units[0]) / y_units[1]], 1)
         triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
-    return triangle * (2 / y.numel()) ** 0.5
+    scale: float = (2 / y.numel()) ** 0.5
+    return triangle * scale
 
 
 def _unscaled(solution: Tensor, x_units: Units, y_units: Units, *, bias: bool) -> Units:

@@ -37,17 +37,7 @@ def reference(
     """Return the optimum of nn.Linear under MSELoss, and with it the largest stable rate of SGD.
 
     Weight decay counts where the optimizer adds it to the gradient. AdamW subtracts it from the weights instead: its
-    fixed point is near the plain least-squares solution.
-
-    Args:
-        network: of which only nn.Linear has an optimum.
-        loss: of which only MSELoss has an optimum.
-        optimizer: whose first parameter group decides.
-        x: inputs, ``(B, F)``.
-        y: targets, ``(B, T)``.
-        x_units: see `least_squares`.
-        y_units: see `least_squares`.
-        optima: a cache of the optima of these data by weight decay.
+    fixed point is near the plain least-squares solution. ``optima`` caches the optima of these data by weight decay.
     """
     if not (isinstance(network, nn.Linear) and isinstance(loss, nn.MSELoss)):
         return Reference()
