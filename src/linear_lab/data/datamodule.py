@@ -42,8 +42,7 @@ class LinearData(LightningDataModule, ABC):
         super().__init__()
         if batch_size is not None and not is_whole(batch_size, 1):
             raise ValueError(f"batch_size must be a whole number of at least 1, or null for all rows, got {batch_size}")
-        if not is_whole(order_seed, 0):
-            raise ValueError(f"order_seed must be a whole number of at least 0, got {order_seed}")
+        check_whole("order_seed", order_seed, 0)
         self.batch_size = batch_size
         self.order_seed = order_seed
         self.raw: dict[str, Part] = {}
@@ -140,6 +139,11 @@ class LinearData(LightningDataModule, ABC):
 def is_whole(value: object, low: int) -> bool:
     """Tell whether a value is an int of at least ``low``, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def check_whole(name: str, value: object, low: int) -> None:
+    if not is_whole(value, low):
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value}")
 
 
 def check_seed(seed: object) -> None:

@@ -25,12 +25,7 @@ class Table:
     """
 
     def __init__(
-        self,
-        path: Any,
-        key: str = "path",
-        separator: str | None = None,
-        encoding: str | None = None,
-        decimal: str = ".",
+        self, path: Any, key: str, separator: str | None = None, encoding: str | None = None, decimal: str = "."
     ) -> None:
         if path is None:
             raise ValueError(f"{key} is missing: name a CSV or Parquet file, as in data.path=my.csv")

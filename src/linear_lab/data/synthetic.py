@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from linear_lab.data.batches import Part
-from linear_lab.data.datamodule import LinearData, check_seed, is_whole, split
+from linear_lab.data.datamodule import LinearData, check_seed, check_whole, split
 from linear_lab.data.toy import as_columns
 
 
@@ -43,8 +43,7 @@ class SyntheticData(LinearData):
     ) -> None:
         super().__init__(**batching)
         for name, value in {"samples": samples, "features": features, "targets": targets}.items():
-            if not is_whole(value, 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+            check_whole(name, value, 1)
         check_seed(seed)
         if not (isinstance(noise, (int, float)) and 0 <= noise < float("inf")):
             raise ValueError(f"noise must be a finite number of at least 0, got {noise}")

@@ -70,7 +70,7 @@ class TableData(LinearData):
         self.reading = {"separator": separator, "encoding": encoding, "decimal": decimal}
 
     def load(self) -> dict[str, Part]:
-        table = Table(self.path, **self.reading)  # type: ignore[arg-type]
+        table = Table(self.path, "path", **self.reading)  # type: ignore[arg-type]
         x_names, y_names, frame = self._choose(table)
         columns = {name: table.numbers(frame, name) for name in x_names}
         if self.classification:

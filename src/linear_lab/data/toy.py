@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from linear_lab.data.batches import Part
-from linear_lab.data.datamodule import LinearData, check_seed, is_whole, split
+from linear_lab.data.datamodule import LinearData, check_seed, check_whole, split
 from linear_lab.data.schema import Schema
+
+Points = dict[str, Any]  # x and y, as lists of numbers or of rows
 
 
 class ToyData(LinearData):
@@ -22,13 +24,7 @@ class ToyData(LinearData):
         **batching: see `LinearData`.
     """
 
-    def __init__(
-        self,
-        train: dict[str, Any],
-        val: dict[str, Any] | None = None,
-        test: dict[str, Any] | None = None,
-        **batching: Any,
-    ) -> None:
+    def __init__(self, train: Points, val: Points | None = None, test: Points | None = None, **batching: Any) -> None:
         super().__init__(**batching)
         if not train:
             raise ValueError(f"train must be points {{x: [...], y: [...]}}, got {train}")
@@ -69,9 +65,8 @@ class ToyClasses(LinearData):
         **batching: Any,
     ) -> None:
         super().__init__(**batching)
-        for name, value, low in (("samples", samples, 1), ("classes", classes, 2)):
-            if not is_whole(value, low):
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value}")
+        check_whole("samples", samples, 1)
+        check_whole("classes", classes, 2)
         check_seed(seed)
         self.samples, self.classes, self.fractions, self.seed = samples, classes, fractions, seed
 

@@ -78,21 +78,20 @@ def rows_of(prepared: Prepared, chosen: Array, loop: Loop) -> pl.DataFrame:
         initial["excess_loss"] = column(summary.first["loss"], jobs)
     best_step, small_at = column(summary.best_step, jobs), column(summary.small_at, jobs)
     seeds = group.columns.get(SEED)
-    seed = pl.repeat(group.config["seed"], jobs, dtype=pl.Int64, eager=True)
     columns = {
         "name": group.rows["name"],
         "status": verdict["status"],
         "error": verdict["error"],
-        "seed": seed if seeds is None else pl.Series(np.array(seeds.values)[seeds.codes]),
+        "seed": np.full(jobs, group.config["seed"]) if seeds is None else np.array(seeds.values)[seeds.codes],
         "config_hash": group.rows["config_hash"],
         "steps": verdict["steps"],
-        "seconds": pl.repeat(loop.seconds / len(loop.models), jobs, eager=True),
+        "seconds": loop.seconds / len(loop.models),
         **final,
         "initial": struct(initial, column(summary.diverged_at, jobs).to_numpy() != 0),
         "best": struct({"step": best_step, **measured(loop, summary.parameters, jobs)}, best_step.to_numpy() >= 0),
         "steps_above_1_percent": small_at.zip_with(small_at >= 0, verdict["steps"]),
-        "stable_lr": pl.Series(stable_lr),
-        "data": pl.repeat(data.fingerprint, jobs, eager=True),
+        "stable_lr": stable_lr,
+        "data": data.fingerprint,
         "rows": struct({part: pl.repeat(len(x), jobs, eager=True) for part, (x, _) in data.parts.items()}),
     }
     return finite(pl.DataFrame(columns))
@@ -128,7 +127,6 @@ def history_of(prepared: Prepared, chosen: Array, loop: Loop) -> pl.DataFrame:
     parameters = {name: values for name, values in loop.history.items() if name != "train/loss"}
     for at, (step, losses) in enumerate(zip(loop.watched, loop.history["train/loss"], strict=False)):
         of_step = {name: values[at] for name, values in parameters.items()}
-        columns = {"name": names, "step": pl.repeat(step, jobs, dtype=pl.Int64, eager=True)}
-        columns |= {"train/loss": column(losses, jobs), **parameter_column(prepared.plan, of_step, jobs)}
-        frames.append(pl.DataFrame(columns))
+        columns = {"train/loss": column(losses, jobs), **parameter_column(prepared.plan, of_step, jobs)}
+        frames.append(pl.DataFrame({"name": names, "step": np.full(jobs, step), **columns}))
     return finite(pl.concat(frames))
