@@ -59,7 +59,7 @@ def prepare(group: Group) -> Prepared:
     rule, (loss, _) = optimizers.RULES[config["optimizer"]["_target_"]], losses.LOSSES[config["loss"]["_target_"]]
     epochs, steps = counted(config["trainer"])
     every = config["trainer"]["check_val_every_n_epoch"]
-    metric, mode = str(config["metric"]), str(config.get("mode", "min"))
+    metric, mode = module.metric, str(config.get("mode", "min"))
     plan = Plan(module, data, rule, modes, loss, metric, mode, epochs, steps, every)
     parameters, wrong = initial_parameters(group, plan)
     if wrong:
