@@ -15,7 +15,7 @@ from linear_lab.models import SupervisedModule
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.folder import LAST, Run, git_revision
 from linear_lab.terminal import report
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
 from linear_lab.tracking.tensorboard import RunLogger
 from linear_lab.tracking.tracker import Tracker

@@ -23,7 +23,7 @@ from linear_lab.runs.folder import CONFIG, LAST
 from linear_lab.sweep.board import markdown
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.ranking import Board
-from linear_lab.theory.least_squares import Reference, reference
+from linear_lab.theory.reference import Reference, reference
 from linear_lab.tracking.figures import loss_surface
 from linear_lab.tracking.figures.canvas import Array
 from linear_lab.tracking.figures.selection import least_squares_line, surface

@@ -11,7 +11,7 @@ from torch import Tensor
 from linear_lab.data import LinearData, Schema
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 
 POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y in the unit of a loss
 

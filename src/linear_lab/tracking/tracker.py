@@ -18,7 +18,7 @@ from linear_lab.data import LinearData
 from linear_lab.data.datamodule import EVALUATION_ROWS
 from linear_lab.fitting.summary import Summary
 from linear_lab.models import SupervisedModule
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
 from linear_lab.tracking.figures.selection import Pictures, is_plain
 from linear_lab.tracking.graph import trace

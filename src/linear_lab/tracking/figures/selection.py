@@ -8,7 +8,7 @@ from linear_lab.data import LinearData
 from linear_lab.data.schema import restore, standardize
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal import layout
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 from linear_lab.tracking.figures import classification, loss_surface, regression
 from linear_lab.tracking.figures.canvas import Array, spread
 
