@@ -19,7 +19,7 @@ from torch import nn
 from linear_lab import UserError
 from linear_lab.data import LinearData
 from linear_lab.fitting.callbacks import MeasureLastStep, StopOnSignal
-from linear_lab.fitting.checks import user_errors
+from linear_lab.fitting.checks import data_errors, user_errors
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import names
 
@@ -35,7 +35,7 @@ def build(cfg: DictConfig) -> tuple[LinearData, SupervisedModule]:
     loss = as_dict(cfg)["loss"]
     with user_errors("loss"):
         classification = issubclass(get_class(loss["_target_"]), nn.CrossEntropyLoss)
-    with user_errors("data"):
+    with data_errors():
         data: LinearData = instantiate(cfg.data, _convert_="all")
         if not isinstance(data, LinearData):
             raise UserError(f"data._target_={cfg.data.get('_target_')}: derive it from linear_lab.data.LinearData")

@@ -1,22 +1,24 @@
 """Launching jobs by one of Hydra's launchers, until each has ended or failed."""
 
-import functools
-import gc
+import io
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobStatus
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
 from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.runs.folder import RESULT, is_held
 from linear_lab.sweep import page, results
 from linear_lab.sweep.inventory import ENDED, read_record
+from linear_lab.sweep.launchers import LocalLauncher, StackedLauncher
 from linear_lab.sweep.plan import Job
-from linear_lab.sweep.workers import end_with_parent
 from linear_lab.terminal import layout
 
 
@@ -28,37 +30,33 @@ class Launches:
 
     Args:
         folder: the sweep's.
-        launcher: of Hydra, set up.
         screen: the terminal.
+        config: of the command.
+        context: what Hydra hands to its plugins, ``hydra_context`` and ``task_function``.
 
     Attributes:
-        errors: of the jobs that failed in this process's time, by name.
+        launcher: Hydra's, by the config.
+        stacked: the launcher, if it trains stacks.
+        errors: of the jobs that failed while this process ran, by name.
         steering: overrides that each launch has besides those of its job.
-        fail_fast: whether to launch nothing after a failure.
-        stacks: whether the launcher trains stacks.
-        in_process: whether it runs jobs in this process.
-        processes: how many it runs at once, where joblib does.
+        processes: how many jobs run at once.
     """
 
-    def __init__(self, folder: Path, launcher: Any, screen: Console) -> None:
-        self.folder, self.launcher, self.screen = folder, launcher, screen
+    def __init__(self, folder: Path, screen: Console, config: DictConfig, **context: Any) -> None:
+        self.folder, self.screen, self.config, self.context = folder, screen, config, context
+        self.launcher = Plugins.instance().instantiate_launcher(config=config, **context)
+        self.stacked = self.launcher if isinstance(self.launcher, StackedLauncher) else None
+        self.in_process = isinstance(self.launcher, LocalLauncher)
+        self.has_pool = "n_jobs" in config.hydra.launcher  # joblib
+        self.processes: Any = config.hydra.launcher.get("n_jobs", 1 if self.in_process else os.cpu_count() or 1)
         self.errors: dict[str, str] = {}
         self.steering: Sequence[str] = ()
-        self.fail_fast = False
-        self.stacks = hasattr(launcher, "train_stacks")
-        # by its name: Hydra imports its own plugins twice
-        self.in_process = any(kind.__name__ == "BasicLauncher" for kind in type(launcher).__mro__)
-        self.processes: Any = getattr(launcher, "joblib", {}).get("n_jobs", 1)  # as configured
         self.before: dict[str, int | None] = {}
 
     def check(self) -> None:
-        """Refuse what the launcher's arguments cannot be.
-
-        Raises:
-            UserError: naming key and value.
-        """
-        if hasattr(self.launcher, "check"):
-            self.launcher.check()
+        """Raise UserError for an argument of the launcher that is out of its range."""
+        if self.stacked:
+            self.stacked.check()
         if type(self.processes) is not int or self.processes == 0:
             raise UserError(f"hydra.launcher.n_jobs={self.processes}: must be a number from 1, or -1 for all cores")
         if self.processes < 0:
@@ -69,79 +67,80 @@ class Launches:
     @property
     def stopped(self) -> bool:
         """Whether nothing more is to be launched."""
-        return bool(self.fail_fast and self.errors)
+        return bool(self.config.fail_fast and self.errors)
 
     @contextmanager
-    def alone_in_folder(self) -> Iterator[None]:
+    def stacking(self) -> Iterator[None]:
         """Wait until no other process trains stacks in the sweep's folder, and keep others from doing so."""
         if results.is_stacking(self.folder):
             self.screen.print("waiting  another command trains stacks of this sweep")
         with results.stacking(self.folder):
             yield
 
-    def run(self, left: list[Job]) -> None:
-        """Launch jobs until none is left."""
-        self.before = {job.name: self.stamp(job) for job in left}
-        jobs, alone = left, False
+    def run(self, jobs: list[Job]) -> None:
+        """Launch jobs until each has ended, failed, or is run by another process."""
+        self.before = {job.name: self.recorded_at(job) for job in jobs}
+        left, singly = jobs, False
         while left and not self.stopped:
             if self.in_process:
-                self.run_here(left)
+                self.run_in_process(left)
                 left = self.missing(jobs)
                 continue
-            batch = left[:1] if alone else left
-            lost = self.launch(batch)
+            batch = left[:1] if singly else left
+            error = self.launch(batch)
             now = self.missing(jobs)
-            if lost and len(now) == len(left) and not any(map(self.begun, now)):
-                raise UserError(f"launch: no job could be started ({lost}); try launch=local")
+            if error and len(now) == len(left) and not any(map(self.has_begun, now)):
+                raise UserError(f"launch: no job could be started ({error}); try launch=local")
             for job in batch:
-                if job in now and not lost:
+                if job in now and not error:
                     self.errors[job.name] = "it did not run"
-                elif job in now and lost and alone:
-                    self.errors[job.name] = f"its process was lost ({lost})"
+                elif job in now and singly:
+                    self.errors[job.name] = f"its process was lost ({error})"
             left = self.missing(jobs)
-            alone = any(map(self.begun, left))
-            left.sort(key=self.begun, reverse=True)
+            left.sort(key=self.has_begun, reverse=True)
+            singly = any(map(self.has_begun, left))
 
-    def run_here(self, jobs: Iterable[Job]) -> None:
-        """Run jobs one by one in this process; one that another process has taken up meanwhile is left to that."""
+    def run_in_process(self, jobs: Iterable[Job]) -> None:
+        """Run jobs one by one in this process, but for those that another process has begun meanwhile."""
         for job in jobs:
             while self.missing([job]) and not self.stopped:
-                if results.is_stacking(self.folder) and not self.stacks:
-                    with self.alone_in_folder():  # it may train this job
+                if results.is_stacking(self.folder) and not self.stacked:
+                    with self.stacking():  # it may train this job
                         continue
-                lost = self.launch([job])
-                if self.missing([job]) and (self.stacks or not results.is_stacking(self.folder)):
-                    self.errors[job.name] = lost or "it did not run"
+                error = self.launch([job])
+                if self.missing([job]) and (self.stacked or not results.is_stacking(self.folder)):
+                    self.errors[job.name] = error or "it did not run"
 
     def launch(self, jobs: list[Job]) -> str | None:
-        """Launch jobs; returns what the launcher stumbled over."""
-        if hasattr(self.launcher, "joblib"):
-            self.launcher.joblib["initializer"] = end_with_parent
-            # it would start all processes, whatever there is to do; and none for one
-            self.launcher.joblib["n_jobs"] = min(self.processes, max(len(jobs), 2))
+        """Launch jobs; returns the error of a launcher that lost some."""
         where = f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"
-        # Hydra would write the config before the job holds its folder, over that of one that has ended
-        ours = [*self.steering, where, "hydra.output_subdir=null"]
-        batch = [[*job.overrides, *ours, f"hydra.sweep.subdir={layout.in_quotes(job.name)}"] for job in jobs]
+        # Hydra would write the config before the job locks its folder, over that of a job that has ended
+        common = [*self.steering, where, "hydra.output_subdir=null"]
+        batch = [[*job.overrides, *common, f"hydra.sweep.subdir={layout.in_quotes(job.name)}"] for job in jobs]
+        launcher = self.launcher
+        if self.has_pool:  # joblib would start all processes however few jobs there are, and none for n_jobs=1
+            config = self.config.copy()
+            config.hydra.launcher.n_jobs = min(self.processes, max(len(jobs), 2))
+            launcher = Plugins.instance().instantiate_launcher(config=config, **self.context)
         try:
-            returned = self.launcher.launch(batch, initial_job_idx=0)
-        except Exception as error:  # whatever a launcher raises where a process of its was lost
-            if isinstance(error, UserError) and self.in_process:  # of a launcher of ours, such as a full disk
+            returned = launcher.launch(batch, initial_job_idx=0)
+        except Exception as error:  # of any class, where a process of the launcher was lost
+            if isinstance(error, UserError) and self.in_process:  # such as a full disk
                 raise
-            while any(is_held(self.folder / job.name) for job in jobs):  # it may have left the others running
+            while any(is_held(self.folder / job.name) for job in jobs):  # others may still run
                 time.sleep(0.5)
             return f"{type(error).__name__}: {error}".splitlines()[0]
-        for job, result in zip(jobs, returned, strict=True):
-            if result.status == JobStatus.FAILED:
-                self.errors[job.name] = str(result._return_value)
+        self.errors |= {
+            job.name: error_of(result)
+            for job, result in zip(jobs, returned, strict=True)
+            if result.status == JobStatus.FAILED
+        }
         if self.in_process:
             page.write_page(self.folder, sparingly=True)
-            gc.collect()  # a Trainer is a circle of references: memory would grow until Python looks for such
-            freeze()
         return None
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """Return the jobs that are to be run by this process: not ended, nor failed here, nor run by another one."""
+        """Return the jobs that this process has to run: not ended, nor failed here, nor run by another process."""
         return [
             job
             for job in jobs
@@ -156,19 +155,21 @@ class Launches:
             return True
         return results.has_ended(self.folder, job.name, job.hash)
 
-    def begun(self, job: Job) -> bool:
+    def has_begun(self, job: Job) -> bool:
         """Tell whether a job has written its record since this command began."""
-        return self.stamp(job) != self.before[job.name]
+        return self.recorded_at(job) != self.before[job.name]
 
-    def stamp(self, job: Job) -> int | None:
-        """When a job has written its record, in nanoseconds."""
+    def recorded_at(self, job: Job) -> int | None:
         try:
             return (self.folder / job.name / RESULT).stat().st_mtime_ns
         except OSError:
             return None
 
 
-@functools.cache  # after each job it would keep their configs for ever
-def freeze() -> None:
-    """Have the collector not look at the modules again."""
-    gc.freeze()
+def error_of(result: JobReturn) -> str:
+    """Return the error of a failed job; Hydra prints it before it raises it, and `Watch` shows it anyway."""
+    with redirect_stderr(io.StringIO()):
+        try:
+            return f"returned {result.return_value}"
+        except Exception as error:
+            return str(error)

@@ -1,6 +1,6 @@
-"""A search from its command to its exit code: trials are drawn, run as jobs of a sweep, and told."""
+"""A search from its command to its exit code: trials are drawn, and run as jobs of a sweep."""
 
-import os
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 
@@ -14,22 +14,21 @@ from linear_lab.sweep.sweeper import GridSweeper
 
 
 class SearchSweeper(GridSweeper):
-    """A search with Optuna: each trial is a job, drawn with what the ones before it have found.
+    """A search with Optuna: each trial is a job, drawn from the results of those before it.
 
     Args:
-        params: as `GridSweeper`; ranges among them.
         trials: how many there shall be in the end.
         seed: of the draws.
         prune: whether jobs that are worse than the others at the same epoch are stopped; read by the jobs.
         at_once: trials drawn and run together; None takes as many as the launcher has workers.
+        others: arguments of `GridSweeper`; ``params`` may have ranges.
     """
 
-    def __init__(self, params: dict[str, str], trials: int, seed: int, prune: bool, at_once: int | None = None) -> None:
-        super().__init__(params)
+    def __init__(self, *, trials: int, seed: int, prune: bool, at_once: int | None = None, **others: Any) -> None:
+        super().__init__(**others)
         self.trials, self.seed, self.prune, self.at_once = trials, seed, prune, at_once
 
     def check(self) -> None:
-        """As of a grid, and of a search."""
         super().check()
         for key, value in (("trials", self.trials), ("at_once", 1 if self.at_once is None else self.at_once)):
             if type(value) is not int or value < 1:
@@ -40,37 +39,34 @@ class SearchSweeper(GridSweeper):
             raise UserError(f"hydra.sweeper.prune={self.prune}: choose true or false")
 
     def run(self, overrides: list[Override]) -> None:
-        """Ask for trials, run them, tell their results, until there are as many as wanted."""
+        """Draw trials, run them, and learn from their results, until there are as many as wanted."""
         fixed, searched = space(overrides)
-        plan(listed([[*fixed, *example(searched)]]), self.composer)  # a mistake in a key leaves no study
-        deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
+        plan(listed([[*fixed, *example(searched)]]), self.composer)  # raises for a mistake in a key, before a study
+        metric = str(self.config.metric)
         search = Search(
-            self.folder, deciding, searched,
-            metric=self.config.metric, mode=self.config.mode, trials=self.trials, seed=self.seed,
-        )  # fmt: skip
+            self.folder,
+            [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE],
+            searched,
+            metric=metric,
+            mode=self.config.mode,
+            trials=self.trials,
+            seed=self.seed,
+        )
         self.watch.total = self.trials
         try:
-            while (asked := search.ask(self.workers())) and not self.launches.stopped:
-                lines = [[*fixed, *drawn] for _, drawn in asked]
-                planned = self.plan(listed(lines), searched)
-                hashes = identified(listed(lines), self.composer)["config_hash"]  # trials may draw the same job
-                names = dict(planned.select("config_hash", "name").iter_rows())
-                jobs = {number: names[key] for (number, _), key in zip(asked, hashes, strict=True)}
+            while (trials := search.ask(self.at_once or self.launches.processes)) and not self.launches.stopped:
+                typed = listed([[*fixed, *drawn] for _, drawn in trials])
+                planned = self.plan(typed, searched)
+                names = dict(planned.select("config_hash", "name").iter_rows())  # two trials may draw one job
+                hashes = identified(typed, self.composer)["config_hash"]
+                jobs = {number: names[key] for (number, _), key in zip(trials, hashes, strict=True)}
                 for number, name in jobs.items():
                     search.name(number, name)
                 self.run_jobs(planned)
-                found = board.read(self.folder).jobs.select("name", "status", "value")
-                told = {name: (status, value) for name, status, value in found.iter_rows()}
+                rows = board.read(self.folder).jobs.select("name", "status", "value")
+                results = rows.rows_by_key("name", named=True, unique=True)
                 for number, name in jobs.items():
-                    status, value = told[name]
-                    search.tell(number, {"status": status, "metrics": {str(self.config.metric): value}})
+                    status, value = results[name]["status"], results[name]["value"]
+                    search.tell(number, {"status": status, "metrics": {metric: value}})
         finally:
             search.close()
-
-    def workers(self) -> int:
-        """How many trials are run at once."""
-        if self.at_once:
-            return self.at_once
-        if hasattr(self.launcher, "joblib"):
-            return int(self.launches.processes)
-        return 1 if self.launches.in_process else os.cpu_count() or 1

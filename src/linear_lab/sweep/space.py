@@ -1,37 +1,17 @@
-"""What a search draws from: ranges, as they are typed, as Optuna has them."""
+"""What a search draws from: the ranges on the command line, as Optuna's distributions."""
 
-import logging
 import math
 from collections.abc import Iterable
 from decimal import Decimal
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from linear_lab import UserError
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
-
-def load_optuna() -> ModuleType:
-    """Import Optuna, and have it speak of problems alone.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(f"sweep=search: it needs Optuna ({error}); try python -m pip install -e '.[search]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    return optuna
-
-
-def space(overrides: Iterable[Override]) -> tuple[list[str], dict[str, "BaseDistribution"]]:
-    """Tell what is fixed from what is searched; of overrides with the same key the last counts.
+def space(overrides: Iterable[Override]) -> tuple[list[str], dict[str, BaseDistribution]]:
+    """Separate what is fixed from what is searched; of overrides with the same key the last counts.
 
     ``interval(a,b)`` is uniform on [a, b], ``tag(log,interval(a,b))`` uniform in the logarithm, ``int(interval(a,b))``
     and ``range(a,b,step)`` are integers (a range excludes b, as everywhere), ``choice(a,b)`` and ``a,b`` are
@@ -43,7 +23,6 @@ def space(overrides: Iterable[Override]) -> tuple[list[str], dict[str, "BaseDist
     Raises:
         UserError: naming the override and the remedy, if it is no such range, or nothing is searched.
     """
-    load_optuna()
     typed = {override.get_key_element(): override for override in overrides}
     searched = {key: distribution(override) for key, override in typed.items() if override.is_sweep_override()}
     if not searched:
@@ -51,13 +30,8 @@ def space(overrides: Iterable[Override]) -> tuple[list[str], dict[str, "BaseDist
     return [str(override.input_line) for key, override in typed.items() if key not in searched], searched
 
 
-def distribution(override: Override) -> "BaseDistribution":
-    """Return what a range of Hydra's grammar means to Optuna.
-
-    Raises:
-        UserError: naming the override and the remedy.
-    """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+def distribution(override: Override) -> BaseDistribution:
+    """Return what a range of Hydra's grammar means to Optuna."""
 
     def mistake(what: str) -> UserError:
         return UserError(f"{override.input_line}: {what}")
