@@ -38,8 +38,7 @@ log = logging.getLogger(__name__)
 def train_job(cfg: DictConfig) -> float | None:
     """Train a job in its folder, unless it has ended already or another process trains it.
 
-    Returns:
-        The final model's ``cfg.metric``; None for a job that was left out, diverged, or was pruned.
+    Returns the final model's ``cfg.metric``; None for a job that was left out, diverged, or was pruned.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -74,7 +73,6 @@ def train_job(cfg: DictConfig) -> float | None:
 
 
 def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
-    """Train a job whose folder this process holds."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record, fingerprint, sweep = run.record, config_hash(config), run.path.parent
     if record and record.get("config_hash") != fingerprint:
@@ -149,11 +147,7 @@ def end_with_parent() -> None:
 
 @functools.cache  # for the life of the process, since CUDA reads CUDA_VISIBLE_DEVICES once
 def leased_gpu() -> str:
-    """Lock a GPU that no other process of a pool has; the lock ends with the process.
-
-    Raises:
-        UserError: if there is none left.
-    """
+    """Lock a GPU that no other process of a pool has; the lock ends with the process."""
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names, or numbers of all GPUs
     for name in visible.split(",")[:count]:

@@ -27,6 +27,7 @@ DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 STARTUP = 5  # trials from which something is learned: where to draw, and what is hopeless
 WARMUP = 5  # validations of a run before it is judged
 PATIENCE = 60  # seconds to wait for another process that writes the database
+Space = dict[str, BaseDistribution]  # by key
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -39,24 +40,13 @@ class Search:
     are asked for at once: other numbers of workers draw other trials. The draws are those of the tree-structured Parzen
     estimator (Bergstra et al., *Algorithms for hyper-parameter optimization*, NeurIPS 2011).
 
-    Args:
-        folder: of the sweep.
-        fixed: overrides that all trials share.
-        searched: a distribution for each key that is searched; both as `space` returns them.
-        metric: what is compared, one of a record's metrics.
-        mode: ``min`` or ``max``.
-        trials: how many the study shall have in the end.
-        seed: of the draws.
-
-    Raises:
-        UserError: if the study in the folder is another one, another process searches there, or the database cannot
-            be used; so do the methods for the last.
+    ``fixed`` and ``searched`` are as `space` returns them. Another study in the folder, another process that searches
+    there, and a database that cannot be used raise UserError.
     """
 
     def __init__(
-        self, folder: Path, fixed: Sequence[str], searched: dict[str, BaseDistribution], *,
-        metric: str, mode: str, trials: int, seed: int,
-    ) -> None:  # fmt: skip
+        self, folder: Path, fixed: Sequence[str], searched: Space, *, metric: str, mode: str, trials: int, seed: int
+    ) -> None:
         self.folder, self.searched, self.metric, self.mode = folder, searched, metric, mode
         self.trials, self.seed = trials, seed
         self.given_up: set[int] = set()  # trials that this process does not try again
@@ -77,9 +67,8 @@ class Search:
                     self.study.set_user_attr("description", description)
                     before = description
             if changed := [key for key in before | description if before.get(key) != description.get(key)]:
-                then, now = (
-                    ", ".join(f"{key}={values.get(key, '-')}" for key in changed) for values in (before, description)
-                )
+                both = (before, description)
+                then, now = (", ".join(f"{key}={values.get(key, '-')}" for key in changed) for values in both)
                 raise UserError(
                     f"name={folder.name}: its search has {then}, and this command {now}; "
                     "trials of different searches teach each other nothing, so choose another name="
@@ -89,7 +78,6 @@ class Search:
             raise
 
     def close(self) -> None:
-        """Let other processes search here."""
         if hasattr(self, "storage"):
             self.storage.engine.dispose()
         self.lock.close()
@@ -111,7 +99,7 @@ class Search:
                 self.study.add_trial(trial)  # in one write, so that a kill leaves no trial in part
                 trials.append(trial)
             batch = self.study.get_trials(deepcopy=False)[first : min(first + n, self.trials)]
-        return [(trial.number, overrides(self.searched, trial.params)) for trial in batch if self.is_open(trial)]
+        return [(trial.number, as_overrides(self.searched, trial.params)) for trial in batch if self.is_open(trial)]
 
     def is_open(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial is to be run by this process."""
@@ -153,11 +141,7 @@ class Search:
 
 
 def draw(
-    searched: dict[str, BaseDistribution],
-    mode: str,
-    seed: str,
-    before: Iterable[FrozenTrial],
-    beside: Iterable[FrozenTrial] = (),
+    searched: Space, mode: str, seed: str, before: Iterable[FrozenTrial], beside: Iterable[FrozenTrial] = ()
 ) -> dict[str, Any]:
     """Draw a trial's parameters: from the finished trials ``before`` it, and away from those ``beside`` it.
 
@@ -177,14 +161,10 @@ def draw(
         return study.ask({key: searched[key] for key in sorted(searched)}).params
 
 
-def overrides(searched: Iterable[str], params: Mapping[str, Any]) -> list[str]:
-    """Write a trial's parameters as overrides."""
+def as_overrides(searched: Space, params: Mapping[str, Any] | None = None) -> list[str]:
+    """Write a trial's parameters as overrides; without parameters, those of an example."""
+    params = draw(searched, "min", "", ()) if params is None else params
     return [f"{key}={written(params[key])}" for key in searched]
-
-
-def example(searched: dict[str, BaseDistribution]) -> list[str]:
-    """Return overrides as a trial may have them."""
-    return overrides(searched, draw(searched, "min", "", ()))
 
 
 def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
@@ -194,10 +174,6 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
     completed before its batch; so the answer depends on no other process, nor on whether the job was killed and
     resumed. `STARTUP` trials have to have measured at that step, and the job `WARMUP` times. What it measures is kept
     in its own folder: the database is only read, and only here.
-
-    Args:
-        folder: of the sweep.
-        job: name of the job's folder.
     """
     study = optuna.create_study(direction=DIRECTIONS["min"])
     if (folder / DATABASE).exists():
@@ -245,12 +221,10 @@ def report(reports: dict[int, float], step: int, value: float) -> None:
 
 def with_reports(trial: FrozenTrial) -> FrozenTrial:
     """Return a finished trial with what it has measured on the way."""
+    reports = dict(trial.user_attrs.get("reports", []))
+    spaces = trial.distributions
     return create_trial(
-        state=trial.state,
-        value=trial.value,
-        params=trial.params,
-        distributions=trial.distributions,
-        intermediate_values=dict(trial.user_attrs.get("reports", [])),
+        state=trial.state, value=trial.value, params=trial.params, distributions=spaces, intermediate_values=reports
     )
 
 

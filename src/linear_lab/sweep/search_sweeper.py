@@ -8,7 +8,7 @@ from linear_lab import UserError
 from linear_lab.runs.fingerprints import FREE
 from linear_lab.sweep import board
 from linear_lab.sweep.plan import identified, listed, plan
-from linear_lab.sweep.search import Search, example
+from linear_lab.sweep.search import Search, as_overrides
 from linear_lab.sweep.space import space
 from linear_lab.sweep.sweeper import GridSweeper
 
@@ -16,12 +16,8 @@ from linear_lab.sweep.sweeper import GridSweeper
 class SearchSweeper(GridSweeper):
     """A search with Optuna: each trial is a job, drawn from the results of those before it.
 
-    Args:
-        trials: how many there shall be in the end.
-        seed: of the draws.
-        prune: whether jobs that are worse than the others at the same epoch are stopped; read by the jobs.
-        at_once: trials drawn and run together; None takes as many as the launcher has workers.
-        others: arguments of `GridSweeper`; ``params`` may have ranges.
+    ``at_once`` is how many trials are drawn and run together; None takes as many as the launcher has workers. The jobs
+    read ``prune``.
     """
 
     def __init__(self, *, trials: int, seed: int, prune: bool, at_once: int | None = None, **others: Any) -> None:
@@ -41,17 +37,12 @@ class SearchSweeper(GridSweeper):
     def run(self, overrides: list[Override]) -> None:
         """Draw trials, run them, and learn from their results, until there are as many as wanted."""
         fixed, searched = space(overrides)
-        plan(listed([[*fixed, *example(searched)]]), self.composer)  # raises for a mistake in a key, before a study
-        metric = str(self.config.metric)
-        search = Search(
-            self.folder,
-            [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE],
-            searched,
-            metric=metric,
-            mode=self.config.mode,
-            trials=self.trials,
-            seed=self.seed,
-        )
+        plan(
+            listed([[*fixed, *as_overrides(searched)]]), self.composer
+        )  # raises for a mistake in a key, before a study
+        deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
+        metric, mode = str(self.config.metric), self.config.mode
+        search = Search(self.folder, deciding, searched, metric=metric, mode=mode, trials=self.trials, seed=self.seed)
         self.watch.total = self.trials
         try:
             while (trials := search.ask(self.at_once or self.launches.processes)) and not self.launches.stopped:

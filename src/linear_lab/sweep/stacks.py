@@ -32,6 +32,8 @@ SAVE_EVERY = 60.0  # seconds of training that a kill may lose
 CHUNK = 1 << 16  # models that are trained at once: more fit into no cache
 COMPILING = 15.0  # seconds that torch.compile takes: 6 where it has compiled the like before, 18 at the first time
 SHOWN = 5  # reasons
+Progress = Callable[[int, int, int, int], None]
+Positions = np.ndarray[Any, Any]  # of jobs in a group
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +41,13 @@ log = logging.getLogger(__name__)
 class Stacks:
     """Trains groups of jobs, chunk by chunk, and writes their results.
 
-    Args:
-        folder: the sweep's.
-        memory: bytes that a chunk may take.
-        compile: True, False, or "auto" where it pays.
-        history: at how many steps losses and parameters are kept.
-        progress: is told how many jobs have ended, how many train, how many steps these have taken, and of how many.
+    ``memory`` is how many bytes a chunk may take. ``progress`` is told how many jobs have ended, how many train, how
+    many steps these have taken, and of how many.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        memory: int,
-        compile: bool | str,
-        history: int,
-        progress: Callable[[int, int, int, int], None],
-    ) -> None:
+    def __init__(self, folder: Path, memory: int, compile: bool | str, history: int, progress: Progress) -> None:
         self.folder, self.memory, self.compile, self.history = folder, memory, compile, history
-        self.progress = progress
+        self.progress, self.stop = progress, StopOnSignal()
         self.alone: dict[str, str] = {}  # why jobs are not trained in a stack, by name
         self.notes: list[str] = []
         self.done = 0
@@ -71,13 +62,13 @@ class Stacks:
             UserError: for a full disk.
         """
         stackable, self.alone = groups(jobs, composer)
-        with StopOnSignal() as stop:
+        with self.stop:
             try:
                 for group in stackable:
                     if (self.folder / STOP).exists():
                         return
                     with restored_process(self.folder, group.config["threads"]):
-                        self.train_group(group, stop)
+                        self.train_group(group)
             finally:
                 self.flush()
 
@@ -87,7 +78,7 @@ class Stacks:
         lines = [f"one by one  {count} {'job' if count == 1 else 'jobs'}: {reason}" for reason, count in reasons]
         return [*lines, *self.notes]
 
-    def train_group(self, group: Group, stop: StopOnSignal) -> None:
+    def train_group(self, group: Group) -> None:
         """Train a group, or note why its jobs are trained alone."""
         try:
             prepared = prepare(group)
@@ -110,10 +101,9 @@ class Stacks:
         if room < 2:
             self.alone |= dict.fromkeys(group.rows["name"], "hydra.launcher.memory leaves room for one model alone")
             return
-        watched = self.watched_steps(prepared)
         left = np.arange(len(group.rows))
-        for chosen, state in self.interrupted(prepared, watched):
-            self.train_chunk(prepared, chosen, Stepper(plan), watched, stop, state=state)
+        for chosen, state in self.interrupted(prepared):
+            self.train_chunk(prepared, chosen, Stepper(plan), state=state)
             left = np.setdiff1d(left, chosen)
         if not len(left):
             return
@@ -122,7 +112,7 @@ class Stacks:
         chunks = [left[at : at + size] for at in range(0, len(left), size)]
         stepper = self.stepper(prepared, chunks)
         for chunk in chunks:
-            self.train_chunk(prepared, chunk, stepper, watched, stop, size=size if stepper.compiled else None)
+            self.train_chunk(prepared, chunk, stepper, size=size if stepper.compiled else None)
 
     def has_other_data(self, prepared: Prepared) -> bool:
         """Tell whether jobs of the same problem were trained on other data: a file may have changed meanwhile."""
@@ -133,7 +123,7 @@ class Stacks:
         other = results.read_results(self.folder, ["name"], alike & (pl.col("data") != prepared.plan.data.fingerprint))
         return other is not None and not other.is_empty()
 
-    def stepper(self, prepared: Prepared, chunks: list[np.ndarray[Any, Any]]) -> Stepper:
+    def stepper(self, prepared: Prepared, chunks: list[Positions]) -> Stepper:
         """Compile the step, if the eager one would take longer than compiling and training take together."""
         eager, plan = Stepper(prepared.plan), prepared.plan
         if self.compile is False:
@@ -156,27 +146,18 @@ class Stacks:
         return compiled
 
     def train_chunk(
-        self,
-        prepared: Prepared,
-        chosen: np.ndarray[Any, Any],
-        stepper: Stepper,
-        watched: tuple[int, ...],
-        stop: StopOnSignal,
-        *,
-        state: dict[str, Any] | None = None,
-        size: int | None = None,
+        self, prepared: Prepared, chosen: Positions, stepper: Stepper, *, state: Any = None, size: int | None = None
     ) -> None:
         """Train the chosen jobs of a group, and keep their results.
 
         Args:
             prepared: the group.
-            chosen: positions of the jobs.
+            chosen: the jobs.
             stepper: the step.
-            watched: steps that `history` keeps.
-            stop: tells of signals.
             state: of a checkpoint to resume from.
             size: that the chunk is padded to, since the step was compiled for it.
         """
+        watched, stop = self.watched_steps(prepared), self.stop
         hashes = prepared.group.rows["config_hash"][chosen].to_list()
         size = len(state["summary"]["best"]) if state else size or len(chosen)
         padded = np.concatenate([chosen, np.repeat(chosen[-1:], size - len(chosen))])
@@ -212,24 +193,22 @@ class Stacks:
             raise Interrupted(128 + stop.signum)
 
     def flush(self) -> None:
-        """Write the rows that wait."""
         for name, rows in self.unwritten.items():
             if rows:
                 results.add(self.folder, pl.concat(rows, how="diagonal_relaxed"), name)
                 rows.clear()
         self.saved = time.monotonic()
 
-    def interrupted(
-        self, prepared: Prepared, watched: tuple[int, ...]
-    ) -> Iterator[tuple[np.ndarray[Any, Any], dict[str, Any]]]:
+    def interrupted(self, prepared: Prepared) -> Iterator[tuple[Positions, dict[str, Any]]]:
         """Yield the positions of jobs of which an interrupted command has left a checkpoint, and its state."""
+        watched = list(self.watched_steps(prepared))
         position = {key: at for at, key in enumerate(prepared.group.rows["config_hash"])}
         for path in sorted(self.folder.glob(CHECKPOINT.format("*"))):
             try:
                 chunk = torch.load(path, weights_only=True, map_location=device_of(prepared.group.config))
                 if not all(key in position for key in chunk["hashes"]):
                     continue  # of another group
-                if (chunk["data"], chunk["watched"]) == (prepared.plan.data.fingerprint, list(watched)):
+                if (chunk["data"], chunk["watched"]) == (prepared.plan.data.fingerprint, watched):
                     yield np.array([position[key] for key in chunk["hashes"]]), chunk["loop"]
                 else:
                     path.unlink()  # of other data, or without the history that is wanted now
@@ -266,7 +245,7 @@ class Stacks:
         self.done += len(group.rows)
 
 
-def job_column(prepared: Prepared, chosen: np.ndarray[Any, Any]) -> pl.Series:
+def job_column(prepared: Prepared, chosen: Positions) -> pl.Series:
     """Return what the record of each job says of it for its sweep, see `of_job`."""
     group = prepared.group.only(chosen)
     constant = of_job(group.config, (), "", "-")

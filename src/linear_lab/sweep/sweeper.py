@@ -1,6 +1,5 @@
 """A sweep from its command to its exit code: jobs that have not ended are launched, those that failed are listed."""
 
-import os
 import signal
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
-from linear_lab.runs.folder import RESULT, Run, is_held
+from linear_lab.runs.folder import RESULT, Run
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.dispatch import Launches
@@ -25,8 +24,7 @@ from linear_lab.sweep.inventory import ENDED, STEERING, is_steering, read_jobs, 
 from linear_lab.sweep.launchers import StackedLauncher
 from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
-from linear_lab.sweep.plan import alone, plan, write_plan
-from linear_lab.sweep.plan import jobs as planned_jobs
+from linear_lab.sweep.plan import alone, overrides, plan, write_plan
 from linear_lab.terminal import layout
 
 STOP = ".stop"  # in the sweep's folder after a failure under fail_fast: jobs that find it do not start
@@ -38,11 +36,7 @@ FIXED = STEERING | {"output_root"}  # keys that cannot differ between the jobs o
 class GridSweeper:
     """Trains all combinations of the swept values; a sweep of the same name is resumed.
 
-    Args:
-        params: overrides that a file in conf/sweep gives; those that are typed replace them.
-        hydra_context: Hydra's, as for any sweeper of Hydra.
-        config: of the command.
-        context: further arguments that launchers need.
+    ``params`` are overrides that a file in conf/sweep gives; those that are typed replace them.
     """
 
     def __init__(
@@ -107,7 +101,6 @@ class GridSweeper:
         return overrides
 
     def check(self) -> None:
-        """Raise UserError for a value that steers the sweep and is out of its range."""
         for key in ("overwrite", "fail_fast"):
             if type(self.config[key]) is not bool:
                 raise UserError(f"{key}={self.config[key]}: choose true or false")
@@ -158,11 +151,11 @@ class GridSweeper:
 
     def difference(self, job: pl.DataFrame) -> str:
         """Say in what the config of a job, a row of `plan`, differs from the one that it was trained with."""
-        config = self.composer(planned_jobs(job.drop("folder", "trained", "before"))[0].overrides)
+        config = self.composer(overrides(job.drop("folder", "trained", "before"))[0].to_list())
         if job["folder"][0]:
             return changed(self.folder / job["name"][0], config)
-        overrides = pl.col("job").struct.field("overrides")
-        in_stack = results.read_results(self.folder, [overrides], pl.col("name") == job["name"][0])
+        typed = pl.col("job").struct.field("overrides")
+        in_stack = results.read_results(self.folder, [typed], pl.col("name") == job["name"][0])
         assert in_stack is not None
         before = self.composer(in_stack["overrides"][0].to_list())
         return (
@@ -173,18 +166,18 @@ class GridSweeper:
         """Train jobs until each has ended, failed, or is trained by another process; stacks first."""
         if stacked := self.launches.stacked:
             self.train_stacks(planned, stacked)
-        self.launches.run(planned_jobs(self.left(planned)))
+        self.launches.run(planned)
         if stacked:
             self.keep_best(planned, stacked)
 
     def train_stacks(self, planned: pl.DataFrame, launcher: StackedLauncher) -> None:
-        left = self.left(planned)
+        left = self.launches.left(planned)
         if launcher.history and (ended := len(planned) - len(left)):
             launcher.notes.append(f"history  {ended} jobs ended before; another name= keeps the history of all")
         if len(left) < 2:
             return
         with self.launches.stacking():
-            left = self.left(planned)  # another command may have trained them meanwhile
+            left = self.launches.left(planned)  # another command may have trained them meanwhile
             if len(left) > 1:
                 launcher.train_stacks(self.folder, left, self.composer, self.watch.stacked)
         self.watch.stack = None
@@ -192,32 +185,20 @@ class GridSweeper:
         if failed is not None:
             self.launches.errors |= dict(failed.join(planned, on="name", how="semi").iter_rows())
 
-    def left(self, planned: pl.DataFrame) -> pl.DataFrame:
-        """Return the jobs that this process has to run, as `Launches.missing` does, of a whole plan."""
-        with os.scandir(self.folder) as entries:  # the locks first: a job that ends meanwhile has then ended
-            held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]
-        rows, _ = read_jobs(self.folder)
-        ended = rows.filter(pl.col("status").is_in(ENDED)).select("name", "config_hash")
-        left = planned.join(ended, on=["name", "config_hash"], how="anti", maintain_order="left")
-        return left.filter(~pl.col("name").is_in([*held, *self.launches.errors]))
-
     def keep_best(self, planned: pl.DataFrame, launcher: StackedLauncher) -> None:
         """Train the best jobs of stacks alone, for all that a run leaves; and write HPARAMS rows of others."""
         leaderboard = board.read(self.folder)
         best = leaderboard.ranked.filter(pl.col("rank").is_not_null()).head(launcher.keep).filter(~pl.col("folder"))
-        rows = planned.join(best, on="name", how="semi", maintain_order="left")
-        for job in planned_jobs(rows):
-            record = read_record(self.folder / job.name / RESULT)
-            if record.get("config_hash", job.hash) != job.hash:
-                continue  # it was trained alone, and resumed with another config since
-            if not is_held(self.folder / job.name) and not self.launches.stopped:
-                error = self.launches.launch([job]) or self.launches.errors.get(job.name)
-                if error:
-                    self.not_kept[job.name] = error
+        jobs = planned.join(best, on="name", how="semi", maintain_order="left")
+        # a folder with another config: the job was trained alone, and resumed with more epochs since
+        hashes = [read_record(self.folder / name / RESULT).get("config_hash") for name in jobs["name"]]
+        other = pl.Series(hashes, dtype=pl.String) != jobs["config_hash"]
+        self.launches.launch(jobs.filter(~other.fill_null(False)))
+        self.not_kept |= {name: self.launches.errors[name] for name in jobs["name"] if name in self.launches.errors}
         if leaderboard.best:
             from linear_lab.sweep.best_jobs import disagreements, write_rows  # imports torch
 
-            launcher.notes += disagreements(self.folder, rows["name"], self.composer)
+            launcher.notes += disagreements(self.folder, jobs["name"], self.composer)
             with alone(self.folder):
                 write_rows(board.read(self.folder), self.composer, launcher.rows)
 
@@ -247,12 +228,11 @@ class GridSweeper:
             logs = [self.folder / name / "train.log" for name in left["name"].head(SHOWN)]
             if log := next((path for path in logs if path.exists()), None):
                 commands["log"] = layout.quoted(str(layout.short(log)))
-            commands["go on"] = self.command(arguments)
+            commands["go on"] = self._command(arguments)
         layout.show_commands(self.screen, commands)
         return failed
 
-    def command(self, arguments: Sequence[str]) -> str:
-        """Write the command that resumes this sweep."""
+    def _command(self, arguments: Sequence[str]) -> str:
         typed = [*arguments, *self.config.hydra.overrides.hydra]
         typed = [item for item in typed if not item.startswith(("name=", "overwrite=", "hydra.mode="))]
         named = any(item.startswith("hydra.sweep.dir=") for item in typed)
