@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from linear_lab import UserError
-from linear_lab.startup import importing
+from linear_lab.compat import without_collection
 from linear_lab.sweep.composer import Composer, Patcher
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class StackedLauncher(LocalLauncher):
         if self.config.hydra.sweeper.get("prune"):
             self.notes = [f"one by one  {len(jobs)} jobs: hydra.sweeper.prune=true"]
             return
-        with importing():
+        with without_collection():
             from linear_lab.sweep.stacks import Stacks
         stacks = Stacks(folder, self.memory << 20, self.compile, self.history, progress)
         try:

@@ -21,7 +21,7 @@ from linear_lab.sweep.plan import COLUMNS, Part, coded, shapes
 
 LINEAR = "linear_lab.models.linear.LinearModule"
 START = (("model", "weight"), ("model", "bias"))  # of LinearModule: numbers at which training starts
-CALLBACKS = ("linear_lab.fitting.callbacks.Checkpoint", "linear_lab.fitting.callbacks.MeasureLastStep")
+CALLBACKS = ("linear_lab.runs.checkpoints.SaveCheckpoints",)
 # Keys of the trainer that a stack follows, with the values that it can follow, or with any
 TRAINER = {"devices": (1,), "precision": (None, 32, 64, "32", "64", "32-true", "64-true")}
 TRAINER_ANY = {"accelerator", "max_epochs", "min_epochs", "max_steps", "min_steps", "check_val_every_n_epoch"}
@@ -145,7 +145,7 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
     callbacks = {name: callback for name, callback in config["callbacks"].items() if callback}
     yield from (f"callbacks.{name}" for name, callback in callbacks.items() if callback["_target_"] not in CALLBACKS)
     if not callbacks.keys() >= defaults("callbacks/default").keys():
-        yield "callbacks without best, last or measure_last_step"
+        yield "callbacks without checkpoints"
     for key, value in trainer.items():
         allowed = TRAINER.get(key, (defaults("trainer/auto").get(key),))
         if key not in TRAINER_ANY and (value not in allowed or (value is True and True not in allowed)):
