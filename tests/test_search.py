@@ -20,7 +20,7 @@ from linear_lab import UserError
 from linear_lab import train as entry
 from linear_lab.sweep import search
 from linear_lab.sweep.search import Search, draw, prune_check
-from linear_lab.sweep.space import space
+from linear_lab.sweep.search_sweeper import space
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1))"
 
@@ -280,7 +280,6 @@ def test_a_folder_may_be_called_anything_and_nothing_is_said(tmp_path, capfd):
 def test_without_optuna_its_install_command_is_named(typed, monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.startswith("linear_lab.sweep.search")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "linear_lab.sweep.space")
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, out, errors = command(entry, "-m", f"output_root={tmp_path}", typed, LR)
     assert (code, out, errors.count("\n")) == (1, "", 1)

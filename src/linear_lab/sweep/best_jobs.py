@@ -22,8 +22,7 @@ from linear_lab.sweep.results import read_results
 from linear_lab.tracking import hparams
 
 ROWS = "_rows"  # in the sweep's folder: a folder with a HPARAMS row for each of its best jobs
-TOLERANCE = {"64": 1e-10, "64-true": 1e-10}  # of parameters, relative to their norm, by precision; else:
-OF_FLOAT32 = 1e-5
+TOLERANCE = {"64": 1e-10, "64-true": 1e-10}  # of parameters, relative to their norm, by precision; else 1e-5
 
 
 def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterator[str]:
@@ -38,7 +37,7 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
         if "completed" not in statuses or not statuses <= {*ENDED} or not _present(row["parameters"] or {}):
             continue
         precision = str(composer(row["job"]["overrides"])["trainer"]["precision"])
-        difference, tolerance = distance(row["parameters"], alone["parameters"]), TOLERANCE.get(precision, OF_FLOAT32)
+        difference, tolerance = distance(row["parameters"], alone["parameters"]), TOLERANCE.get(precision, 1e-5)
         if not difference <= tolerance:
             yield (
                 f"differs  {row['name']}: trained alone its parameters are others than in its stack, by "

@@ -7,7 +7,7 @@ import random
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,13 @@ class Search:
         description = {"metric": metric, "mode": mode, "hydra.sweeper.seed": str(seed)}
         description |= {key: value for key, _, value in (override.partition("=") for override in fixed)}
         description |= {key: repr(searched[key]) for key in searched}
-        self.lock = (folder / LOCK).open("w")  # the kernel releases it when the process ends, however it ends
-        try:
-            if not taken(self.lock.fileno()):
+        with ExitStack() as resources:
+            lock = resources.enter_context((folder / LOCK).open("w"))  # released when the process ends, however it ends
+            if not taken(lock.fileno()):
                 raise UserError(f"{folder}: another process searches here; wait until it ends, or choose another name=")
             with database_errors(folder):
                 self.storage = open_storage(folder)
+                resources.callback(self.storage.engine.dispose)
                 self.study = optuna.create_study(
                     storage=self.storage, study_name=STUDY, direction=DIRECTIONS[mode], load_if_exists=True
                 )
@@ -73,14 +74,7 @@ class Search:
                     f"name={folder.name}: its search has {then}, and this command {now}; "
                     "trials of different searches teach each other nothing, so choose another name="
                 )
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        if hasattr(self, "storage"):
-            self.storage.engine.dispose()
-        self.lock.close()
+            self.close = resources.pop_all().close  # lets other processes search here
 
     def ask(self, n: int = 1) -> list[tuple[int, list[str]]]:
         """Return the trials to run now, at most ``n``, as numbers and overrides; none when the search is done.
@@ -90,7 +84,7 @@ class Search:
         """
         with database_errors(self.folder):
             trials = self.study.get_trials(deepcopy=False)
-            first = min((trial.number for trial in trials if self.is_open(trial)), default=len(trials)) // n * n
+            first = min((trial.number for trial in trials if self._is_open(trial)), default=len(trials)) // n * n
             for number in range(len(trials), min(first + n, self.trials)):
                 params = draw(self.searched, self.mode, f"{self.seed}/{number}", trials[:first], trials[first:])
                 trial = create_trial(
@@ -99,10 +93,9 @@ class Search:
                 self.study.add_trial(trial)  # in one write, so that a kill leaves no trial in part
                 trials.append(trial)
             batch = self.study.get_trials(deepcopy=False)[first : min(first + n, self.trials)]
-        return [(trial.number, as_overrides(self.searched, trial.params)) for trial in batch if self.is_open(trial)]
+        return [(trial.number, as_overrides(self.searched, trial.params)) for trial in batch if self._is_open(trial)]
 
-    def is_open(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial is to be run by this process."""
+    def _is_open(self, trial: FrozenTrial) -> bool:
         return not trial.state.is_finished() and trial.number not in self.given_up
 
     def name(self, number: int, job: str) -> None:

@@ -55,12 +55,7 @@ class Stacks:
         self.saved = time.monotonic()
 
     def train(self, jobs: pl.DataFrame, composer: Composer) -> None:
-        """Train those jobs, rows of the sweep's plan, that fit together.
-
-        Raises:
-            Interrupted: at a signal, after what is done was written.
-            UserError: for a full disk.
-        """
+        """Train those jobs, rows of the sweep's plan, that fit together; raises Interrupted at a signal."""
         stackable, self.alone = groups(jobs, composer)
         with self.stop:
             try:
@@ -107,8 +102,7 @@ class Stacks:
             left = np.setdiff1d(left, chosen)
         if not len(left):
             return
-        count = -(-len(left) // min(room, CHUNK))
-        size = -(-len(left) // count)
+        size = -(-len(left) // -(-len(left) // min(room, CHUNK)))  # as even as can be
         chunks = [left[at : at + size] for at in range(0, len(left), size)]
         stepper = self.stepper(prepared, chunks)
         for chunk in chunks:
@@ -150,12 +144,7 @@ class Stacks:
     ) -> None:
         """Train the chosen jobs of a group, and keep their results.
 
-        Args:
-            prepared: the group.
-            chosen: the jobs.
-            stepper: the step.
-            state: of a checkpoint to resume from.
-            size: that the chunk is padded to, since the step was compiled for it.
+        ``state`` is that of a checkpoint to resume from. A chunk is padded to ``size`` if the step was compiled for it.
         """
         watched, stop = self.watched_steps(prepared), self.stop
         hashes = prepared.group.rows["config_hash"][chosen].to_list()
@@ -217,16 +206,12 @@ class Stacks:
                 path.unlink(missing_ok=True)
 
     def watched_steps(self, prepared: Prepared) -> tuple[int, ...]:
-        """Return the steps that `history` keeps: the last, the first, and others evenly between them.
-
-        Raises:
-            UserError: if they would take more than the memory allowed.
-        """
+        """Return the steps that `history` keeps: the last, the first, and others evenly between them."""
         if not self.history:
             return ()
         numbers = 1 + sum(values[0].numel() for values in prepared.parameters.values())
         jobs = len(prepared.group.rows)
-        size = 8 * self.history * numbers * jobs
+        size = 8 * self.history * numbers * jobs  # bytes
         if size > self.memory:
             raise UserError(
                 f"hydra.launcher.history={self.history}: {jobs:,} jobs would take {size >> 20:,} MB, "

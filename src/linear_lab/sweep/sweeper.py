@@ -52,11 +52,7 @@ class GridSweeper:
         self.not_kept: dict[str, str] = {}  # why best jobs of stacks could not be trained alone, by name
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs that have not ended, and show the leaderboard.
-
-        Raises:
-            SystemExit: 1 if jobs failed, 130 after Ctrl-C, 143 after SIGTERM.
-        """
+        """Run the jobs that have not ended, and show the leaderboard; exits with 1 if jobs failed."""
         handler = signal.signal(signal.SIGTERM, _exit)
         try:
             overrides = self.parse(arguments)
