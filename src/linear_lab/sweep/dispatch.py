@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -72,22 +72,21 @@ class Launches:
         A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
         had begun one by one, so that a job that kills its process takes no other with it.
         """
-        planned = self.left(planned)
-        before = {name: self._recorded_at(name) for name in planned["name"]}
+        before: dict[str, int | None] = {}  # when jobs had written their records before their first launch
         passed_over: set[str] = set()  # by a launch, since another process ran them then
         while len(left := self.left(planned)) and not self.stopped:
             if results.is_stacking(self.folder) and not self.stacked:
                 with self.stacking():  # it may train these jobs
                     continue
-            begun = [name for name in left["name"] if self._recorded_at(name) != before[name]]
+            stamps = self._recorded_at(left["name"])
+            before = stamps | before
+            begun = [name for name, stamp in stamps.items() if stamp != before[name]]
             batch = left.filter(name=begun[0]) if begun else left
             error = self.launch(batch)
             missing = self.left(batch)["name"].to_list()
             if error and begun:
                 self.errors |= dict.fromkeys(missing, f"its process was lost ({error})")
-            elif (
-                error and len(missing) == len(left) and all(self._recorded_at(name) == before[name] for name in missing)
-            ):
+            elif error and self._recorded_at(missing) == stamps:
                 raise UserError(f"launch: no job could be started ({error}); try launch=local")
             elif not error:
                 self.errors |= dict.fromkeys(passed_over.intersection(missing), "it did not run")
@@ -134,11 +133,10 @@ class Launches:
         left = planned.join(ended, on=["name", "config_hash"], how="anti", maintain_order="left")
         return left.filter(~pl.col("name").is_in([*held, *self.errors]))
 
-    def _recorded_at(self, name: str) -> int | None:
-        try:
-            return (self.folder / name / RESULT).stat().st_mtime_ns
-        except OSError:
-            return None
+    def _recorded_at(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Return when jobs have written their records, in nanoseconds."""
+        paths = {name: self.folder / name / RESULT for name in names}
+        return {name: path.stat().st_mtime_ns if path.exists() else None for name, path in paths.items()}
 
 
 def _error_of(job: JobReturn) -> str:
