@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.console import Console
 from linear_lab import UserError
 from linear_lab.runs.folder import RESULT, is_held
 from linear_lab.sweep import page, plan, results
-from linear_lab.sweep.inventory import ENDED, read_jobs
+from linear_lab.sweep.inventory import ENDED, read_jobs, stamp
 from linear_lab.sweep.launchers import LocalLauncher, StackedLauncher
 from linear_lab.terminal import layout
 
@@ -72,25 +72,28 @@ class Launches:
         A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
         had begun one by one, so that a job that kills its process takes no other with it.
         """
-        before: dict[str, int | None] = {}  # when jobs had written their records before their first launch
+        before: dict[str, Any] = {}  # stamps of the jobs' records before their first launch
         passed_over: set[str] = set()  # by a launch, since another process ran them then
         while len(left := self.left(planned)) and not self.stopped:
             if results.is_stacking(self.folder) and not self.stacked:
                 with self.stacking():  # it may train these jobs
                     continue
-            stamps = self._recorded_at(left["name"])
+            stamps = self._stamps(left)
             before = stamps | before
-            begun = [name for name, stamp in stamps.items() if stamp != before[name]]
+            begun = [name for name in stamps if stamps[name] != before[name]]
             batch = left.filter(name=begun[0]) if begun else left
             error = self.launch(batch)
-            missing = self.left(batch)["name"].to_list()
+            missing = self.left(batch)
             if error and begun:
-                self.errors |= dict.fromkeys(missing, f"its process was lost ({error})")
-            elif error and self._recorded_at(missing) == stamps:
+                self.errors |= dict.fromkeys(missing["name"], f"its process was lost ({error})")
+            elif error and self._stamps(missing) == stamps:
                 raise UserError(f"launch: no job could be started ({error}); try launch=local")
             elif not error:
-                self.errors |= dict.fromkeys(passed_over.intersection(missing), "it did not run")
-                passed_over.update(missing)
+                self.errors |= dict.fromkeys(passed_over.intersection(missing["name"]), "it did not run")
+                passed_over.update(missing["name"])
+
+    def _stamps(self, jobs: pl.DataFrame) -> dict[str, Any]:
+        return {name: stamp(self.folder / name / RESULT) for name in jobs["name"]}
 
     def launch(self, jobs: pl.DataFrame) -> str | None:
         """Launch planned jobs; returns the error of a launcher that lost some."""
@@ -132,11 +135,6 @@ class Launches:
         ended = rows.filter(pl.col("status").is_in(ENDED)).select("name", "config_hash")
         left = planned.join(ended, on=["name", "config_hash"], how="anti", maintain_order="left")
         return left.filter(~pl.col("name").is_in([*held, *self.errors]))
-
-    def _recorded_at(self, names: Iterable[str]) -> dict[str, int | None]:
-        """Return when jobs have written their records, in nanoseconds."""
-        paths = {name: self.folder / name / RESULT for name in names}
-        return {name: path.stat().st_mtime_ns if path.exists() else None for name, path in paths.items()}
 
 
 def _error_of(job: JobReturn) -> str:
