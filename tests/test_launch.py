@@ -19,7 +19,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 from runs import command, record, train
 
-from linear_lab import UserError, cli
+from linear_lab import UserError, cli, config
 from linear_lab import train as entry
 from linear_lab.cli import CONF, check_choices
 from linear_lab.sweep import job, launchers
@@ -219,10 +219,10 @@ def test_local_under_the_sweeper_of_hydra(tmp_path):
 def test_workers_are_as_many_as_cores_or_gpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [cli.workers(name) for name in ("cpu", "gpu", "auto")] == [3, 4, 4]
-    assert [cli.gpus(name, 2) for name in ("cpu", "gpu", "cuda")] == [None, 2, 2]
+    assert [config.workers(name) for name in ("cpu", "gpu", "auto")] == [3, 4, 4]
+    assert [config.gpus(name, 2) for name in ("cpu", "gpu", "cuda")] == [None, 2, 2]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert [cli.workers(name) for name in ("gpu", "auto")] == [1, 3]  # the job says what is wrong
+    assert [config.workers(name) for name in ("gpu", "auto")] == [1, 3]  # the job says what is wrong
 
 
 def lease(connection):
