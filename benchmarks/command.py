@@ -18,7 +18,7 @@ import torch  # noqa: F401
 from linear_lab import train
 from linear_lab.sweep import results, sweeper
 from linear_lab.sweep.dispatch import Launches
-from linear_lab.sweep.stacked_launcher import StackedLauncher
+from linear_lab.sweep.launchers import StackedLauncher
 from linear_lab.sweep.sweeper import GridSweeper
 
 taken: dict[str, float] = {}

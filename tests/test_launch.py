@@ -15,14 +15,14 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 from runs import command, record, train
 
-from linear_lab import UserError, cli
+from linear_lab import UserError, cli, config
 from linear_lab import train as entry
 from linear_lab.cli import CONF, check_choices
-from linear_lab.sweep import launchers, workers
+from linear_lab.sweep import job, launchers
 
 OVERRIDES = ("trainer.max_epochs=6", "logger=none", "data.batch_size=2")
 SEEDS = range(3)
@@ -77,7 +77,7 @@ def is_there(pid):
 
 def bits(root):
     found = [json.loads(path.read_text()) for path in root.glob("sweeps/study/*/result.json")]
-    return {job["seed"]: {key: job[key] for key in SAME} for job in found if job["status"] == "completed"}
+    return {one["seed"]: {key: one[key] for key in SAME} for one in found if one["status"] == "completed"}
 
 
 @pytest.fixture(scope="session")
@@ -185,20 +185,21 @@ def test_local_gives_each_job_the_config_that_hydra_would(monkeypatch):
         loader = GlobalHydra.instance().config_loader()
         typed = ["hydra.verbose=true", "hydra.job.config.override_dirname.exclude_keys=[seed]", "optimizer=adam"]
         whole = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
-        ours, loaded = launchers.PatchingLoader(loader, whole), []
+        ours, loaded = launchers.LocalLauncher(), []
+        ours.setup(hydra_context=HydraContext(loader, callbacks=None), task_function=None, config=whole)
         by_hydra = loader.load_sweep_config
         monkeypatch.setattr(loader, "load_sweep_config", lambda *given: (loaded.append(1), by_hydra(*given))[1])
         for seed, lr in ((1, 0.1), (2, "null"), (3, "'a, =b'")):
             for experiment in ("debug", "notebook"):  # debug changes Hydra's own node
-                job = [
+                typed = [
                     f"seed={seed}",
                     f"experiment={experiment}",
                     f"optimizer.lr={lr}",
                     "+note=1",
                     "model={bias:false}",
                 ]
-                job += ["name=x", "hydra.sweep.dir=y", f"hydra.sweep.subdir='{seed}=z'", "hydra.output_subdir=null"]
-                found, expected = ours.load_sweep_config(whole, job), by_hydra(whole, job)
+                typed += ["name=x", "hydra.sweep.dir=y", f"hydra.sweep.subdir='{seed}=z'", "hydra.output_subdir=null"]
+                found, expected = ours.compose(typed), by_hydra(whole, typed)
                 assert repr(found) == repr(expected)
                 assert OmegaConf.get_type(found, "hydra") is OmegaConf.get_type(expected, "hydra")
                 assert found._get_flag("struct") == expected._get_flag("struct")
@@ -218,17 +219,17 @@ def test_local_under_the_sweeper_of_hydra(tmp_path):
 def test_workers_are_as_many_as_cores_or_gpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [cli.workers(name) for name in ("cpu", "gpu", "auto")] == [3, 4, 4]
-    assert [cli.gpus(name, 2) for name in ("cpu", "gpu", "cuda")] == [None, 2, 2]
+    assert [config.workers(name) for name in ("cpu", "gpu", "auto")] == [3, 4, 4]
+    assert [config.gpus(name, 2) for name in ("cpu", "gpu", "cuda")] == [None, 2, 2]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert [cli.workers(name) for name in ("gpu", "auto")] == [1, 3]  # the job says what is wrong
+    assert [config.workers(name) for name in ("gpu", "auto")] == [1, 3]  # the job says what is wrong
 
 
 def lease(connection):
     """Take a GPU of two, say which one, and hold it until told to end."""
     torch.cuda.device_count = lambda: 2
     try:
-        connection.send(workers.leased_gpu())
+        connection.send(job.leased_gpu())
     except UserError as error:
         connection.send(str(error))
     connection.recv()

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import RDBStorage
+from runs import command
 
 from linear_lab import UserError
+from linear_lab import train as entry
 from linear_lab.sweep import search
 from linear_lab.sweep.search import Search, draw, prune_check
-from linear_lab.sweep.space import space
+from linear_lab.sweep.search_sweeper import space
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1))"
 
@@ -273,10 +276,14 @@ def test_a_folder_may_be_called_anything_and_nothing_is_said(tmp_path, capfd):
     assert not logging.getLogger("alembic.runtime.migration").isEnabledFor(logging.INFO)
 
 
-def test_without_optuna_its_install_command_is_named(monkeypatch):
+@pytest.mark.parametrize("typed", ["sweep=search", "hydra/sweeper=search"])
+def test_without_optuna_its_install_command_is_named(typed, monkeypatch, tmp_path):
+    for name in [name for name in sys.modules if name.startswith("linear_lab.sweep.search")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"needs Optuna.*python -m pip install -e '.\[search\]'"):
-        space(parsed(LR))
+    code, out, errors = command(entry, "-m", f"output_root={tmp_path}", typed, LR)
+    assert (code, out, errors.count("\n")) == (1, "", 1)
+    assert re.match(r"error: sweep=search: .*python -m pip install -e '\.\[search\]'", errors)
 
 
 CURVE = range(10, 110, 10)  # steps of validation

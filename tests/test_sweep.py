@@ -200,6 +200,25 @@ def test_a_job_that_another_process_begins_first_keeps_its_config(trained, monke
     assert (folder / ".hydra/config.yaml").read_text() == "the other's"
 
 
+@pytest.mark.parametrize("looked", ["before", "after"])
+def test_a_job_that_another_process_leaves_unfinished_is_trained_in_the_end(looked, trained, monkeypatch, tmp_path):
+    counted, folder = job.train_in, tmp_path / "sweeps/study/sgd-seed=0"
+    folder.mkdir(parents=True)
+    held = Run(folder).lock()
+    held.__enter__()
+
+    def left(run, *arguments):
+        if run.path != folder:
+            held.__exit__(None, None, None)
+        return counted(run, *arguments)
+
+    monkeypatch.setattr(job, "train_in", left)
+    if looked == "before":  # it takes the folder a moment later
+        monkeypatch.setattr(dispatch, "is_held", lambda _: False)
+    check(tmp_path, "seed=0,1", jobs={"sgd-seed=0": "completed", "sgd-seed=1": "completed"})
+    assert trained == ["sgd-seed=1", "sgd-seed=0"]
+
+
 def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(page, "write_page", lambda folder, sparingly=False: sparingly and os.kill(os.getpid(), 15))

@@ -1,19 +1,47 @@
-"""What Hydra discovers: it takes plugins from this package alone."""
+"""What Hydra discovers, for every command: it takes plugins from this package alone.
 
-from linear_lab.sweep import launchers, search_sweeper, stacked_launcher, sweeper
+Sweepers are imported when a sweep begins, since what they need (polars, Optuna) takes long to import.
+"""
+
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+
+from linear_lab import UserError
+from linear_lab.sweep import launchers
+from linear_lab.terminal.layout import failure
 
 
 class LocalLauncher(launchers.LocalLauncher):
     """``hydra/launcher=local``."""
 
 
-class StackedLauncher(stacked_launcher.StackedLauncher):
+class StackedLauncher(launchers.StackedLauncher):
     """``hydra/launcher=stacked``."""
 
 
-class GridSweeper(sweeper.GridSweeper):
+class GridSweeper(Sweeper):
     """``hydra/sweeper=grid``."""
 
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
 
-class SearchSweeper(search_sweeper.SearchSweeper):
+    def setup(self, **context: Any) -> None:
+        from linear_lab.sweep.sweeper import GridSweeper
+
+        self.sweeper = GridSweeper(**self.arguments, **context)
+
+    def sweep(self, arguments: list[str]) -> None:
+        self.sweeper.sweep(arguments)
+
+
+class SearchSweeper(GridSweeper):
     """``hydra/sweeper=search``."""
+
+    def setup(self, **context: Any) -> None:
+        try:
+            from linear_lab.sweep.search_sweeper import SearchSweeper
+        except ImportError as error:
+            install = "python -m pip install -e '.[search]'"
+            raise failure(UserError(f"sweep=search: it needs Optuna ({error}); try {install}")) from error
+        self.sweeper = SearchSweeper(**self.arguments, **context)

@@ -20,7 +20,7 @@ from torch import nn
 from linear_lab import UserError
 from linear_lab.config import as_dict
 from linear_lab.data import LinearData
-from linear_lab.fitting.checks import user_errors
+from linear_lab.fitting.checks import data_errors, user_errors
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import names
 from linear_lab.theory.reference import Reference, reference
@@ -44,7 +44,7 @@ def build_data(cfg: DictConfig) -> LinearData:
     loss = as_dict(cfg)["loss"]
     with user_errors("loss"):
         classification = issubclass(get_class(loss["_target_"]), nn.CrossEntropyLoss)
-    with user_errors("data"):
+    with data_errors():
         data: LinearData = instantiate(cfg.data, _convert_="all")
         if not isinstance(data, LinearData):
             raise UserError(f"data._target_={cfg.data.get('_target_')}: derive it from linear_lab.data.LinearData")

@@ -31,6 +31,10 @@ WHOLE_NUMBERS = (  # key, lowest, highest, example
 )
 
 
+class DataError(UserError):
+    """The data cannot be used, whatever is trained on them."""
+
+
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Refuse a config that cannot work, before anything is built.
 
@@ -98,3 +102,13 @@ def user_errors(group: str, *specs: dict[str, Any] | None) -> Iterator[None]:
             raise cause from None
         values = ", ".join(describe(spec) for spec in specs if spec)
         raise UserError(f"{group}: {cause}{f' (in {values})' if values else ''}") from error
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """As `user_errors`, with DataError for what the data refuse."""
+    try:
+        with user_errors("data"):
+            yield
+    except UserError as error:
+        raise DataError(str(error)) from error

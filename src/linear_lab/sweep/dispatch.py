@@ -1,64 +1,51 @@
 """Launching jobs by one of Hydra's launchers, until each has ended or failed."""
 
-import functools
-import gc
+import io
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobStatus
+import polars as pl
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
 from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.runs.folder import RESULT, is_held
-from linear_lab.sweep import page, results
-from linear_lab.sweep.inventory import ENDED, read_record
-from linear_lab.sweep.plan import Job
-from linear_lab.sweep.workers import end_with_parent
+from linear_lab.sweep import page, plan, results
+from linear_lab.sweep.inventory import ENDED, read_jobs, stamp
+from linear_lab.sweep.launchers import LocalLauncher, StackedLauncher
 from linear_lab.terminal import layout
 
 
 class Launches:
     """The launches of a sweep's command.
 
-    A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that had
-    begun one by one, so that one that kills its process takes no other with it.
-
-    Args:
-        folder: the sweep's.
-        launcher: of Hydra, set up.
-        screen: the terminal.
-
     Attributes:
-        errors: of the jobs that failed in this process's time, by name.
+        stacked: the launcher, if it trains stacks.
+        processes: how many jobs run at once.
         steering: overrides that each launch has besides those of its job.
-        fail_fast: whether to launch nothing after a failure.
-        stacks: whether the launcher trains stacks.
-        in_process: whether it runs jobs in this process.
-        processes: how many it runs at once, where joblib does.
+        errors: of the jobs that failed while this process ran, by name.
     """
 
-    def __init__(self, folder: Path, launcher: Any, screen: Console) -> None:
-        self.folder, self.launcher, self.screen = folder, launcher, screen
-        self.errors: dict[str, str] = {}
+    def __init__(self, folder: Path, screen: Console, config: DictConfig, **context: Any) -> None:
+        self.folder, self.screen, self.config, self.context = folder, screen, config, context
+        self.launcher = Plugins.instance().instantiate_launcher(config=config, **context)
+        self.stacked = self.launcher if isinstance(self.launcher, StackedLauncher) else None
+        self.in_process = isinstance(self.launcher, LocalLauncher)
+        self.has_pool = "n_jobs" in config.hydra.launcher  # joblib
+        self.processes: Any = config.hydra.launcher.get("n_jobs", 1 if self.in_process else os.cpu_count() or 1)
         self.steering: Sequence[str] = ()
-        self.fail_fast = False
-        self.stacks = hasattr(launcher, "train_stacks")
-        # by its name: Hydra imports its own plugins twice
-        self.in_process = any(kind.__name__ == "BasicLauncher" for kind in type(launcher).__mro__)
-        self.processes: Any = getattr(launcher, "joblib", {}).get("n_jobs", 1)  # as configured
-        self.before: dict[str, int | None] = {}
+        self.errors: dict[str, str] = {}
 
     def check(self) -> None:
-        """Refuse what the launcher's arguments cannot be.
-
-        Raises:
-            UserError: naming key and value.
-        """
-        if hasattr(self.launcher, "check"):
-            self.launcher.check()
+        """Raise UserError for an argument of the launcher that is out of its range."""
+        if self.stacked:
+            self.stacked.check()
         if type(self.processes) is not int or self.processes == 0:
             raise UserError(f"hydra.launcher.n_jobs={self.processes}: must be a number from 1, or -1 for all cores")
         if self.processes < 0:
@@ -69,106 +56,94 @@ class Launches:
     @property
     def stopped(self) -> bool:
         """Whether nothing more is to be launched."""
-        return bool(self.fail_fast and self.errors)
+        return bool(self.config.fail_fast and self.errors)
 
     @contextmanager
-    def alone_in_folder(self) -> Iterator[None]:
+    def stacking(self) -> Iterator[None]:
         """Wait until no other process trains stacks in the sweep's folder, and keep others from doing so."""
         if results.is_stacking(self.folder):
             self.screen.print("waiting  another command trains stacks of this sweep")
         with results.stacking(self.folder):
             yield
 
-    def run(self, left: list[Job]) -> None:
-        """Launch jobs until none is left."""
-        self.before = {job.name: self.stamp(job) for job in left}
-        jobs, alone = left, False
-        while left and not self.stopped:
-            if self.in_process:
-                self.run_here(left)
-                left = self.missing(jobs)
-                continue
-            batch = left[:1] if alone else left
-            lost = self.launch(batch)
-            now = self.missing(jobs)
-            if lost and len(now) == len(left) and not any(map(self.begun, now)):
-                raise UserError(f"launch: no job could be started ({lost}); try launch=local")
-            for job in batch:
-                if job in now and not lost:
-                    self.errors[job.name] = "it did not run"
-                elif job in now and lost and alone:
-                    self.errors[job.name] = f"its process was lost ({lost})"
-            left = self.missing(jobs)
-            alone = any(map(self.begun, left))
-            left.sort(key=self.begun, reverse=True)
+    def run(self, planned: pl.DataFrame) -> None:
+        """Launch jobs until each has ended, failed, or is run by another process.
 
-    def run_here(self, jobs: Iterable[Job]) -> None:
-        """Run jobs one by one in this process; one that another process has taken up meanwhile is left to that."""
-        for job in jobs:
-            while self.missing([job]) and not self.stopped:
-                if results.is_stacking(self.folder) and not self.stacks:
-                    with self.alone_in_folder():  # it may train this job
-                        continue
-                lost = self.launch([job])
-                if self.missing([job]) and (self.stacks or not results.is_stacking(self.folder)):
-                    self.errors[job.name] = lost or "it did not run"
+        A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
+        had begun one by one, so that a job that kills its process takes no other with it.
+        """
+        before: dict[str, Any] = {}  # stamps of the jobs' records before their first launch
+        passed_over: set[str] = set()  # by a launch, since another process ran them then
+        while len(left := self.left(planned)) and not self.stopped:
+            if results.is_stacking(self.folder) and not self.stacked:
+                with self.stacking():  # it may train these jobs
+                    continue
+            stamps = self._stamps(left)
+            before = stamps | before
+            begun = [name for name in stamps if stamps[name] != before[name]]
+            batch = left.filter(name=begun[0]) if begun else left
+            error = self.launch(batch)
+            missing = self.left(batch)
+            if error and begun:
+                self.errors |= dict.fromkeys(missing["name"], f"its process was lost ({error})")
+            elif error and self._stamps(missing) == stamps:
+                raise UserError(f"launch: no job could be started ({error}); try launch=local")
+            elif not error:
+                self.errors |= dict.fromkeys(passed_over.intersection(missing["name"]), "it did not run")
+                passed_over.update(missing["name"])
 
-    def launch(self, jobs: list[Job]) -> str | None:
-        """Launch jobs; returns what the launcher stumbled over."""
-        if hasattr(self.launcher, "joblib"):
-            self.launcher.joblib["initializer"] = end_with_parent
-            # it would start all processes, whatever there is to do; and none for one
-            self.launcher.joblib["n_jobs"] = min(self.processes, max(len(jobs), 2))
+    def _stamps(self, jobs: pl.DataFrame) -> dict[str, Any]:
+        return {name: stamp(self.folder / name / RESULT) for name in jobs["name"]}
+
+    def launch(self, jobs: pl.DataFrame) -> str | None:
+        """Launch planned jobs; returns the error of a launcher that lost some."""
         where = f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"
-        # Hydra would write the config before the job holds its folder, over that of one that has ended
-        ours = [*self.steering, where, "hydra.output_subdir=null"]
-        batch = [[*job.overrides, *ours, f"hydra.sweep.subdir={layout.in_quotes(job.name)}"] for job in jobs]
-        try:
-            returned = self.launcher.launch(batch, initial_job_idx=0)
-        except Exception as error:  # whatever a launcher raises where a process of its was lost
-            if isinstance(error, UserError) and self.in_process:  # of a launcher of ours, such as a full disk
-                raise
-            while any(is_held(self.folder / job.name) for job in jobs):  # it may have left the others running
-                time.sleep(0.5)
-            return f"{type(error).__name__}: {error}".splitlines()[0]
-        for job, result in zip(jobs, returned, strict=True):
-            if result.status == JobStatus.FAILED:
-                self.errors[job.name] = str(result._return_value)
-        if self.in_process:
-            page.write_page(self.folder, sparingly=True)
-            gc.collect()  # a Trainer is a circle of references: memory would grow until Python looks for such
-            freeze()
+        # Hydra would write the config before the job locks its folder, over that of a job that has ended
+        common = [*self.steering, where, "hydra.output_subdir=null"]
+        names = jobs["name"].to_list()
+        places = [f"hydra.sweep.subdir={layout.in_quotes(name)}" for name in names]
+        batch = [[*typed, *common, place] for typed, place in zip(plan.overrides(jobs).to_list(), places, strict=True)]
+        launcher = self.launcher
+        if self.has_pool:  # joblib would start all processes however few jobs there are, and none for n_jobs=1
+            config = self.config.copy()
+            config.hydra.launcher.n_jobs = min(self.processes, max(len(jobs), 2))
+            launcher = Plugins.instance().instantiate_launcher(config=config, **self.context)
+        size = 1 if self.in_process else len(names)  # in this process, free what a job returns before the next one
+        for at in range(0, len(names), size):
+            try:
+                returned = launcher.launch(batch[at : at + size], initial_job_idx=0)
+                for name, job in zip(names[at:], returned, strict=False):
+                    if job.status == JobStatus.FAILED:
+                        self.errors[name] = _error_of(job)
+            except Exception as error:  # of any class, where a process of the launcher was lost
+                if not self.in_process:
+                    while any(is_held(self.folder / name) for name in names):  # others may still run
+                        time.sleep(0.5)
+                    return _describe(error)
+                self.errors[names[at]] = _describe(error)
+            if self.stopped:
+                break
+            if self.in_process:
+                page.write_page(self.folder, sparingly=True)
         return None
 
-    def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """Return the jobs that are to be run by this process: not ended, nor failed here, nor run by another one."""
-        return [
-            job
-            for job in jobs
-            # the lock first: a job that ends between the two looks has then ended
-            if job.name not in self.errors and not is_held(self.folder / job.name) and not self.has_ended(job)
-        ]
+    def left(self, planned: pl.DataFrame) -> pl.DataFrame:
+        """Return the jobs that this process has to run: not ended, nor failed here, nor run by another process."""
+        with os.scandir(self.folder) as entries:  # the locks first: a job that ends meanwhile has then ended
+            held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]
+        rows, _ = read_jobs(self.folder)
+        ended = rows.filter(pl.col("status").is_in(ENDED)).select("name", "config_hash")
+        left = planned.join(ended, on=["name", "config_hash"], how="anti", maintain_order="left")
+        return left.filter(~pl.col("name").is_in([*held, *self.errors]))
 
-    def has_ended(self, job: Job) -> bool:
-        """Tell whether a job has ended with the config that it has now."""
-        record = read_record(self.folder / job.name / RESULT)
-        if record.get("status") in ENDED and record.get("config_hash") == job.hash:
-            return True
-        return results.has_ended(self.folder, job.name, job.hash)
 
-    def begun(self, job: Job) -> bool:
-        """Tell whether a job has written its record since this command began."""
-        return self.stamp(job) != self.before[job.name]
-
-    def stamp(self, job: Job) -> int | None:
-        """When a job has written its record, in nanoseconds."""
+def _error_of(job: JobReturn) -> str:
+    with redirect_stderr(io.StringIO()):  # Hydra prints the error as well, which `Watch` shows
         try:
-            return (self.folder / job.name / RESULT).stat().st_mtime_ns
-        except OSError:
-            return None
+            return str(job.return_value)
+        except Exception as error:
+            return _describe(error)
 
 
-@functools.cache  # after each job it would keep their configs for ever
-def freeze() -> None:
-    """Have the collector not look at the modules again."""
-    gc.freeze()
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]

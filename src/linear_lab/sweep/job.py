@@ -1,8 +1,13 @@
-"""One job of a sweep, in whichever process: skipped, gone on with, or trained."""
+"""One job of a sweep, in whichever process: skipped, resumed, or trained."""
 
+import functools
 import logging
 import multiprocessing
 import os
+import signal
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,36 +21,34 @@ from rich.console import Console
 from linear_lab import UserError
 from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
 from linear_lab.fitting.run import train_in
+from linear_lab.runs import atomic
 from linear_lab.runs.checkpoints import LostError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
-from linear_lab.runs.folder import HeldError, Run, versions
+from linear_lab.runs.folder import LOG, HeldError, Run, versions
 from linear_lab.sweep import board, results
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import ENDED, is_steering
+from linear_lab.sweep.launchers import log_to_file
 from linear_lab.sweep.plan import group_hash, of_job
 from linear_lab.sweep.sweeper import STOP
-from linear_lab.sweep.workers import leased_gpu
 
 log = logging.getLogger(__name__)
 
 
 def train_job(cfg: DictConfig) -> float | None:
-    """Train a job in its folder unless it has ended already; what another process trains is left to that.
+    """Train a job in its folder, unless it has ended already or another process trains it.
 
-    Returns:
-        The final model's ``cfg.metric``; None for a job that was left out, diverged, or was pruned.
-
-    Raises:
-        Exception: what made it fail; the record says so too.
-        Interrupted: at a signal, after last.ckpt was saved.
+    Returns the final model's ``cfg.metric``; None for a job that was left out, diverged, or was pruned.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if cfg.fail_fast and (folder.parent / STOP).exists():
         return None
     absolute_paths(cfg, hydra.runtime.cwd)
-    in_worker = multiprocessing.current_process().name.startswith("LokyProcess")
-    if in_worker and cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.device_count():
+    in_pool = launcher() == "JoblibLauncher" and multiprocessing.parent_process() is not None
+    if in_pool:
+        end_with_parent()
+    if in_pool and cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.device_count():
         if cfg.trainer.devices not in (1, [0]):
             raise UserError(
                 f"trainer.devices={cfg.trainer.devices}: launch=joblib gives each job one GPU; try launch=local"
@@ -53,13 +56,12 @@ def train_job(cfg: DictConfig) -> float | None:
         os.environ["CUDA_VISIBLE_DEVICES"] = leased_gpu()
     run = Run(folder)
     try:
-        with in_log_alone() as screen, run.lock():
-            typed: Any = OmegaConf.to_container(hydra.overrides.task)  # not what references in it stand for
-            return train_held(cfg, run, typed, screen)
+        with log_to_file(folder / LOG), console_in(folder / LOG) as console, run.lock():
+            return train_locked(cfg, run, console)
     except HeldError:
         return None
     except Interrupted:
-        if in_worker:  # an exit would take the pool with it
+        if in_pool:  # exiting would end the other jobs of the pool
             raise UserError("interrupted") from None
         raise
     except BaseException:
@@ -70,42 +72,49 @@ def train_job(cfg: DictConfig) -> float | None:
         board.write_sparingly(folder.parent)
 
 
-def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> float | None:
-    """Train a job whose folder this process holds."""
+def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    record, fingerprint = run.record, config_hash(config)
+    record, fingerprint, sweep = run.record, config_hash(config), run.path.parent
     if record and record.get("config_hash") != fingerprint:
         raise UserError(f"{run.path.name}: another command has trained it with another config meanwhile")
     if record.get("status") in ENDED:
         return record["metrics"].get(cfg.metric) if record["status"] == "completed" else None
-    if not str(HydraConfig.get().launcher.get("_target_")).endswith("StackedLauncher"):  # it trains its best ones alone
-        sweep, name = run.path.parent, run.path.name
-        if results.is_stacking(sweep) or results.has_ended(sweep, name, fingerprint):
-            return None
+    retrains = launcher() == "StackedLauncher"  # the best jobs of its stacks
+    if not retrains and (results.is_stacking(sweep) or results.has_ended(sweep, run.path.name, fingerprint)):
+        return None
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # unresolved, as typed
     overrides = [item for item in typed if not is_steering(item)]
-    if "initial" in record and can_go_on(run):
-        cfg.resume, overrides = str(run.path), []  # it has them already
+    if "initial" in record and can_resume(run):
+        cfg.resume, overrides = str(run.path), []  # the run folder has them already
     else:
         run.clear()
-        run.write(
-            status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint,
-            job=of_job(config, overrides, group_hash(cfg)),
-        )  # fmt: skip
-    board.write_sparingly(run.path.parent)
+        job = of_job(config, overrides, group_hash(cfg))
+        run.write(status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint, job=job)
+    board.write_sparingly(sweep)
+    callbacks = []
+    if HydraConfig.get().sweeper.get("prune"):
+        from linear_lab.sweep.search import prune_check  # imports Optuna
+
+        callbacks.append(StopIfHopeless(prune_check(sweep, run.path.name)))
     try:
-        return train_in(run, cfg, overrides, screen, [*stop_if_hopeless(run.path)])
+        return train_in(run, cfg, overrides, console, callbacks)
     except Interrupted:
         raise
     except Exception as error:
         if run.record["status"] == "diverged":
             return None  # a result
-        if run.record["status"] != "failed":  # it went on, and was refused
+        if run.record["status"] != "failed":  # it was resumed, and refused
             run.write(status="failed", error=str(error) if isinstance(error, UserError) else repr(error))
         raise
 
 
-def can_go_on(run: Run) -> bool:
-    """Tell whether a run has a checkpoint to go on from; one that is lost costs a warning, and the training."""
+def launcher() -> str:
+    """Name the class of the launcher that runs this job."""
+    return str(HydraConfig.get().launcher.get("_target_")).rpartition(".")[2]
+
+
+def can_resume(run: Run) -> bool:
+    """Tell whether a run has a readable checkpoint; if it has lost them, warn that it is trained from the start."""
     try:
         return readable_checkpoint(run, "last")[0] is not None
     except LostError as error:
@@ -113,28 +122,38 @@ def can_go_on(run: Run) -> bool:
         return False
 
 
-def stop_if_hopeless(folder: Path) -> Iterator[StopIfHopeless]:
-    """Yield the callback that prunes, where a search wants that."""
-    if HydraConfig.get().sweeper.get("prune"):
-        from linear_lab.sweep.search import prune_check
-
-        yield StopIfHopeless(prune_check(folder.parent, folder.name))
-
-
 @contextmanager
-def in_log_alone() -> Iterator[Console]:
-    """Keep a job off the terminal: what a run shows there, and its warnings, go into its log."""
-    root = logging.getLogger()
-    of_terminal = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
-    logs = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
-    for handler in of_terminal:
-        root.removeHandler(handler)
-    try:
-        if not logs:
-            yield Console(quiet=True)
-            return
-        with open(logs[0].baseFilename, "a", encoding="utf-8") as file:  # noqa: PTH123
-            yield Console(file=file, width=120, highlight=False, markup=False)
-    finally:
-        for handler in of_terminal:
-            root.addHandler(handler)
+def console_in(path: Path) -> Iterator[Console]:
+    """Yield a console that appends to a file, where a run shows what it would show on the terminal."""
+    with path.open("a", encoding="utf-8") as file:
+        yield Console(file=file, width=120, highlight=False, markup=False)
+
+
+@functools.cache  # once for the life of the process
+def end_with_parent() -> None:
+    """End this process of a pool when the process that started it is gone, since nobody waits for its jobs then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)  # saves a checkpoint
+        time.sleep(10)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache  # for the life of the process, since CUDA reads CUDA_VISIBLE_DEVICES once
+def leased_gpu() -> str:
+    """Lock a GPU that no other process of a pool has; the lock ends with the process."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names, or numbers of all GPUs
+    for name in visible.split(",")[:count]:
+        lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{atomic.plain(name)}.lock")
+        file = os.open(lock, os.O_RDWR | os.O_CREAT)
+        if atomic.taken(file):
+            return name
+        os.close(file)
+    raise UserError(f"launch=joblib: all {count} GPUs are taken; try hydra.launcher.n_jobs={max(count, 1)}")

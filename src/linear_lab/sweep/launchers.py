@@ -1,48 +1,119 @@
-"""Hydra's launcher in this process, with Hydra composing once for each choice of groups and not for each job."""
+"""Hydra launchers: jobs one after the other in this process, and jobs trained together in stacks."""
 
-import re
-from typing import Any
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, configure_log, run_job
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from linear_lab.sweep.composer import Patcher
+from linear_lab import UserError
+from linear_lab.compat import without_collection
+from linear_lab.sweep.composer import Composer, Patcher
+
+if TYPE_CHECKING:
+    import polars as pl
+
+LOG = "stacks.log"  # in the sweep's folder: messages of the libraries while stacks are trained
 
 
-class LocalLauncher(BasicLauncher):
-    """Trains one job after the other: as Hydra's own launcher, which composes each job's config anew, 0.2 s each."""
+class LocalLauncher(Launcher):
+    """Trains one job after the other in this process.
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands over."""
-        loader: Any = PatchingLoader(hydra_context.config_loader, config)
-        context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
-        super().setup(hydra_context=context, task_function=task_function, config=config)
-
-
-class PatchingLoader:
-    """Composes the config of a job with Hydra's own node, as `ConfigLoader.load_sweep_config`.
-
-    Args:
-        loader: Hydra's.
-        config: of the command.
+    Hydra's own launcher composes the config of each job anew, which takes 0.2 s; this one composes once for each choice
+    of groups.
     """
 
-    def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        loader = hydra_context.config_loader
         self.patcher = Patcher(lambda lines: loader.load_sweep_config(config, lines), loader.get_group_options)
 
-    def load_sweep_config(self, config: DictConfig, overrides: list[str]) -> DictConfig:
-        """Compose; what the node says of the job's overrides is the job's."""
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        returned = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            cfg = self.compose(overrides)
+            with open_dict(cfg):
+                cfg.hydra.job.id = cfg.hydra.job.num = number
+            task, context = self.task_function, self.hydra_context
+            returned.append(run_job(task, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", context))
+            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+            gc.collect()  # a Trainer is a cycle of references: memory would grow by 0.4 MB a job until Python collects
+        return returned
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose the config of a job, equal to that of Hydra's ``load_sweep_config``."""
         shape, values = self.patcher.split(overrides)
         cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in values])
         patches = [self.patcher.parse(line) for line in overrides]
-        task = [patch for patch in patches if not patch.key.startswith(("hydra.", "hydra/"))]
+        of_hydra = [patch.line for patch in patches if patch.key.startswith(("hydra.", "hydra/"))]
+        of_task = [patch for patch in patches if patch.line not in of_hydra]
         with open_dict(cfg):
-            job, typed = cfg.hydra.job, cfg.hydra.overrides
-            typed.task = [patch.line for patch in task]
-            typed.hydra = [*config.hydra.overrides.hydra, *(patch.line for patch in patches if patch not in task)]
-            how = job.config.override_dirname
-            named = sorted(patch.line for patch in task if patch.key not in how.exclude_keys)
-            job.override_dirname = re.sub("=", lambda _: how.kv_sep, how.item_sep.join(named))
+            dirname = cfg.hydra.job.config.override_dirname
+            lines = sorted(patch.line for patch in of_task if patch.key not in dirname.exclude_keys)
+            cfg.hydra.job.override_dirname = dirname.item_sep.join(lines).replace("=", dirname.kv_sep)
+            cfg.hydra.overrides.task = [patch.line for patch in of_task]
+            cfg.hydra.overrides.hydra = [*self.config.hydra.overrides.hydra, *of_hydra]
         return cfg
+
+
+class StackedLauncher(LocalLauncher):
+    """Trains jobs that differ in numbers alone together, where the sweeper asks for that, and others as LocalLauncher.
+
+    conf/hydra/launcher/stacked.yaml describes the arguments. ``notes`` are lines for the end of the sweep.
+    """
+
+    def __init__(self, keep: int, rows: int, memory: int, compile: bool | str, history: int, limit: int) -> None:
+        self.keep, self.rows, self.memory = keep, rows, memory
+        self.compile, self.history, self.limit = compile, history, limit
+        self.notes: list[str] = []
+
+    def check(self) -> None:
+        for name, low in (("keep", 0), ("rows", 0), ("memory", 1), ("history", 0), ("limit", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise UserError(f"hydra.launcher.{name}={value}: must be a whole number of at least {low}")
+        if self.compile not in (True, False, "auto"):
+            raise UserError(f"hydra.launcher.compile={self.compile}: choose auto, true or false")
+
+    def train_stacks(
+        self, folder: Path, jobs: "pl.DataFrame", composer: Composer, progress: Callable[[int, int, int, int], None]
+    ) -> None:
+        """Train the jobs, rows of the sweep's plan, that fit together."""
+        if self.config.hydra.sweeper.get("prune"):
+            self.notes = [f"one by one  {len(jobs)} jobs: hydra.sweeper.prune=true"]
+            return
+        with without_collection():
+            from linear_lab.sweep.stacks import Stacks
+        stacks = Stacks(folder, self.memory << 20, self.compile, self.history, progress)
+        try:
+            with log_to_file(folder / LOG):
+                stacks.train(jobs, composer)
+        finally:
+            self.notes = stacks.summary()
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Send log messages and warnings to a file instead of the terminal; to the log file of Hydra if there is one."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    handlers = [handler for handler in before if type(handler) is not logging.StreamHandler]
+    if not any(isinstance(handler, logging.FileHandler) for handler in handlers):
+        handlers.append(logging.FileHandler(path, delay=True))
+        handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    root.handlers[:] = handlers
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+        for handler in set(handlers) - set(before):
+            handler.close()

@@ -1,35 +1,33 @@
-"""A search from its command to its exit code: trials are drawn, run as jobs of a sweep, and told."""
+"""A search from its command to its exit code: ranges are read, and trials are drawn and run as jobs of a sweep."""
 
-import os
+import math
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from linear_lab import UserError
 from linear_lab.runs.fingerprints import FREE
 from linear_lab.sweep import board
 from linear_lab.sweep.plan import identified, listed, plan
-from linear_lab.sweep.search import Search, example
-from linear_lab.sweep.space import space
+from linear_lab.sweep.search import Search, Space, as_overrides
 from linear_lab.sweep.sweeper import GridSweeper
 
 
 class SearchSweeper(GridSweeper):
-    """A search with Optuna: each trial is a job, drawn with what the ones before it have found.
+    """A search with Optuna: each trial is a job, drawn from the results of those before it.
 
-    Args:
-        params: as `GridSweeper`; ranges among them.
-        trials: how many there shall be in the end.
-        seed: of the draws.
-        prune: whether jobs that are worse than the others at the same epoch are stopped; read by the jobs.
-        at_once: trials drawn and run together; None takes as many as the launcher has workers.
+    ``at_once`` is how many trials are drawn and run together; None takes as many as the launcher has workers. The jobs
+    read ``prune``.
     """
 
-    def __init__(self, params: dict[str, str], trials: int, seed: int, prune: bool, at_once: int | None = None) -> None:
-        super().__init__(params)
+    def __init__(self, *, trials: int, seed: int, prune: bool, at_once: int | None = None, **others: Any) -> None:
+        super().__init__(**others)
         self.trials, self.seed, self.prune, self.at_once = trials, seed, prune, at_once
 
     def check(self) -> None:
-        """As of a grid, and of a search."""
         super().check()
         for key, value in (("trials", self.trials), ("at_once", 1 if self.at_once is None else self.at_once)):
             if type(value) is not int or value < 1:
@@ -40,37 +38,80 @@ class SearchSweeper(GridSweeper):
             raise UserError(f"hydra.sweeper.prune={self.prune}: choose true or false")
 
     def run(self, overrides: list[Override]) -> None:
-        """Ask for trials, run them, tell their results, until there are as many as wanted."""
+        """Draw trials, run them, and learn from their results, until there are as many as wanted."""
         fixed, searched = space(overrides)
-        plan(listed([[*fixed, *example(searched)]]), self.composer)  # a mistake in a key leaves no study
+        plan(
+            listed([[*fixed, *as_overrides(searched)]]), self.composer
+        )  # raises for a mistake in a key, before a study
         deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
-        search = Search(
-            self.folder, deciding, searched,
-            metric=self.config.metric, mode=self.config.mode, trials=self.trials, seed=self.seed,
-        )  # fmt: skip
+        metric, mode = str(self.config.metric), self.config.mode
+        search = Search(self.folder, deciding, searched, metric=metric, mode=mode, trials=self.trials, seed=self.seed)
         self.watch.total = self.trials
         try:
-            while (asked := search.ask(self.workers())) and not self.launches.stopped:
-                lines = [[*fixed, *drawn] for _, drawn in asked]
-                planned = self.plan(listed(lines), searched)
-                hashes = identified(listed(lines), self.composer)["config_hash"]  # trials may draw the same job
-                names = dict(planned.select("config_hash", "name").iter_rows())
-                jobs = {number: names[key] for (number, _), key in zip(asked, hashes, strict=True)}
+            while (trials := search.ask(self.at_once or self.launches.processes)) and not self.launches.stopped:
+                typed = listed([[*fixed, *drawn] for _, drawn in trials])
+                planned = self.plan(typed, searched)
+                names = dict(planned.select("config_hash", "name").iter_rows())  # two trials may draw one job
+                hashes = identified(typed, self.composer)["config_hash"]
+                jobs = {number: names[key] for (number, _), key in zip(trials, hashes, strict=True)}
                 for number, name in jobs.items():
                     search.name(number, name)
                 self.run_jobs(planned)
-                found = board.read(self.folder).jobs.select("name", "status", "value")
-                told = {name: (status, value) for name, status, value in found.iter_rows()}
+                rows = board.read(self.folder).jobs.select("name", "status", "value")
+                results = rows.rows_by_key("name", named=True, unique=True)
                 for number, name in jobs.items():
-                    status, value = told[name]
-                    search.tell(number, {"status": status, "metrics": {str(self.config.metric): value}})
+                    status, value = results[name]["status"], results[name]["value"]
+                    search.tell(number, {"status": status, "metrics": {metric: value}})
         finally:
             search.close()
 
-    def workers(self) -> int:
-        """How many trials are run at once."""
-        if self.at_once:
-            return self.at_once
-        if hasattr(self.launcher, "joblib"):
-            return int(self.launches.processes)
-        return 1 if self.launches.in_process else os.cpu_count() or 1
+
+def space(overrides: Iterable[Override]) -> tuple[list[str], Space]:
+    """Return the fixed overrides as typed, and a distribution for each key that is searched.
+
+    Of overrides with the same key the last counts. ``interval(a,b)`` is uniform on [a, b], ``tag(log,interval(a,b))``
+    uniform in the logarithm, ``int(interval(a,b))`` and ``range(a,b,step)`` are integers (a range excludes b, as
+    everywhere), ``choice(a,b)`` and ``a,b`` are categories.
+    """
+    typed = {override.get_key_element(): override for override in overrides}
+    searched = {key: distribution(override) for key, override in typed.items() if override.is_sweep_override()}
+    if not searched:
+        raise UserError("sweep=search: nothing to search; try a range, as in 'optimizer.lr=tag(log,interval(1e-4,1))'")
+    return [str(override.input_line) for key, override in typed.items() if key not in searched], searched
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """Return what a range of Hydra's grammar means to Optuna."""
+
+    def mistake(what: str) -> UserError:
+        return UserError(f"{override.input_line}: {what}")
+
+    sweep = override.value()
+    if not isinstance(sweep, (ChoiceSweep, IntervalSweep, RangeSweep)):
+        raise mistake("a pattern cannot be searched; try the options themselves, as in choice(sgd,adam)")
+    if unknown := sweep.tags - {"log"}:
+        raise mistake(f"no tag is called {min(unknown)}; try tag(log,interval(1e-4,1)), or leave the tag out")
+    log = "log" in sweep.tags
+    if isinstance(sweep, ChoiceSweep):
+        if log:
+            raise mistake("categories have no logarithm; try tag(log,interval(1e-4,1)), or leave the tag out")
+        return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
+    low, high, step = sweep.start, sweep.end if isinstance(sweep, IntervalSweep) else sweep.stop, None
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        raise mistake("its bounds are not finite; try interval(1e-4,1)")
+    if isinstance(sweep, RangeSweep):
+        start, stop, step = (Decimal(str(value)) for value in (low, high, sweep.step))  # as typed: 0.1 is 1/10
+        if not step:
+            raise mistake("a step of 0 leads nowhere; try range(1,9,2)")
+        end = start + (math.ceil((stop - start) / step) - 1) * step  # the last value before stop
+        kind = int if all(isinstance(value, int) for value in (low, high, sweep.step)) else float
+        low, high = map(kind, (start, end) if step > 0 else (end, start))
+    if low > high:
+        raise mistake("no value lies in it; the lower bound comes first, as in interval(1e-4,1) or range(1,9)")
+    if log and low <= 0:
+        raise mistake("only numbers above 0 have a logarithm; try a lower bound as 1e-4, or leave the tag out")
+    if log and step:
+        raise mistake("a logarithm has no steps; try tag(log,int(interval(1,1000))), or leave the tag out")
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log, step=abs(int(step or 1)))
+    return FloatDistribution(low, high, log=log, step=abs(float(step)) if step else None)

@@ -1,10 +1,11 @@
-"""Which jobs of a sweep fit together into a stack, and of others why not."""
+"""Which jobs of a sweep fit together into a stack, and why the others do not."""
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 import yaml
 from omegaconf import OmegaConf
@@ -18,28 +19,18 @@ from linear_lab.stacked.columns import ORDER, SEED, Column, Group, distinct, wit
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import COLUMNS, Part, coded, shapes
 
-if TYPE_CHECKING:
-    import polars as pl
-
 LINEAR = "linear_lab.models.linear.LinearModule"
-START = (("model", "weight"), ("model", "bias"))  # of it: numbers at which training starts
+START = (("model", "weight"), ("model", "bias"))  # of LinearModule: numbers at which training starts
 CALLBACKS = ("linear_lab.runs.checkpoints.SaveCheckpoints",)
-OF_THE_TRAINER = {"devices": (1,), "precision": (None, 32, 64, "32", "64", "32-true", "64-true")}  # and any of these:
-ANY_OF_THE_TRAINER = {"accelerator", "max_epochs", "min_epochs", "max_steps", "min_steps", "check_val_every_n_epoch"}
+# Keys of the trainer that a stack follows, with the values that it can follow, or with any
+TRAINER = {"devices": (1,), "precision": (None, 32, 64, "32", "64", "32-true", "64-true")}
+TRAINER_ANY = {"accelerator", "max_epochs", "min_epochs", "max_steps", "min_steps", "check_val_every_n_epoch"}
 
 
-def groups(planned: "pl.DataFrame", composer: Composer) -> tuple[list[Group], dict[str, str]]:
-    """Sort jobs into groups.
-
-    Args:
-        planned: rows of a plan.
-        composer: of their configs.
-
-    Returns:
-        the groups, and by name why the other jobs are in none.
-    """
+def groups(planned: pl.DataFrame, composer: Composer) -> tuple[list[Group], dict[str, str]]:
+    """Sort planned jobs into groups that are trained together; also says, by name, why other jobs are in none."""
     typed = planned.drop(COLUMNS).with_row_index("_at")
-    found: list[Group] = []
+    stackable: list[Group] = []
     alone: dict[str, str] = {}
     for part in shapes(typed, composer):
         for group in split(part, planned, composer):
@@ -48,13 +39,13 @@ def groups(planned: "pl.DataFrame", composer: Composer) -> tuple[list[Group], di
             if fits.sum() == 1:
                 reasons[fits] = "no other job differs from it in numbers alone"
             elif fits.any():
-                found.append(group.only(np.flatnonzero(fits)))
+                stackable.append(group.only(np.flatnonzero(fits)))
             refused = np.flatnonzero(reasons != "")
             alone |= dict(zip(group.rows["name"][refused].to_list(), reasons[refused].tolist(), strict=True))
-    return found, alone
+    return stackable, alone
 
 
-def split(part: Part, planned: "pl.DataFrame", composer: Composer) -> Iterator[Group]:
+def split(part: Part, planned: pl.DataFrame, composer: Composer) -> Iterator[Group]:
     """Cut jobs of one shape into groups that differ in numbers alone."""
     linear = (("model", "_target_"), LINEAR) in part.places.fixed
     columns: dict[Path, Column] = {}
@@ -69,21 +60,21 @@ def split(part: Part, planned: "pl.DataFrame", composer: Composer) -> Iterator[G
         first = piece.row(0, named=True)
         config = composer([*part.fixed, *(f"{key}={first[key]}" for key in part.places.of_key)])
         which = np.searchsorted(part.rows["_at"].to_numpy(), piece["_at"].to_numpy())
-        mine = {path: column.only(which) for path, column in columns.items()}
-        mine = {path: column for path, column in mine.items() if len(column.values) > 1}
-        yield Group(planned[piece["_at"]], config, mine)
+        of_piece = {path: column.only(which) for path, column in columns.items()}
+        differing = {path: column for path, column in of_piece.items() if len(column.values) > 1}
+        yield Group(planned[piece["_at"]], config, differing)
 
 
 def as_columns(
-    values: list[Any], codes: "np.ndarray[Any, Any]", paths: list[Path], starts: tuple[Path, ...]
+    values: list[Any], codes: np.ndarray[Any, Any], paths: list[Path], starts: tuple[Path, ...]
 ) -> dict[Path, Column]:
     """Return the columns that distinct values of a key make; none if they cannot be columns."""
-    found: dict[Path, Column] = {}
+    columns: dict[Path, Column] = {}
     for path in paths:
         if path in starts:
             if any(value is False for value in values):
                 return {}
-            found[path] = Column(values, codes)
+            columns[path] = Column(values, codes)
             continue
         parts = [dict(leaves(value, path)) for value in values]
         if any(part.keys() != parts[0].keys() for part in parts):
@@ -92,8 +83,8 @@ def as_columns(
             of_leaf = [part[leaf] for part in parts]
             if not is_number(leaf, of_leaf):
                 return {}
-            found[leaf] = Column(of_leaf, codes)
-    return found
+            columns[leaf] = Column(of_leaf, codes)
+    return columns
 
 
 def is_number(path: Path, values: list[Any]) -> bool:
@@ -107,7 +98,7 @@ def is_number(path: Path, values: list[Any]) -> bool:
     return path[0] == "scheduler" or path in (SEED, ORDER)
 
 
-def refusals(group: Group) -> "np.ndarray[Any, Any]":
+def refusals(group: Group) -> np.ndarray[Any, Any]:
     """Say of each job of a group why it is trained alone, ``(J,)``; an empty text of those that fit together."""
     reasons = np.full(len(group.rows), "", object)
     for path, column in group.columns.items():
@@ -151,14 +142,13 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
         yield from (f"loss.{key}" for key in loss if key not in {"_target_", *form[1]})
     if scheduler and scheduler["_target_"] not in (*schedules.AFFINE, schedules.PLATEAU):
         yield f"scheduler is {scheduler['_target_']}"
-    for name, callback in config["callbacks"].items():
-        if callback and callback["_target_"] not in CALLBACKS:
-            yield f"callbacks.{name}"
-    if {*defaults("callbacks/default")} - {name for name, callback in config["callbacks"].items() if callback}:
+    callbacks = {name: callback for name, callback in config["callbacks"].items() if callback}
+    yield from (f"callbacks.{name}" for name, callback in callbacks.items() if callback["_target_"] not in CALLBACKS)
+    if not callbacks.keys() >= defaults("callbacks/default").keys():
         yield "callbacks without checkpoints"
     for key, value in trainer.items():
-        allowed = OF_THE_TRAINER.get(key, (defaults("trainer/auto").get(key),))
-        if key not in ANY_OF_THE_TRAINER and (value not in allowed or (value is True and True not in allowed)):
+        allowed = TRAINER.get(key, (defaults("trainer/auto").get(key),))
+        if key not in TRAINER_ANY and (value not in allowed or (value is True and True not in allowed)):
             yield f"trainer.{key}={value}"
     if trainer["check_val_every_n_epoch"] is None:
         yield "trainer.check_val_every_n_epoch=null"
@@ -178,9 +168,8 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
 
 @functools.cache
 def defaults(name: str) -> dict[str, Any]:
-    """Read what a file of conf/ says."""
-    found: dict[str, Any] = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    return found
+    """Read a file of conf/."""
+    return dict(yaml.safe_load((CONF / f"{name}.yaml").read_text()))
 
 
 def refused_by_class(config: dict[str, Any]) -> str | None:

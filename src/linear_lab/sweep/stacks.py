@@ -2,9 +2,10 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ import torch
 
 from linear_lab import UserError
 from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
+from linear_lab.fitting.checks import DataError
 from linear_lab.fitting.process import restored_process
 from linear_lab.runs import atomic
 from linear_lab.stacked.columns import Group
@@ -20,79 +22,66 @@ from linear_lab.stacked.outcome import history_of, rows_of, struct
 from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
 from linear_lab.stacked.step import Stepper, capacity
 from linear_lab.sweep import results
+from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import of_job, overrides
+from linear_lab.sweep.stackable import groups
 from linear_lab.sweep.sweeper import STOP
 
 CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained, with the fingerprint of its first job
-SAVE_EVERY = 60.0  # seconds that a kill may cost
+SAVE_EVERY = 60.0  # seconds of training that a kill may lose
 CHUNK = 1 << 16  # models that are trained at once: more fit into no cache
 COMPILING = 15.0  # seconds that torch.compile takes: 6 where it has compiled the like before, 18 at the first time
+SHOWN = 5  # reasons
+Progress = Callable[[int, int, int, int], None]
+Positions = np.ndarray[Any, Any]  # of jobs in a group
 
 log = logging.getLogger(__name__)
-
-
-class Options(NamedTuple):
-    """What a user may choose.
-
-    Attributes:
-        memory: bytes that a chunk may take.
-        compile: True, False, or "auto" where it pays.
-        history: at how many steps losses and parameters are kept.
-    """
-
-    memory: int
-    compile: bool | str
-    history: int
 
 
 class Stacks:
     """Trains groups of jobs, chunk by chunk, and writes their results.
 
-    Args:
-        folder: the sweep's.
-        options: what a user may choose.
-        progress: is told how many jobs have ended, how many train, how many steps these have taken, and of how many.
-
-    Attributes:
-        alone: by name why jobs could not be trained in a stack.
-        notes: for the terminal.
+    ``memory`` is how many bytes a chunk may take. ``progress`` is told how many jobs have ended, how many train, how
+    many steps these have taken, and of how many.
     """
 
-    def __init__(self, folder: Path, options: Options, progress: Callable[[int, int, int, int], None]) -> None:
-        self.folder, self.options, self.progress = folder, options, progress
-        self.alone: dict[str, str] = {}
+    def __init__(self, folder: Path, memory: int, compile: bool | str, history: int, progress: Progress) -> None:
+        self.folder, self.memory, self.compile, self.history = folder, memory, compile, history
+        self.progress, self.stop = progress, StopOnSignal()
+        self.alone: dict[str, str] = {}  # why jobs are not trained in a stack, by name
         self.notes: list[str] = []
         self.done = 0
-        self.pending: list[pl.DataFrame] = []
-        self.watched: list[pl.DataFrame] = []
+        self.unwritten: dict[str, list[pl.DataFrame]] = {results.RESULTS: [], results.HISTORY: []}  # rows, by file
         self.saved = time.monotonic()
 
-    def train(self, groups: list[Group]) -> None:
-        """Train all groups.
-
-        Raises:
-            Interrupted: at a signal, after what is done was written.
-            UserError: for a full disk.
-        """
-        with StopOnSignal() as stop:
+    def train(self, jobs: pl.DataFrame, composer: Composer) -> None:
+        """Train those jobs, rows of the sweep's plan, that fit together; raises Interrupted at a signal."""
+        stackable, self.alone = groups(jobs, composer)
+        with self.stop:
             try:
-                for group in groups:
+                for group in stackable:
                     if (self.folder / STOP).exists():
                         return
                     with restored_process(self.folder, group.config["threads"]):
-                        self.train_group(group, stop)
+                        self.train_group(group)
             finally:
                 self.flush()
 
-    def train_group(self, group: Group, stop: StopOnSignal) -> None:
-        """Train a group, or say why its jobs are trained alone."""
+    def summary(self) -> list[str]:
+        """Say how many jobs are not trained in a stack, and why."""
+        reasons = Counter(self.alone.values()).most_common(SHOWN)
+        lines = [f"one by one  {count} {'job' if count == 1 else 'jobs'}: {reason}" for reason, count in reasons]
+        return [*lines, *self.notes]
+
+    def train_group(self, group: Group) -> None:
+        """Train a group, or note why its jobs are trained alone."""
         try:
             prepared = prepare(group)
+        except DataError as error:
+            self.fail(group, str(error))
+            return
         except UserError as error:
-            if str(error).startswith("data"):
-                self.fail(group, str(error))
-            else:
-                self.alone |= dict.fromkeys(group.rows["name"], str(error))
+            self.alone |= dict.fromkeys(group.rows["name"], str(error))
             return
         group, plan = prepared.group, prepared.plan
         if self.has_other_data(prepared):
@@ -101,24 +90,23 @@ class Stacks:
             self.fail(group, f"data: {source} has changed since other jobs of this sweep were trained; {remedy}")
             return
         self.alone |= prepared.wrong
-        room = capacity(plan, self.options.memory, len(group.rows)) if len(group.rows) else 0
-        if room < 2:
-            why = "hydra.launcher.memory leaves room for one model alone" if len(group.rows) else ""
-            self.alone |= dict.fromkeys(group.rows["name"], why)
+        if group.rows.is_empty():
             return
-        watched = self.watched_steps(prepared)
+        room = capacity(plan, self.memory, len(group.rows))
+        if room < 2:
+            self.alone |= dict.fromkeys(group.rows["name"], "hydra.launcher.memory leaves room for one model alone")
+            return
         left = np.arange(len(group.rows))
-        for chosen, state in self.interrupted(prepared, watched):
-            self.train_chunk(prepared, chosen, Stepper(plan), watched, stop, state)
+        for chosen, state in self.interrupted(prepared):
+            self.train_chunk(prepared, chosen, Stepper(plan), state=state)
             left = np.setdiff1d(left, chosen)
         if not len(left):
             return
-        count = -(-len(left) // min(room, CHUNK))
-        size = -(-len(left) // count)
+        size = -(-len(left) // -(-len(left) // min(room, CHUNK)))  # as even as can be
         chunks = [left[at : at + size] for at in range(0, len(left), size)]
         stepper = self.stepper(prepared, chunks)
         for chunk in chunks:
-            self.train_chunk(prepared, chunk, stepper, watched, stop, size=size if stepper.compiled else None)
+            self.train_chunk(prepared, chunk, stepper, size=size if stepper.compiled else None)
 
     def has_other_data(self, prepared: Prepared) -> bool:
         """Tell whether jobs of the same problem were trained on other data: a file may have changed meanwhile."""
@@ -126,24 +114,21 @@ class Stacks:
             return False
         problems = prepared.group.rows["problem"].unique()
         alike = pl.col("job").struct.field("problem").is_in(problems.implode()) & pl.col("data").is_not_null()
-        other = alike & (pl.col("data") != prepared.plan.data.fingerprint)
-        found = results.read_results(self.folder, ["name"], other)
-        return found is not None and not found.is_empty()
+        other = results.read_results(self.folder, ["name"], alike & (pl.col("data") != prepared.plan.data.fingerprint))
+        return other is not None and not other.is_empty()
 
-    def stepper(self, prepared: Prepared, chunks: list[np.ndarray[Any, Any]]) -> Stepper:
-        """Compile the step, if the eager one would take longer than that and training take together."""
+    def stepper(self, prepared: Prepared, chunks: list[Positions]) -> Stepper:
+        """Compile the step, if the eager one would take longer than compiling and training take together."""
         eager, plan = Stepper(prepared.plan), prepared.plan
-        if self.options.compile is False:
+        if self.compile is False:
             return eager
-        seconds = COMPILING
-        if self.options.compile == "auto":
+        if self.compile == "auto":
             trial = Loop(plan, models(prepared, chunks[0]), eager)
             trial.attempt(1)
             started = time.perf_counter()
             trial.attempt(2)
-            seconds = (time.perf_counter() - started) / 2 * plan.total * len(chunks)
-        if self.options.compile == "auto" and seconds < COMPILING:
-            return eager
+            if (time.perf_counter() - started) / 2 * plan.total * len(chunks) < COMPILING:
+                return eager
         try:
             compiled = Stepper(plan, compiled=True)
             Loop(plan, models(prepared, chunks[0]), compiled).attempt(1)
@@ -155,31 +140,16 @@ class Stacks:
         return compiled
 
     def train_chunk(
-        self,
-        prepared: Prepared,
-        chosen: np.ndarray[Any, Any],
-        stepper: Stepper,
-        watched: tuple[int, ...],
-        stop: StopOnSignal,
-        state: dict[str, Any] | None = None,
-        size: int | None = None,
+        self, prepared: Prepared, chosen: Positions, stepper: Stepper, *, state: Any = None, size: int | None = None
     ) -> None:
-        """Train some jobs of a group, and keep their results.
+        """Train the chosen jobs of a group, and keep their results.
 
-        Args:
-            prepared: the group.
-            chosen: which jobs.
-            stepper: the step.
-            watched: steps that `history` keeps.
-            stop: tells of signals.
-            state: of a checkpoint to go on from.
-            size: that the chunk is padded to, since the step was compiled for it.
+        ``state`` is that of a checkpoint to resume from. A chunk is padded to ``size`` if the step was compiled for it.
         """
+        watched, stop = self.watched_steps(prepared), self.stop
         hashes = prepared.group.rows["config_hash"][chosen].to_list()
-        padding = 0 if size is None else size - len(chosen)
-        if state:
-            padding = len(state["summary"]["best"]) - len(chosen)
-        padded = np.concatenate([chosen, np.repeat(chosen[-1:], padding)])
+        size = len(state["summary"]["best"]) if state else size or len(chosen)
+        padded = np.concatenate([chosen, np.repeat(chosen[-1:], size - len(chosen))])
         loop = Loop(prepared.plan, models(prepared, padded), stepper, watched)
         if state:
             loop.load_state_dict(state)
@@ -187,12 +157,10 @@ class Stacks:
 
         def after_step(step: int) -> None:
             self.progress(self.done, len(chosen), step, prepared.plan.total)
-            due = time.monotonic() - self.saved > SAVE_EVERY
-            if due or stop.signum:
-                of_chunk = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "watched": list(watched)}
-                kept = of_chunk | {"loop": loop.state_dict()}
+            if stop.signum or time.monotonic() - self.saved > SAVE_EVERY:
+                chunk = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "watched": list(watched)}
                 with atomic.writing(path, atomic.ROOM_REMEDY) as part:
-                    torch.save(kept, part)
+                    torch.save(chunk | {"loop": loop.state_dict()}, part)
                 self.flush()
             if stop.signum:
                 raise Interrupted(128 + stop.signum)
@@ -200,9 +168,10 @@ class Stacks:
         stop.training = True  # a signal waits until the step is done
         try:
             loop.run(after_step)
-            self.pending.append(rows_of(prepared, chosen, loop).with_columns(job_column(prepared, chosen)))
+            rows = rows_of(prepared, chosen, loop).with_columns(job_column(prepared, chosen))
+            self.unwritten[results.RESULTS].append(rows)
             if watched:
-                self.watched.append(history_of(prepared, chosen, loop))
+                self.unwritten[results.HISTORY].append(history_of(prepared, chosen, loop))
         finally:
             stop.training = False
         self.done += len(chosen)
@@ -213,72 +182,59 @@ class Stacks:
             raise Interrupted(128 + stop.signum)
 
     def flush(self) -> None:
-        """Write the results that wait."""
-        for waiting, name in ((self.pending, results.RESULTS), (self.watched, results.HISTORY)):
-            if waiting:
-                results.add(self.folder, pl.concat(waiting, how="diagonal_relaxed"), name)
-                waiting.clear()
+        for name, rows in self.unwritten.items():
+            if rows:
+                results.add(self.folder, pl.concat(rows, how="diagonal_relaxed"), name)
+                rows.clear()
         self.saved = time.monotonic()
 
-    def interrupted(
-        self, prepared: Prepared, watched: tuple[int, ...]
-    ) -> Iterator[tuple[np.ndarray[Any, Any], dict[str, Any]]]:
-        """Yield the jobs of which an interrupted command has left a checkpoint, and its content."""
+    def interrupted(self, prepared: Prepared) -> Iterator[tuple[Positions, dict[str, Any]]]:
+        """Yield the positions of jobs of which an interrupted command has left a checkpoint, and its state."""
+        watched = list(self.watched_steps(prepared))
         position = {key: at for at, key in enumerate(prepared.group.rows["config_hash"])}
         for path in sorted(self.folder.glob(CHECKPOINT.format("*"))):
             try:
-                kept = torch.load(path, weights_only=True, map_location=device_of(prepared.group.config))
-                mine = all(key in position for key in kept["hashes"])
-                if mine and (kept["data"], kept["watched"]) == (prepared.plan.data.fingerprint, list(watched)):
-                    yield np.array([position[key] for key in kept["hashes"]]), kept["loop"]
-                elif mine:
+                chunk = torch.load(path, weights_only=True, map_location=device_of(prepared.group.config))
+                if not all(key in position for key in chunk["hashes"]):
+                    continue  # of another group
+                if (chunk["data"], chunk["watched"]) == (prepared.plan.data.fingerprint, watched):
+                    yield np.array([position[key] for key in chunk["hashes"]]), chunk["loop"]
+                else:
                     path.unlink()  # of other data, or without the history that is wanted now
             except Exception as error:  # a file cut in half raises anything
                 log.warning("cannot read %s (%r); its jobs are trained from the start", path, error)
                 path.unlink(missing_ok=True)
 
     def watched_steps(self, prepared: Prepared) -> tuple[int, ...]:
-        """Return the steps that `history` keeps: the last, the first, and others evenly between them.
-
-        Raises:
-            UserError: if they would take more than the memory allowed.
-        """
-        count, plan = self.options.history, prepared.plan
-        if not count:
+        """Return the steps that `history` keeps: the last, the first, and others evenly between them."""
+        if not self.history:
             return ()
         numbers = 1 + sum(values[0].numel() for values in prepared.parameters.values())
-        size = 8 * count * numbers * len(prepared.group.rows)
-        if size > self.options.memory:
+        jobs = len(prepared.group.rows)
+        size = 8 * self.history * numbers * jobs  # bytes
+        if size > self.memory:
             raise UserError(
-                f"hydra.launcher.history={count}: {len(prepared.group.rows):,} jobs would take {size >> 20:,} MB, more "
-                f"than hydra.launcher.memory={self.options.memory >> 20}; keep fewer steps, or allow more memory"
+                f"hydra.launcher.history={self.history}: {jobs:,} jobs would take {size >> 20:,} MB, "
+                f"more than hydra.launcher.memory={self.memory >> 20}; keep fewer steps, or allow more memory"
             )
-        return tuple(sorted(set(np.linspace(plan.total, 0, count).round().astype(int).tolist())))
+        return tuple(sorted(set(np.linspace(prepared.plan.total, 0, self.history).round().astype(int).tolist())))
 
     def fail(self, group: Group, message: str) -> None:
-        """Note of jobs that share what is wrong that they have failed; under fail_fast of the first one alone."""
+        """Record that jobs have failed by one error; under fail_fast the first one alone."""
         if group.config["fail_fast"]:
             group = group.only(np.arange(1))
             (self.folder / STOP).touch()
-        self.pending.append(failed_rows(group, message))
+        rows = group.rows.select("name", "config_hash", status=pl.lit("failed"), error=pl.lit(message), seconds=0.0)
+        job = struct({"overrides": overrides(group.rows), "group": group.rows["group"]})
+        self.unwritten[results.RESULTS].append(rows.with_columns(job=job))
         self.done += len(group.rows)
 
 
-def failed_rows(group: Group, message: str) -> pl.DataFrame:
-    """Return rows of jobs that could not be trained."""
-    jobs = len(group.rows)
-    return pl.DataFrame({
-        "name": group.rows["name"], "status": ["failed"] * jobs, "error": [message] * jobs,
-        "config_hash": group.rows["config_hash"], "seconds": [0.0] * jobs,
-        "job": struct({"overrides": overrides(group.rows), "group": group.rows["group"]}),
-    })  # fmt: skip
-
-
-def job_column(prepared: Prepared, chosen: np.ndarray[Any, Any]) -> pl.Series:
+def job_column(prepared: Prepared, chosen: Positions) -> pl.Series:
     """Return what the record of each job says of it for its sweep, see `of_job`."""
     group = prepared.group.only(chosen)
-    rows, constant = group.rows, of_job(group.config, (), "", "-")
-    lr = group.numbers("optimizer", ("lr",), {})["lr"].expand(len(rows)).numpy()
-    fields = {name: pl.repeat(value, len(rows), eager=True) for name, value in constant.items() if name != "overrides"}
-    fields |= {"lr": pl.Series(lr), "group": rows["group"], "problem": rows["problem"]}
-    return struct({"overrides": overrides(rows), **fields}).alias("job")
+    constant = of_job(group.config, (), "", "-")
+    lr = group.numbers("optimizer", ("lr",), {})["lr"].expand(len(chosen)).numpy()
+    fields = {name: pl.repeat(value, len(chosen), eager=True) for name, value in constant.items()}
+    fields |= {"lr": pl.Series(lr), "group": group.rows["group"], "problem": group.rows["problem"]}
+    return struct(fields | {"overrides": overrides(group.rows)}).alias("job")
