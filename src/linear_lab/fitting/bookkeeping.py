@@ -14,6 +14,7 @@ from linear_lab.fitting.measure import measure
 from linear_lab.models import SupervisedModule
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.folder import LAST, Run, git_revision
+from linear_lab.runs.record import Record
 from linear_lab.terminal import report
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
@@ -42,7 +43,7 @@ def begin(run: Run, cfg: DictConfig, fingerprint: str, fitted: Fit, overrides: S
     hparams.take_back_end(run.path)
     run.begin(
         OmegaConf.to_yaml(saved),
-        overrides if cfg.resume or run.record.get("job") else (),  # of other runs Hydra has written them
+        overrides if cfg.resume or run.record.job else (),  # of other runs Hydra has written them
         config_hash=fingerprint,
         seed=cfg.seed,
         git=git_revision(),
@@ -73,7 +74,7 @@ def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
     model, steps, optimum = fitted.model, fitted.trainer.global_step, fitted.reference.optimum
     final = {"metrics": measure(fitted.cfg, fitted.data, model), **learned(fitted)}
     result = {"steps": steps, "optimum": optimum and optimum.learned() | {"train/loss": optimum.loss}, **final}
-    if fitted.tracker and run.record.get("steps") != steps:
+    if fitted.tracker and run.record.steps != steps:
         fitted.tracker.finish(steps, final["metrics"])
     if run.checkpoint("best") is None:
         return result | {"best": None}
@@ -90,12 +91,13 @@ def learned(fitted: Fit) -> dict[str, Any]:
     return {"parameters": parameters, "excess_loss": fitted.reference.excess(fitted.model.network)}
 
 
-def log_outcome(fitted: Fit, record: dict[str, Any]) -> None:
+def log_outcome(fitted: Fit, record: Record) -> None:
     """Log what is measured once, at the end."""
     everything = fitted.diverged or (fitted.tracker and fitted.tracker.caught_up)  # no validation has measured it
-    new = record["metrics"] if everything else {"test/loss", "test/accuracy"}
+    new = record.metrics if everything else {"test/loss", "test/accuracy"}
+    metrics = {name: value for name, value in record.metrics.items() if name in new and value is not None}
     for logger in fitted.trainer.loggers:
-        logger.log_metrics({name: v for name, v in record["metrics"].items() if name in new}, record["steps"])
+        logger.log_metrics(metrics, record.steps)
         if isinstance(logger, RunLogger):
-            logger.log_text("outcome", report.outcome_text(record), record["steps"])
+            logger.log_text("outcome", report.outcome_text(record), fitted.trainer.global_step)
         logger.save()

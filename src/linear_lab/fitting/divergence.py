@@ -82,7 +82,7 @@ def divergence(
     reference: Reference,
     diverged: DivergenceError | None,
     result: dict[str, Any],
-    initial: dict[str, float],
+    initial: dict[str, Any],
 ) -> str | None:
     """Say that the run diverged, where, and why; None if it did not.
 

@@ -60,8 +60,8 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
             fit(cfg, Run(Path(folder)), stop, Console(quiet=True), at_the_end)
         return 0.0
     run = Run.open(folder, "resume") if cfg.resume else Run(Path(folder))
-    if run.record.get("status") == "diverged":
-        raise UserError(f"resume={cfg.resume}: the run {run.record['error']}; start a new one")
+    if run.record.status == "diverged":
+        raise UserError(f"resume={cfg.resume}: the run {run.record.error}; start a new one")
     run.add_to_job(overrides)
     return train_in(run, cfg, overrides, layout.screen())
 
@@ -71,7 +71,7 @@ def train_in(
 ) -> float:
     """Train as `train` does, in an open run folder, with callbacks that no config names."""
     with ExitStack() as at_the_end:
-        at_the_end.callback(lambda: hparams.end(run.path, run.record.get("status")))  # whatever ends the run
+        at_the_end.callback(lambda: hparams.end(run.path, run.record.status))  # whatever ends the run
         at_the_end.enter_context(run.recording())
         stop = at_the_end.enter_context(StopOnSignal())
         check(cfg, overrides)
@@ -82,11 +82,11 @@ def train_in(
         except Interrupted:
             layout.show_interrupted(screen, stop.step, run.path)
             raise
-        error = divergence(fitted.cfg, fitted.reference, fitted.diverged, result, run.record.get("initial", {}))
+        error = divergence(fitted.cfg, fitted.reference, fitted.diverged, result, run.record.initial or {})
         pruned = any(isinstance(callback, StopIfHopeless) and callback.hopeless for callback in callbacks)
         result |= {"status": "diverged" if error else "pruned" if pruned else "completed", "error": error}
-        if run.record.get("steps") != result["steps"]:  # a resumed run that had nothing left to train has logged it
-            log_outcome(fitted, run.record | result)
+        if run.record.steps != result["steps"]:  # a resumed run that had nothing left to train has logged it
+            log_outcome(fitted, run.record.updated(**result))
         hparams.end(run.path, result["status"])  # before the record says that all is done
         run.write(**result)
     if error:

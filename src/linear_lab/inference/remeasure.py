@@ -41,11 +41,11 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
         check_same_data(cfg, data, checkpoint)
         model.to(next(iter(state.values())).dtype).load_state_dict(state)  # float64 would be cut to float32
         metrics = measure(cfg, data, model)
-    recorded = {run.record.get("steps"): run.record.get("metrics")}
-    if best := run.record.get("best"):
-        recorded.setdefault(best["step"], best["metrics"])
+    recorded = {run.record.steps: run.record.metrics}
+    if best := run.record.best:
+        recorded.setdefault(best.step, best.metrics)
     # while a resumed run trains, its checkpoint is newer than its record, and there is nothing to compare with
-    columns = {f"{path.stem}, step {step}": metrics, "recorded": recorded.get(step) or {}}
+    columns: dict[str, dict[str, Any]] = {f"{path.stem}, step {step}": metrics, "recorded": recorded.get(step) or {}}
     report.show_losses(layout.screen(), columns)
     return metrics
 
@@ -58,6 +58,6 @@ def open_checkpoint(folder: str, which: str) -> tuple[Run, DictConfig, Path, dic
     path, checkpoint = readable_checkpoint(run, which)
     if path is None:
         raise UserError(f"run={folder}: no checkpoint yet; go on with it by resume={folder}, or train anew")
-    if run.record["status"] == "diverged":
-        log.warning("This run %s", run.record["error"])
+    if run.record.status == "diverged":
+        log.warning("This run %s", run.record.error)
     return run, cfg, path, checkpoint

@@ -1,8 +1,5 @@
 """The run folder: all that a run leaves. The only file that knows the names in it."""
 
-import functools
-import json
-import math
 import os
 import shutil
 import subprocess
@@ -10,28 +7,25 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from linear_lab import UserError, __version__
 from linear_lab.runs.atomic import is_locked, replace, taken
 
+if TYPE_CHECKING:
+    from linear_lab.runs.record import Record
+
 RESULT = "result.json"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-CHECKPOINTS = {"best": BEST, "last": LAST}
 PREDICTIONS = "predictions.csv"
 LOCK = ".lock"
 LOG = "train.log"
 
 
 class MissingError(UserError):
-    """There is no such run folder.
-
-    Attributes:
-        path: where it would be.
-    """
+    """There is no run folder at ``path``."""
 
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
@@ -39,7 +33,7 @@ class MissingError(UserError):
 
 
 class HeldError(UserError):
-    """Another process holds the run folder."""
+    """Another process trains in the run folder."""
 
 
 class Run:
@@ -47,14 +41,14 @@ class Run:
 
     Attributes:
         path: the folder.
-        record: what result.json says; empty before the run starts.
+        record: what result.json says; without a status before the run starts.
         held: whether this process trains in the folder.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.record: dict[str, Any] = {}
-        self.held = False
+        from linear_lab.runs.record import Record  # pydantic: not above, for --help
+
+        self.path, self.record, self.held = path, Record(), False
 
     @classmethod
     def open(cls, folder: str | Path, key: str = "run") -> Self:
@@ -66,14 +60,15 @@ class Run:
         path = Path(folder).expanduser()
         if not path.is_dir():
             raise MissingError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/", path)
+        run = cls(path)
         try:
-            record = json.loads((path / RESULT).read_text())
-            made_by = record["versions"]["linear_lab"]
+            run.record = run.read()
+            made_by = run.record.versions["linear_lab"]
         except FileNotFoundError:
             raise UserError(
                 f"{key}={folder}: no {RESULT} in it, so no run was started there; name a run folder"
             ) from None
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise UserError(
                 f"{key}={folder}: its {RESULT} cannot be read ({error}); the run has to be trained anew"
             ) from None
@@ -81,9 +76,13 @@ class Run:
             raise UserError(f"{key}={folder}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
         if not (path / CONFIG).exists():
             raise UserError(f"{key}={folder}: no {CONFIG} in it, which says what the run is; train anew")
-        run = cls(path)
-        run.record = record
         return run
+
+    def read(self) -> "Record":
+        """Read the record; see `record.read`."""
+        from linear_lab.runs import record
+
+        return record.read(self.path / RESULT)
 
     @contextmanager
     def lock(self) -> Iterator[Self]:
@@ -98,8 +97,7 @@ class Run:
                 raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")
             self.held = True
             with suppress(OSError, ValueError):
-                record = json.loads((self.path / RESULT).read_text())
-                self.record = record if isinstance(record, dict) else {}
+                self.record = self.read()
             yield self
         finally:
             self.held = False
@@ -110,37 +108,40 @@ class Run:
         """Hold the folder, and record how the block ends, whatever ends it.
 
         A new run is ``running`` from the first moment; one that is resumed keeps its record until `begin`, so that a
-        mistake in the command costs nothing. A block that ends regularly has written its end state itself.
+        mistake in the command costs nothing. A block that succeeds has written its end state itself.
 
         Raises:
             HeldError: if another process trains in this folder.
         """
+        from linear_lab.runs.record import versions
+
         with nullcontext() if self.held else self.lock():
-            started, before = time.perf_counter(), self.record.get("seconds", 0.0)
-            if not self.record:
+            started, before = time.perf_counter(), self.record.seconds or 0.0
+            if self.record.status is None:
                 self.write(status="running", error=None, versions=versions())
             try:
                 yield self
             except BaseException as error:
                 interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
                 message = str(error) if isinstance(error, UserError) else repr(error)
-                if self.record["status"] == "running":
-                    self.record["status"] = "interrupted" if interrupted else "failed"
-                    self.record["seconds"] = before + time.perf_counter() - started
-                    self.record["error"] = None if interrupted else message
-                with suppress(UserError):  # a full disk is what the error says already
-                    self.write()
+                end: dict[str, Any] = {}
+                if self.record.status == "running":
+                    end = {"status": "interrupted" if interrupted else "failed", "error": message}
+                    end |= {"error": None} if interrupted else {}
+                    end["seconds"] = before + time.perf_counter() - started
+                with suppress(UserError):  # of a full disk, which the error says already
+                    self.write(**end)
                 raise
             self.write(seconds=before + time.perf_counter() - started)
 
     def add_to_job(self, overrides: Sequence[str]) -> None:
         """Add overrides to those of a sweep's job: another command trains it again from now on."""
-        if job := self.record.get("job"):
+        if self.record.job:
             added = [override for override in overrides if not override.startswith("resume=")]
-            self.record["job"] = job | {"overrides": job["overrides"] + added}
+            self.record.job.overrides = [*(self.record.job.overrides or []), *added]
 
     def clear(self) -> None:
-        """Make room for a run from the start: take away what an earlier one left but its log.
+        """Make room for a run from the start: delete what an earlier one left but its log.
 
         The record goes first, so that what a process killed meanwhile leaves is no run that looks whole.
         """
@@ -148,12 +149,14 @@ class Run:
         for path in [self.path / RESULT, *others]:
             path.unlink(missing_ok=True)
         shutil.rmtree((self.path / LAST).parent, ignore_errors=True)
-        self.record = {}
+        self.record = type(self.record)()
 
     def begin(self, config: str, overrides: Sequence[str], **fields: Any) -> None:
-        """Say that training begins now, and keep the config, as YAML, and what has changed it since the run began."""
+        """Record that training begins; keep the config, as YAML, and the overrides that have changed it since."""
         if not self.held:
             return
+        from linear_lab.runs.record import versions
+
         (self.path / CONFIG).parent.mkdir(exist_ok=True)
         replace(self.path / CONFIG, config.encode())
         if overrides:
@@ -166,13 +169,13 @@ class Run:
 
     def write(self, **fields: Any) -> None:
         """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
-        self.record |= fields
+        self.record = self.record.updated(**fields)
         if self.held:
-            replace(self.path / RESULT, as_json(self.record))
+            replace(self.path / RESULT, self.record.as_json())
 
     def checkpoint(self, which: str) -> Path | None:
         """Where the best or the last checkpoint lies, or None."""
-        path = self.path / CHECKPOINTS[which]
+        path = self.path / {"best": BEST, "last": LAST}[which]
         return path if path.exists() else None
 
     def config(self) -> str:
@@ -181,42 +184,13 @@ class Run:
 
 
 def is_held(folder: Path) -> bool:
-    """Tell whether some process trains in a run folder now."""
+    """Tell whether a process trains in a run folder now."""
     return is_locked(folder / LOCK)
 
 
 def release(version: str) -> tuple[int, ...]:
     """``0.10.2`` as numbers that compare."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def as_json(record: dict[str, Any]) -> bytes:
-    """Write a record, each of its keys on a line of its own."""
-    try:
-        lines = [f"  {strictly(key)}: {strictly(value)}" for key, value in record.items()]
-    except ValueError:  # which is seldom, and to look for it takes longer than to write
-        return as_json(finite(record))
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
-
-
-strictly = json.JSONEncoder(allow_nan=False).encode
-
-
-def finite(value: Any) -> Any:
-    """Replace numbers that JSON has no word for (NaN, infinity) with None."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@functools.cache  # Python looks through the installed packages, 5 ms each
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's digits."""
-    python = ".".join(map(str, sys.version_info[:3]))
-    packages = {name: version(name) for name in ("torch", "lightning", "hydra-core")}
-    return {"linear_lab": __version__, "python": python, **packages}
 
 
 def git_revision() -> str | None:

@@ -24,10 +24,11 @@ from linear_lab.fitting.run import train_in
 from linear_lab.runs import atomic
 from linear_lab.runs.checkpoints import LostError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
-from linear_lab.runs.folder import LOG, HeldError, Run, versions
+from linear_lab.runs.folder import LOG, HeldError, Run
+from linear_lab.runs.record import ENDED, versions
 from linear_lab.sweep import board, results
 from linear_lab.sweep.composer import absolute_paths
-from linear_lab.sweep.inventory import ENDED, is_steering
+from linear_lab.sweep.inventory import is_steering
 from linear_lab.sweep.launchers import log_to_file
 from linear_lab.sweep.plan import group_hash, of_job
 from linear_lab.sweep.sweeper import STOP
@@ -75,16 +76,16 @@ def train_job(cfg: DictConfig) -> float | None:
 def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record, fingerprint, sweep = run.record, config_hash(config), run.path.parent
-    if record and record.get("config_hash") != fingerprint:
+    if record.status and record.config_hash != fingerprint:
         raise UserError(f"{run.path.name}: another command has trained it with another config meanwhile")
-    if record.get("status") in ENDED:
-        return record["metrics"].get(cfg.metric) if record["status"] == "completed" else None
+    if record.status in ENDED:
+        return record.metrics.get(cfg.metric) if record.status == "completed" else None
     retrains = launcher() == "StackedLauncher"  # the best jobs of its stacks
     if not retrains and (results.is_stacking(sweep) or results.has_ended(sweep, run.path.name, fingerprint)):
         return None
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # unresolved, as typed
     overrides = [item for item in typed if not is_steering(item)]
-    if "initial" in record and can_resume(run):
+    if record.initial and can_resume(run):
         cfg.resume, overrides = str(run.path), []  # the run folder has them already
     else:
         run.clear()
@@ -101,9 +102,9 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
     except Interrupted:
         raise
     except Exception as error:
-        if run.record["status"] == "diverged":
+        if run.record.status == "diverged":
             return None  # a result
-        if run.record["status"] != "failed":  # it was resumed, and refused
+        if run.record.status != "failed":  # it was resumed, and refused
             run.write(status="failed", error=str(error) if isinstance(error, UserError) else repr(error))
         raise
 

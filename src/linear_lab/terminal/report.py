@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
@@ -12,6 +12,9 @@ from linear_lab.data import LinearData, Schema
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
 from linear_lab.theory.reference import Reference
+
+if TYPE_CHECKING:
+    from linear_lab.runs.record import Best, Columns, Record
 
 POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y in the unit of a loss
 
@@ -24,24 +27,22 @@ def numbers(values: Tensor) -> str:
     return "[" + ", ".join(shown) + (", ..." if len(values) > SHOWN else "") + "]"
 
 
-def line(parameters: dict[str, Any], columns: dict[str, list[str]] | None = None) -> str:
+def line(parameters: dict[str, Any], columns: "Schema | Columns | None" = None) -> str:
     """Write weight and bias as a formula, with the names of the columns; by default ``x1`` and so on.
 
     >>> line({"weight": [[2.0, -1.0]], "bias": [0.5]})
     'y = 2 x1 - 1 x2 + 0.5'
-    >>> line({"weight": [[2.0]], "bias": None}, {"x": ["a"], "y": ["c"]})
+    >>> line({"weight": [[2.0]], "bias": None}, Schema.of(["a"], ["c"]))
     'c = 2 a'
     """
     if "weight" not in parameters:
         return f"{len(parameters)} tensors"
     weight, bias = parameters["weight"], parameters["bias"] or [None] * len(parameters["weight"])
-    plain = Schema.plain(len(weight[0]), len(weight))
-    columns = columns or {"x": plain.x, "y": plain.y}
-    labels = columns.get("labels")
-    left_sides = [f"logit of {label}" for label in labels] if labels else columns["y"]
+    columns = columns or Schema.plain(len(weight[0]), len(weight))
+    left_sides = [f"logit of {label}" for label in columns.labels] if columns.labels else columns.y
     formulas = []
     for left, coefficients, constant in zip(left_sides, weight[:SHOWN], bias[:SHOWN], strict=False):
-        terms = [_signed(value, f" {name}") for value, name in zip(coefficients, columns["x"], strict=True)]
+        terms = [_signed(value, f" {name}") for value, name in zip(coefficients, columns.x, strict=True)]
         if len(terms) > SHOWN:
             terms[SHOWN:] = [" + ..."]
         if constant is not None:
@@ -114,56 +115,59 @@ def show_plan(
     console.print()
 
 
-def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dashboard: bool) -> None:
+def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard: bool) -> None:
     """Third part: what was learned, beside the start and the optimum, and the commands to go on with."""
-    columns, models = record["columns"], outcomes(record)
-    if "weight" in record["initial"]:
-        console.print(pairs({name: line(values, columns) for name, values in models.items()}))
+    models = outcomes(record)
+    if record.initial and "weight" in record.initial:
+        console.print(pairs({name: line(values, record.columns) for name, values in models.items()}))
         console.print()
     show_numbers(console, models, measures(record))
-    if record["loss_unit"]:
-        console.print(f"unit of the losses: {record['loss_unit']}", style="dim")
-    if record["optimum"] and record["weight_decay"]:
+    if record.loss_unit:
+        console.print(f"unit of the losses: {record.loss_unit}", style="dim")
+    if record.optimum and record.weight_decay:
         console.print("optimum and excess loss are those of the loss and the penalty of weight decay", style="dim")
     console.print()
     commands = layout.looking(folder) if dashboard else {}
-    if record["best"]:
+    if record.best:
         run = quoted(f"run={short(folder)}")
         commands["evaluate"] = f"{layout.python()} -m linear_lab.evaluate {run}"
-        example = f"x=[{','.join('0' for _ in columns['x'])}]" if len(columns["x"]) <= SHOWN else "input=<file>"
+        names_of_x = record.columns.x if record.columns else []
+        example = f"x=[{','.join('0' for _ in names_of_x)}]" if len(names_of_x) <= SHOWN else "input=<file>"
         commands["predict"] = f"{layout.python()} -m linear_lab.predict {run} {quoted(example)}"
     commands["go on"] = f"{layout.resuming(folder)} trainer.max_epochs=<more>"
     show_commands(console, commands)
 
 
-def outcome_text(record: dict[str, Any]) -> str:
+def outcome_text(record: "Record") -> str:
     """Write a run's record as Markdown, for TensorBoard: how it ended, what it learned, and its losses."""
     models = outcomes(record)
-    parts = [f"**{record['error'] or record['status']}**"]
-    if "weight" in record["parameters"]:
-        formulas = [[name, f"`{line(values, record['columns'])}`"] for name, values in models.items()]
+    parts = [f"**{record.error or record.status}**"]
+    if "weight" in record.parameters:
+        formulas = [[name, f"`{line(values, record.columns)}`"] for name, values in models.items()]
         parts.append(layout.markdown_table(["", "learned"], formulas))
     rows = [[name.replace("_", " "), *(number(m.get(name)) for m in models.values())] for name in measures(record)]
     parts.append(layout.markdown_table(["", *models], rows))
-    if record["loss_unit"]:
-        parts.append(f"unit of the losses: `{record['loss_unit']}`")
+    if record.loss_unit:
+        parts.append(f"unit of the losses: `{record.loss_unit}`")
     return "\n\n".join(parts)
 
 
-def outcomes(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def outcomes(record: "Record") -> dict[str, dict[str, Any]]:
     """Return parameters and losses of the models to compare: at the start, the final and the best one, the optimum."""
-    models = {"start": record["initial"]} if "initial" in record else {}  # missing if the first validation diverged
-    final, best = f"step {record['steps']}", record["best"]
-    models[final] = {**record["metrics"], **record["parameters"], "excess_loss": record["excess_loss"]}
-    if best and best["step"] != record["steps"] and best["metrics"] != record["metrics"]:
-        numbers = {**best["metrics"], **best["parameters"], "excess_loss": best["excess_loss"]}
-        models[f"step {best['step']}, best"] = numbers
-    return models | ({"optimum": record["optimum"]} if record["optimum"] else {})
+    models: dict[str, dict[str, Any]] = {"start": record.initial} if record.initial else {}
+    models[f"step {record.steps}"] = numbers_of(record)
+    if record.best and record.best.step != record.steps and record.best.metrics != record.metrics:
+        models[f"step {record.best.step}, best"] = numbers_of(record.best)
+    return models | ({"optimum": record.optimum} if record.optimum else {})
 
 
-def measures(record: dict[str, Any]) -> list[str]:
+def numbers_of(model: "Record | Best") -> dict[str, Any]:
+    return {**model.metrics, **model.parameters, "excess_loss": model.excess_loss}
+
+
+def measures(record: "Record") -> list[str]:
     """Name the losses to compare."""
-    return [*record["metrics"], *(["excess_loss"] if record["optimum"] else [])]
+    return [*record.metrics, *(["excess_loss"] if record.optimum else [])]
 
 
 def show_export(console: Console, target: Path, kind: str, meaning: dict[str, Any], difference: float) -> None:
@@ -181,7 +185,7 @@ def show_export(console: Console, target: Path, kind: str, meaning: dict[str, An
     show_commands(console, {"use": uses[kind]})
 
 
-def show_losses(console: Console, columns: dict[str, dict[str, float]]) -> None:
+def show_losses(console: Console, columns: dict[str, dict[str, Any]]) -> None:
     """Print the table of evaluate: each part's metrics as measured now, beside those that the run recorded."""
     metrics, recorded = columns.values()
     show_numbers(console, columns, list(metrics))
