@@ -28,8 +28,9 @@ OVERRIDES = ("trainer.max_epochs=6", "logger=none", "data.batch_size=2")
 SEEDS = range(3)
 SAME = ("status", "steps", "seed", "metrics", "parameters", "best", "initial", "excess_loss", "optimum")
 JOBLIB = ("launch=joblib", "hydra.launcher.n_jobs=2")
+PATHS = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).parent))))
 # Ray keeps a token of the first cluster that ran here, and asks the next one for it
-ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}
+ENVIRONMENT = {"PYTHONPATH": PATHS, "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}
 LAUNCHES = [
     pytest.param(JOBLIB, id="joblib"),
     pytest.param(("launch=slurm", "hydra/launcher=submitit_local"), id="slurm", marks=pytest.mark.cluster),
