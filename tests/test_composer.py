@@ -83,7 +83,7 @@ def check(typed):
     configs = [deciding(overrides) for overrides in jobs]
     pairs = {*zip(configs, found["config_hash"], strict=True)}
     assert len(pairs) == len({*configs}) == found["config_hash"].n_unique()  # equal if and only if these are
-    planned = plan.plan(typed, shared())
+    planned = plan.plan_jobs(typed, shared())
     assert planned["config_hash"].to_list() == found["config_hash"].unique(maintain_order=True).to_list()
     assert planned["name"].n_unique() == len(planned)
     return found
@@ -188,8 +188,8 @@ def test_each_kind_of_value(name):
 
 
 def test_one_job_for_which_no_key_was_typed():
-    (job,) = plan.jobs(plan.plan(combinations(), shared()))
-    assert job == plan.Job("sgd", fingerprints.config_hash(shared()([])), [])
+    (job,) = plan.planned_jobs(plan.plan_jobs(combinations(), shared()))
+    assert job == plan.PlannedJob("sgd", fingerprints.config_hash(shared()([])), [])
 
 
 def test_jobs_that_set_other_keys_than_others():
@@ -235,11 +235,11 @@ def test_hydra_composes_once_for_each_choice_of_groups():
     typed = combinations(
         "optimizer=sgd,adam", "optimizer.lr=range(0.1,0.3,0.01)", "seed=range(20)", "model.bias=true,false"
     )
-    found = plan.plan(typed, made)
+    found = plan.plan_jobs(typed, made)
     assert len(found) == len(typed) == 2 * 20 * 20 * 2
     assert sorted(loaded) == [("optimizer=adam",), ("optimizer=sgd",)]
     for row in np.random.default_rng(0).choice(len(found), 8, replace=False):
-        job = plan.jobs(found[int(row)])[0]
+        job = plan.planned_jobs(found[int(row)])[0]
         assert job.hash == fingerprints.config_hash(made(job.overrides))
     first, second = (made([f"optimizer.lr={lr}", "optimizer=adam"]) for lr in (1, 2))
     assert second["optimizer"] == first["optimizer"] | {"lr": 2}

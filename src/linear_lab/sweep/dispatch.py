@@ -15,7 +15,7 @@ from linear_lab import UserError
 from linear_lab.runs.folder import RESULT, is_held
 from linear_lab.sweep import page, results
 from linear_lab.sweep.inventory import ENDED, read_record
-from linear_lab.sweep.plan import Job
+from linear_lab.sweep.plan import PlannedJob as Job
 from linear_lab.sweep.workers import end_with_parent
 from linear_lab.terminal import layout
 

@@ -3,56 +3,51 @@
 import math
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import polars as pl
 from hydra.core.override_parser.types import Override, RangeSweep
 
 from linear_lab import UserError
 
-if TYPE_CHECKING:
-    import polars as pl
-
 NOTHING = "_"  # the column of a sweep of one job for which no key was typed
 
 
-def grid(overrides: Sequence[Override], limit: int, remedy: str) -> "pl.DataFrame":
-    """Return all combinations of what is typed, as a table of texts with a column for each key.
+def grid(overrides: Sequence[Override], limit: int, remedy: str) -> pl.DataFrame:
+    """Return all combinations of what is typed, as a table of texts with one column per key.
 
     The keys are in the order typed, and the values of the last one vary first.
 
     Raises:
         UserError: for a sweep without end or without a job, and for more than ``limit`` jobs.
     """
-    import numpy as np
-    import polars as pl
-
     last = {str(override.get_key_element()): override for override in overrides}
     count = math.prod(map(count_of, last.values()))
     if not count:
         raise UserError("the sweep has no job: one of its ranges is empty")
     if count > limit:
         raise UserError(f"the sweep has {count:,} jobs, more than {limit:,}; {remedy}")
-    columns, left = {}, count
+    columns, repeats = {}, count
     for key, override in last.items():
-        texts = texts_of(override)
-        left //= len(texts)
-        columns[key] = pl.Series(key, texts, pl.String).gather(np.arange(count) // left % len(texts))
+        texts = _texts_of(override)
+        repeats //= len(texts)
+        rows = pl.int_range(count, eager=True) // repeats % len(texts)
+        columns[key] = pl.Series(key, texts, pl.String).gather(rows)
     return pl.DataFrame(columns or {NOTHING: [None]}, None if columns else {NOTHING: pl.String})
 
 
-def texts_of(override: Override) -> list[str]:
-    """Return the values of an override as texts; a range counts in decimals, as it is typed: 0.1, 0.2, 0.3."""
+def _texts_of(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     swept = override.value()
     if not isinstance(swept, RangeSweep) or isinstance(swept.range(), range) or swept.shuffle:
         return [*override.sweep_string_iterator()]
-    start, step = Decimal(str(swept.start)), Decimal(str(swept.step))
+    start, step = Decimal(str(swept.start)), Decimal(str(swept.step))  # 0.1, 0.2, 0.3 and not 0.30000000000000004
     return [str(float(start + k * step)) for k in range(count_of(override))]
 
 
 def count_of(override: Override) -> int:
-    """Return how many values an override has, without writing them out.
+    """Return how many values an override has, without listing them.
 
     Raises:
         UserError: for a sweep without end.

@@ -22,7 +22,7 @@ from linear_lab.runs.folder import HeldError, Run, versions
 from linear_lab.sweep import board, results
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import ENDED, is_steering
-from linear_lab.sweep.plan import group_hash, of_job
+from linear_lab.sweep.plan import group_hash, job_fields
 from linear_lab.sweep.sweeper import STOP
 from linear_lab.sweep.workers import leased_gpu
 
@@ -89,7 +89,7 @@ def train_held(cfg: DictConfig, run: Run, typed: list[str], screen: Console) -> 
         run.clear()
         run.write(
             status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint,
-            job=of_job(config, overrides, group_hash(cfg)),
+            job=job_fields(config, overrides, group_hash(cfg)),
         )  # fmt: skip
     board.write_sparingly(run.path.parent)
     try:

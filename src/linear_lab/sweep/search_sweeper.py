@@ -7,7 +7,7 @@ from hydra.core.override_parser.types import Override
 from linear_lab import UserError
 from linear_lab.runs.fingerprints import FREE
 from linear_lab.sweep import board
-from linear_lab.sweep.plan import identified, listed, plan
+from linear_lab.sweep.plan import identified, listed, plan_jobs
 from linear_lab.sweep.search import Search, example
 from linear_lab.sweep.space import space
 from linear_lab.sweep.sweeper import GridSweeper
@@ -42,7 +42,7 @@ class SearchSweeper(GridSweeper):
     def run(self, overrides: list[Override]) -> None:
         """Ask for trials, run them, tell their results, until there are as many as wanted."""
         fixed, searched = space(overrides)
-        plan(listed([[*fixed, *example(searched)]]), self.composer)  # a mistake in a key leaves no study
+        plan_jobs(listed([[*fixed, *example(searched)]]), self.composer)  # a mistake in a key leaves no study
         deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
         search = Search(
             self.folder, deciding, searched,

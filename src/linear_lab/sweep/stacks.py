@@ -20,7 +20,7 @@ from linear_lab.stacked.outcome import history_of, rows_of, struct
 from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
 from linear_lab.stacked.step import Stepper, capacity
 from linear_lab.sweep import results
-from linear_lab.sweep.plan import of_job, overrides
+from linear_lab.sweep.plan import job_fields, overrides
 from linear_lab.sweep.sweeper import STOP
 
 CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained, with the fingerprint of its first job
@@ -275,9 +275,9 @@ def failed_rows(group: Group, message: str) -> pl.DataFrame:
 
 
 def job_column(prepared: Prepared, chosen: np.ndarray[Any, Any]) -> pl.Series:
-    """Return what the record of each job says of it for its sweep, see `of_job`."""
+    """Return what the record of each job says of it for its sweep, see `job_fields`."""
     group = prepared.group.only(chosen)
-    rows, constant = group.rows, of_job(group.config, (), "", "-")
+    rows, constant = group.rows, job_fields(group.config, (), "", "-")
     lr = group.numbers("optimizer", ("lr",), {})["lr"].expand(len(rows)).numpy()
     fields = {name: pl.repeat(value, len(rows), eager=True) for name, value in constant.items() if name != "overrides"}
     fields |= {"lr": pl.Series(lr), "group": rows["group"], "problem": rows["problem"]}

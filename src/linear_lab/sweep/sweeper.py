@@ -25,8 +25,7 @@ from linear_lab.sweep.grid import grid
 from linear_lab.sweep.inventory import ENDED, STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
-from linear_lab.sweep.plan import alone, plan, write_plan
-from linear_lab.sweep.plan import jobs as planned_jobs
+from linear_lab.sweep.plan import plan_jobs, plan_lock, planned_jobs, write_plan
 from linear_lab.terminal import layout
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class GridSweeper(Sweeper):
         import polars as pl
 
         if self.config.overwrite:
-            results.put_aside(self.folder)
+            results.read_or_put_aside(self.folder)
         results.read_results(self.folder, ["name"])  # refuses what cannot be read
         found, _ = read_jobs(self.folder)
         recorded = found.filter(pl.col("config_hash").is_not_null())
@@ -144,7 +143,7 @@ class GridSweeper(Sweeper):
         others = planned.join(
             recorded.select("name"), on="name", how="anti"
         )  # an interrupted overwrite has another plan
-        jobs = plan(typed, self.composer, pl.concat([others, recorded.select("name", "config_hash")]), named)
+        jobs = plan_jobs(typed, self.composer, pl.concat([others, recorded.select("name", "config_hash")]), named)
         layout.heed()
         before = recorded.select("name", "folder", "trained", before="config_hash")
         changed = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
@@ -160,7 +159,7 @@ class GridSweeper(Sweeper):
                 run.clear()
         results.forget(self.folder, changed["name"])
         if self.watch.names is None:  # what is refused has changed nothing
-            with alone(self.folder):
+            with plan_lock(self.folder):
                 atomic.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, str(self.config.metric), str(self.config.mode))
         self.watch.show(jobs["name"])
@@ -238,7 +237,7 @@ class GridSweeper(Sweeper):
             from linear_lab.sweep.best_jobs import disagreements, write_rows
 
             self.launcher.notes += disagreements(self.folder, rows["name"], self.composer)
-            with alone(self.folder):
+            with plan_lock(self.folder):
                 write_rows(board.read(self.folder), self.composer, self.launcher.rows)
 
     def conclude(self, arguments: Sequence[str], *, interrupted: bool = False) -> bool:
