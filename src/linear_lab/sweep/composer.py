@@ -20,25 +20,19 @@ NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?
 PATH = "data.path"
 MARK = "\0{}\0"  # composed in place of a key's value, to find out where that value goes
 MARKS = re.compile("\0(\\d+)\0")
+Load = Callable[[list[str]], DictConfig]
+Options = Callable[[str], list[str]]
 RESOLVER = re.compile(r"\$\{[^{}]*:")  # a call of one of OmegaConf's resolvers, in a text
 
 
 class Patch(NamedTuple):
-    """An override, parsed.
+    """An override, parsed."""
 
-    Attributes:
-        line: as typed.
-        key: whose value it sets.
-        value: the value.
-        structural: whether it changes the config's shape: chooses a group, adds a key, or removes one.
-        plain: whether the value replaces the one in the config as it stands.
-    """
-
-    line: str
+    line: str  # as typed
     key: str
     value: Any
-    structural: bool = False
-    plain: bool = True
+    structural: bool = False  # it changes the config's shape: chooses a group, adds a key, or removes one
+    plain: bool = True  # its value replaces the one in the config as it stands
 
 
 class Patcher:
@@ -49,7 +43,7 @@ class Patcher:
         options: lists the options of a group; empty for what is none.
     """
 
-    def __init__(self, load: Callable[[list[str]], DictConfig], options: Callable[[str], list[str]]) -> None:
+    def __init__(self, load: Load, options: Options) -> None:
         self.load, self.options = load, functools.cache(options)  # Hydra looks at the disk
         self.loaded: dict[tuple[str, ...], DictConfig] = {}
         self.parser = OverridesParser.create()
@@ -78,12 +72,7 @@ class Patcher:
         return tuple(p.line for p in patches if p.structural), [p for p in patches if not p.structural]
 
     def config(self, shape: tuple[str, ...], values: Sequence[tuple[str, Any]]) -> DictConfig:
-        """Compose.
-
-        Raises:
-            OmegaConfBaseException: for a key that the chosen groups do not have.
-            HydraException: for what Hydra refuses.
-        """
+        """Compose; OmegaConf raises for a key that the chosen groups do not have, and Hydra for what it refuses."""
         if shape not in self.loaded:
             self.loaded[shape] = self.load(list(shape))
         cfg = copy.deepcopy(self.loaded[shape])
@@ -93,15 +82,10 @@ class Patcher:
 
 
 class Places(NamedTuple):
-    """Where the values of some keys stand in a resolved config.
+    """Where the values of some keys stand in a resolved config."""
 
-    Attributes:
-        of_key: for each key the paths of the leaves that are its value; those that refer to it are among them.
-        fixed: all other leaves.
-    """
-
-    of_key: dict[str, list[fingerprints.Path]]
-    fixed: list[tuple[fingerprints.Path, Any]]
+    of_key: dict[str, list[fingerprints.Path]]  # paths of the leaves with a key's value, also those that refer to it
+    fixed: list[tuple[fingerprints.Path, Any]]  # all other leaves
 
 
 class Composer:
@@ -117,13 +101,7 @@ class Composer:
         steering: overrides that each job has besides its own.
     """
 
-    def __init__(
-        self,
-        load: Callable[[list[str]], DictConfig],
-        options: Callable[[str], list[str]],
-        default: Callable[[str], str],
-        folder: str | Path,
-    ) -> None:
+    def __init__(self, load: Load, options: Options, default: Callable[[str], str], folder: str | Path) -> None:
         self.patcher = Patcher(lambda overrides: without_hydra(load(overrides)), options)
         self.options, self.default, self.folder = self.patcher.options, default, folder
         self.steering: Sequence[str] = ()
@@ -154,15 +132,10 @@ class Composer:
         return patch.plain and not patch.structural
 
     def places(self, overrides: Sequence[str], keys: Sequence[str]) -> Places | set[str]:
-        """Find where the values of some keys go, by composing with marks in their places; raises as `Patcher.config`.
+        """Find where the values of varying keys go, by composing with marks in their places.
 
-        Args:
-            overrides: all others of a job.
-            keys: whose values vary.
-
-        Returns:
-            the places; or those keys whose values become part of another one, as in ``${seed}-${data.seed}``, or may
-            decide one by a resolver, as in ``${oc.env:HOME,${seed}}``.
+        Returns instead those keys whose values become part of another one, as in ``${seed}-${data.seed}``, or may
+        decide one by a resolver, as in ``${oc.env:HOME,${seed}}``. Raises as `Patcher.config`.
         """
         overlapping = {one for one in keys for other in keys if one != other and one.startswith(f"{other}.")}
         if overlapping:

@@ -47,11 +47,7 @@ def _texts_of(override: Override) -> list[str]:
 
 
 def count_of(override: Override) -> int:
-    """Return how many values an override has, without listing them.
-
-    Raises:
-        UserError: for a sweep without end.
-    """
+    """Return how many values an override has, without listing them; UserError for a sweep without end."""
     if not override.is_sweep_override():
         return 1
     swept = override.value()

@@ -100,12 +100,9 @@ def _read_all(folder: Path, records: pl.DataFrame) -> tuple[pl.DataFrame, list[s
     records = records.join(stacked.filter(ended), on="name", how="anti")
     stacked = stacked.join(records, on="name", how="anti", maintain_order="left")
     jobs = pl.concat([pl.DataFrame(schema=SCHEMA), stacked, records], how="diagonal_relaxed")
-    others = jobs.join(planned, on="name", how="anti").select("name")
-    others = others.sort(pl.col("name").str.split("-").list.first().str.len_chars(), "name")  # 2-sgd before 10-sgd
-    order = pl.concat([planned.select("name"), others])
+    jobs = jobs.sort(pl.col("name").str.split("-").list.first().str.len_chars(), "name")  # 2-sgd before 10-sgd
     of_plan = planned.select("name", planned="config_hash", planned_group="group", planned_problem="problem")
-    jobs = order.join(jobs, on="name", how="left", maintain_order="left")
-    jobs = jobs.join(of_plan, on="name", how="left", maintain_order="left").with_columns(
+    jobs = of_plan.join(jobs, on="name", how="full", coalesce=True, maintain_order="left_right").with_columns(
         pl.coalesce("group", "planned_group"),
         pl.coalesce("problem", "planned_problem"),
         pl.col("status").fill_null("waiting"),
@@ -115,11 +112,7 @@ def _read_all(folder: Path, records: pl.DataFrame) -> tuple[pl.DataFrame, list[s
 
 
 def read_stacked(folder: Path, planned: pl.DataFrame) -> pl.DataFrame:
-    """Read the results of stacks; the overrides only of jobs that are not planned, since a million lists are large.
-
-    Raises:
-        UserError: if they cannot be read.
-    """
+    """Read the results of stacks; the overrides only of jobs that are not planned, since a million lists are large."""
     schema = results.schema(folder)
     if not schema:
         return pl.DataFrame(schema=SCHEMA)

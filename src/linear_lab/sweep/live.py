@@ -20,12 +20,7 @@ FAILED = pl.col("status") == "failed"
 
 
 class Watch:
-    """Shows how far a sweep is, from what its jobs leave; a job that fails gets a line at once.
-
-    Args:
-        screen: where.
-        folder: the sweep's.
-    """
+    """Shows how far a sweep is, from what its jobs leave; a job that fails gets a line at once."""
 
     def __init__(self, screen: Console, folder: Path) -> None:
         self.screen, self.folder = screen, folder

@@ -36,12 +36,8 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
 
     Pictures: the learning rate against the final metric, and the optimizers' paths on one loss surface. Text: the
     leaderboard. Beside it the least-squares solution as a run of its own, for a line in each chart. A page that cannot
-    be written costs a warning.
-
-    Args:
-        folder: the sweep's.
-        sparingly: for between the jobs: not more often than `board.SHARE` of the time allows, and not while another
-            process writes it.
+    be written costs a warning. Between the jobs it is written ``sparingly``: not more often than `board.SHARE` of the
+    time allows, and not while another process writes it.
     """
     folder, started = Path(folder), time.monotonic()
     if sparingly and not board.is_due(*_written.get(folder, (0.0, 0.0))):

@@ -88,19 +88,20 @@ def mapped(jobs: pl.DataFrame, board: Board) -> Map | None:
     if not cells.select(pl.all_horizontal(pl.col("x", "y").is_finite().fill_null(value=False)).all()).item():
         return None
     cells = cells.group_by("x", "y").agg(pl.col("value").median(), pl.col("lost").all(), pl.col("stable_lr").median())
-    places = [np.sort(np.array(cells[axis].unique())) for axis in "xy"]
-    if min(map(len, places)) < FEWEST or 2 * len(cells) < len(places[0]) * len(places[1]):  # the jobs of a search
+    columns, rows = (cells.select(axis).unique().sort(axis) for axis in "xy")
+    if min(len(columns), len(rows)) < FEWEST or 2 * len(cells) < len(columns) * len(rows):  # the jobs of a search
         return None
-    at = tuple(np.searchsorted(axis, cells[name].to_numpy()) for axis, name in zip(places[::-1], "yx", strict=True))
-    shape = len(places[1]), len(places[0])
-    values, lost = np.full(shape, np.nan), np.zeros(shape, bool)
-    values[at], lost[at] = cells["value"].cast(pl.Float64).to_numpy(), cells["lost"].to_numpy()
+    places = rows.join(columns, how="cross", maintain_order="left_right")
+    places = places.join(cells, on=["x", "y"], how="left", maintain_order="left")
+    values = places["value"].cast(pl.Float64).to_numpy().reshape(len(rows), len(columns))
+    lost = places["lost"].fill_null(value=False).to_numpy().reshape(len(rows), len(columns))
     stable = np.zeros((0, 2))
     if "optimizer.lr" in keys and cells["stable_lr"].is_not_null().all():
         other = "y" if x == "optimizer.lr" else "x"
         line = cells.group_by(other).agg(pl.col("stable_lr").median()).sort(other)
         stable = line.select(*(("stable_lr", other) if other == "y" else (other, "stable_lr"))).to_numpy()
-    return Map(places[0], places[1], values, lost, (x.rpartition(".")[2], y.rpartition(".")[2], board.metric), stable)
+    names = x.rpartition(".")[2], y.rpartition(".")[2], board.metric
+    return Map(columns["x"].to_numpy(), rows["y"].to_numpy(), values, lost, names, stable)
 
 
 def paths_of(jobs: pl.DataFrame, board: Board) -> dict[str, list[Array]]:

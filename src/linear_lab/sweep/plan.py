@@ -28,35 +28,22 @@ PLAN, SETTINGS = "plan.parquet", "sweep.json"  # in the sweep's folder: its jobs
 LOCK = f".{SETTINGS}.lock"
 COLUMNS = ("name", "config_hash", "group", "problem")  # of the plan, before the typed keys
 EMPTY = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
-NAME = r"^[A-Za-z0-9=+](?:[A-Za-z0-9._=+-]{0,118}[A-Za-z0-9_=+])?$"  # a folder's name on any file system
 LONGEST = 100  # characters of a name that had to be changed
 
 
 class PlannedJob(NamedTuple):
-    """A job as planned.
+    """A job as planned; jobs with equal fingerprints are one job."""
 
-    Attributes:
-        name: of its folder.
-        hash: fingerprint of all that decides the job's numbers; jobs with equal fingerprints are one job.
-        overrides: those typed for this job, in the order typed.
-    """
-
-    name: str
-    hash: str
-    overrides: list[str]
+    name: str  # of its folder
+    hash: str  # fingerprint of what decides the job's numbers
+    overrides: list[str]  # typed for this job, in the order typed
 
 
 class Part(NamedTuple):
-    """Jobs whose configs have one shape.
+    """Jobs whose configs have one shape."""
 
-    Attributes:
-        fixed: the overrides that give the shape.
-        places: where the values of the other keys stand.
-        rows: of the table.
-    """
-
-    fixed: list[str]
-    places: Places
+    fixed: list[str]  # the overrides that give the shape
+    places: Places  # of the other keys' values
     rows: pl.DataFrame
 
 
@@ -70,13 +57,9 @@ def listed(rows: Sequence[Sequence[str]]) -> pl.DataFrame:
 def plan_jobs(
     typed: pl.DataFrame, composer: Composer, earlier: pl.DataFrame | None = None, named: Collection[str] = ()
 ) -> pl.DataFrame:
-    """Plan jobs, each config once: a table with `COLUMNS` and the columns of ``typed``.
+    """Plan jobs, each config once: a table with `COLUMNS` and the columns of ``typed``, which `grid` returns.
 
-    Args:
-        typed: as `grid` returns it.
-        composer: of the configs.
-        earlier: ``name`` and ``config_hash`` of the jobs that the sweep has already, which keep their names.
-        named: keys that are part of each name, whether they differ or not.
+    Jobs of ``earlier`` keep their names; keys in ``named`` are part of each name, whether they differ or not.
 
     Raises:
         UserError: for a key that some of the jobs do not have.
@@ -93,11 +76,7 @@ def plan_jobs(
 
 
 def shapes(typed: pl.DataFrame, composer: Composer) -> Iterator[Part]:
-    """Split a table of typed keys into parts that compose to one shape.
-
-    Raises:
-        UserError: for a key that some of the jobs do not have.
-    """
+    """Split a table of typed keys into parts that compose to one shape; raises as `plan_jobs`."""
     keys = [key for key in typed.columns if not key.startswith("_")]
     complete = [key for key in keys if not typed[key].has_nulls()]
     columns = [key for key in complete if all(composer.is_column(key, text) for text in typed[key].unique())]
@@ -151,9 +130,7 @@ def identified(typed: pl.DataFrame, composer: Composer) -> pl.DataFrame:
 def coded(column: pl.Series) -> "tuple[pl.Series, np.ndarray[Any, Any]]":
     """Return the distinct values of a column in the order of their first rows, and the position of each row's value."""
     distinct = column.unique(maintain_order=True)
-    numbered = distinct.to_frame().with_row_index("_code")
-    codes = column.to_frame().join(numbered, on=column.name, how="left", maintain_order="left", nulls_equal=True)
-    return distinct, codes["_code"].to_numpy()
+    return distinct, column.cast(pl.Enum(distinct)).to_physical().cast(pl.UInt32).to_numpy()
 
 
 def names(typed: pl.DataFrame, optimizer: str, named: Collection[str] = ()) -> pl.Series:
@@ -176,8 +153,7 @@ def names(typed: pl.DataFrame, optimizer: str, named: Collection[str] = ()) -> p
     elif typed[chosen].n_unique() == 1 and "optimizer" not in named:
         parts.insert(0, pl.col(chosen))
     joined = typed.select(name=pl.concat_str(parts, separator="-", ignore_nulls=True)).to_series()
-    unsafe = ~joined.str.contains(NAME)
-    return joined.scatter(unsafe.arg_true(), [safe(name) for name in joined.filter(unsafe)])
+    return joined.map_elements(safe, pl.String)
 
 
 def safe(name: str) -> str:
@@ -213,14 +189,7 @@ def group_hash(cfg: DictConfig) -> str:
 
 
 def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem: str = "") -> dict[str, Any]:
-    """Return what a job's record says of it for its sweep.
-
-    Args:
-        config: resolved.
-        typed: its overrides.
-        group: see `group_hash`.
-        problem: see `problem_hash`, by which it is computed where it is not given.
-    """
+    """Return what a job's record says of it for its sweep; `problem_hash` gives the problem where it is empty."""
     optimizer, logger = config["optimizer"], config["logger"] or {}
     fields = {"overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group}
     fields |= {"problem": problem or problem_hash(config), "optimizer": str(optimizer["_target_"]).rpartition(".")[2]}
@@ -237,11 +206,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_plan(folder: Path) -> pl.DataFrame:
-    """Read what earlier commands have planned; no rows where there is no plan.
-
-    Raises:
-        UserError: if the plan cannot be read.
-    """
+    """Read what earlier commands have planned; no rows without a plan, a UserError for one that cannot be read."""
     if not (folder / PLAN).exists():
         return EMPTY
     try:
@@ -263,9 +228,6 @@ def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: str) -> None
             earlier = read_plan(folder)
         except UserError:  # damaged: the records say what those jobs are
             earlier = jobs.clear()
-        order = pl.concat([earlier.select("name"), jobs.select("name")]).unique(maintain_order=True)
-        others = earlier.join(jobs.select("name"), on="name", how="anti")
-        merged = pl.concat([others, jobs], how="diagonal")
-        merged = order.join(merged, on="name", how="left", maintain_order="left")
+        merged = pl.concat([earlier, jobs], how="diagonal").group_by("name", maintain_order=True).last()
         atomic.replace(folder / SETTINGS, json.dumps({"metric": metric, "mode": mode}).encode())
         results.write(folder / PLAN, merged)

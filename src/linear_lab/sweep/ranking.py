@@ -17,17 +17,11 @@ SAME_DATA = ("data.batch_size", "data.order_seed")  # keys of the data that chan
 
 
 class RankedJob(NamedTuple):
-    """A job as ranked.
+    """A job as ranked."""
 
-    Attributes:
-        folder: its run folder, which need not exist.
-        value: of the metric by which it is ranked.
-        typed: its overrides in the order typed; None where nothing tells them.
-    """
-
-    folder: Path
-    value: float | None
-    typed: list[str] | None
+    folder: Path  # its run folder, which need not exist
+    value: float | None  # of the metric
+    typed: list[str] | None  # its overrides in the order typed; None where nothing tells them
 
     @property
     def name(self) -> str:
@@ -46,20 +40,15 @@ class RankedJob(NamedTuple):
 class Board:
     """The jobs of a sweep and how they compare.
 
-    Attributes:
-        folder: the sweep's.
-        metric: by which jobs are ranked.
-        mode: min | max, whether a lower or a higher metric is better.
-        jobs: as `read_jobs` returns them, and ``value``: the final model's metric; None unless the job was completed
-            and the metric is finite.
-        notes: what a reader has to know.
+    ``jobs`` are as `read_jobs` returns them, and have ``value``: the final model's metric; None unless the job was
+    completed and the metric is finite.
     """
 
     folder: Path
     metric: str
-    mode: str
+    mode: str  # min | max: whether a lower or a higher metric is better
     jobs: pl.DataFrame
-    notes: list[str]
+    notes: list[str]  # for the reader
 
     @cached_property
     def ranked(self) -> pl.DataFrame:
@@ -126,11 +115,7 @@ class Board:
 
 
 def of_stack(folder: Path) -> str | None:
-    """Say of a job without a run folder that it was trained in a stack, and how to train it alone; None if it was not.
-
-    Raises:
-        UserError: if the results of the sweep's stacks cannot be read.
-    """
+    """Say that a job without a run folder was trained in a stack, and how to train it alone; None if it was not."""
     columns: list[str | pl.Expr] = ["status", "error", pl.col("job").struct.field("overrides")]
     rows = read_results(folder.parent, columns, pl.col("name") == folder.name)
     if rows is None or rows.is_empty():
@@ -148,13 +133,8 @@ _boards: dict[Path, tuple[pl.DataFrame, Any, Board]] = {}  # as read last, with 
 def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
     """Read the jobs of a sweep and rank them; a folder without jobs gives an empty board.
 
-    Args:
-        folder: the sweep's.
-        metric: to rank by, as the records name it; None takes the sweep's own.
-        mode: min | max; None takes the sweep's own, and for another metric what makes sense: max for an accuracy.
-
-    Raises:
-        UserError: for a metric that no job has measured, and for another mode.
+    The metric and the mode, min or max, are by default the sweep's; for another metric the mode is max if it is an
+    accuracy. Raises UserError for a metric that no job has measured, and for another mode.
     """
     folder = Path(folder)
     jobs, notes = read_jobs(folder)

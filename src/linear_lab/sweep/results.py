@@ -20,11 +20,7 @@ UNREADABLE = ".unreadable"  # suffix of a file that was put aside
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which is created where it is missing.
-
-    Raises:
-        BlockingIOError: if another process holds it and ``wait`` is false.
-    """
+    """Hold the lock of a file, which is created where it is missing; raise BlockingIOError rather than ``wait``."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -80,13 +76,7 @@ def read_or_put_aside(folder: Path, name: str = RESULTS) -> pl.DataFrame | None:
 
 
 def add(folder: Path, rows: pl.DataFrame, name: str = RESULTS) -> None:
-    """Add rows to the results in place of those with the same names, under the lock and atomically.
-
-    A file that has become unreadable is put aside, so that the new rows are not lost with it.
-
-    Raises:
-        UserError: if the disk is full or not writable.
-    """
+    """Add rows to the results, in place of those with the same names, also where the file has become unreadable."""
     with locked(folder / LOCK):
         earlier = read_or_put_aside(folder, name)
         if earlier is not None:
@@ -96,11 +86,7 @@ def add(folder: Path, rows: pl.DataFrame, name: str = RESULTS) -> None:
 
 
 def write(path: Path, rows: pl.DataFrame) -> None:
-    """Replace a table atomically; the caller holds the lock.
-
-    Raises:
-        UserError: if the disk is full or not writable.
-    """
+    """Replace a table atomically, or raise UserError where the disk is full; the caller holds the lock."""
     with atomic.writing(path, atomic.ROOM_REMEDY) as part:
         try:
             rows.write_parquet(part, metadata=VERSION)
