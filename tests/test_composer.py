@@ -19,7 +19,7 @@ from linear_lab import UserError, cli
 from linear_lab import train as entry
 from linear_lab.cli import CONF
 from linear_lab.runs import fingerprints
-from linear_lab.sweep import grid, plan
+from linear_lab.sweep import plan
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import is_steering
 
@@ -47,7 +47,7 @@ def by_hydra(overrides):
 
 def combinations(*typed, limit=10_000):
     parser = OverridesParser.create(config_loader=loader())
-    return grid.grid(parser.parse_overrides(list(typed)), limit, "")
+    return plan.grid(parser.parse_overrides(list(typed)), limit, "")
 
 
 def alone(overrides):
@@ -226,7 +226,7 @@ def test_ranges_have_the_values_that_hydra_gives_them_in_decimals(text):
         assert len(wanted) - 1 <= len(texts) <= len(wanted)
     else:
         assert texts == wanted
-    assert len(found) == 2 * len(texts) == 2 * grid.count_of(override)
+    assert len(found) == 2 * len(texts) == 2 * plan.count_of(override)
 
 
 def test_hydra_composes_once_for_each_choice_of_groups():

@@ -28,7 +28,7 @@ LOCK = ".leaderboard.lock"
 TOP = 20  # rows on the terminal
 MOST = 1000  # rows of leaderboard.md
 LONGEST = 32  # characters of a value on the terminal
-SHARE = 0.05  # of a process's time that may go into the leaderboard, and into the page, while jobs run
+SHARE = 0.05  # of a process's time that may go into leaderboard and page while jobs run
 NUMBERS = ("mean", "standard_deviation", "best", "worst")  # of a group
 EXCESS = pl.when(pl.col("status") == "completed").then("excess_loss").alias("excess_loss")
 
@@ -51,10 +51,11 @@ def write(folder: str | Path, metric: str | None = None, mode: str | None = None
     Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that is full
     or not writable costs a warning only, since the leaderboard can be made again from the records.
     """
-    folder, board, started = Path(folder), None, time.monotonic()
+    folder, started = Path(folder), time.monotonic()
+    board = read(folder, metric, mode)
     try:
         with locked(folder / LOCK):
-            board = read(folder, metric, mode)
+            board = read(folder, metric, mode)  # again: another process may have held the lock meanwhile
             texts = {TABLE: table(board), TEXT: markdown(board, MOST)}
             if len(board.groups):
                 texts[SEEDS] = seeds_table(board)
@@ -63,11 +64,9 @@ def write(folder: str | Path, metric: str | None = None, mode: str | None = None
             for name, text in texts.items():
                 atomic.replace(folder / name, text.encode(errors="surrogateescape"))
     except (OSError, UserError) as error:
-        if board is None and isinstance(error, UserError):
-            raise  # a mistake in metric or mode
         log.warning("the leaderboard of %s could not be written: %s", folder, error)
     _written[folder] = time.monotonic(), time.monotonic() - started
-    return board or read(folder, metric, mode)
+    return board
 
 
 def write_sparingly(folder: Path) -> None:

@@ -83,11 +83,8 @@ def _read_all(folder: Path, records: pl.DataFrame) -> tuple[pl.DataFrame, list[s
     notes, planned, stacked = [], EMPTY, pl.DataFrame(schema=SCHEMA)
     try:
         planned = read_plan(folder)
-        if planned["name"].has_nulls():
-            raise UserError(f"{PLAN} cannot be read (it names no jobs)")
     except UserError as error:
         notes.append(f"{error}, so jobs that never started are not listed")
-        planned = EMPTY
     try:
         stacked = read_stacked(folder, planned)
     except UserError as error:
@@ -102,13 +99,11 @@ def _read_all(folder: Path, records: pl.DataFrame) -> tuple[pl.DataFrame, list[s
     jobs = pl.concat([pl.DataFrame(schema=SCHEMA), stacked, records], how="diagonal_relaxed")
     jobs = jobs.sort(pl.col("name").str.split("-").list.first().str.len_chars(), "name")  # 2-sgd before 10-sgd
     of_plan = planned.select("name", planned="config_hash", planned_group="group", planned_problem="problem")
-    jobs = of_plan.join(jobs, on="name", how="full", coalesce=True, maintain_order="left_right").with_columns(
-        pl.coalesce("group", "planned_group"),
-        pl.coalesce("problem", "planned_problem"),
-        pl.col("status").fill_null("waiting"),
-        pl.col("folder", "trained").fill_null(False),
-    )
-    return _with_keys(jobs.drop("planned_group", "planned_problem"), planned), notes
+    jobs = of_plan.join(jobs, on="name", how="full", coalesce=True, maintain_order="left_right")
+    filled = [pl.coalesce(name, f"planned_{name}") for name in ("group", "problem")]
+    filled += [pl.col("status").fill_null("waiting"), pl.col("folder", "trained").fill_null(False)]
+    jobs = jobs.with_columns(filled).drop("planned_group", "planned_problem")
+    return _with_keys(jobs, planned), notes
 
 
 def read_stacked(folder: Path, planned: pl.DataFrame) -> pl.DataFrame:

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +31,7 @@ PLAN, SETTINGS = "plan.parquet", "sweep.json"  # in the sweep's folder: its jobs
 LOCK = f".{SETTINGS}.lock"
 COLUMNS = ("name", "config_hash", "group", "problem")  # of the plan, before the typed keys
 EMPTY = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
+NOTHING = "_"  # the column of a sweep of one job for which no key was typed
 LONGEST = 100  # characters of a name that had to be changed
 
 
@@ -45,6 +49,51 @@ class Part(NamedTuple):
     fixed: list[str]  # the overrides that give the shape
     places: Places  # of the other keys' values
     rows: pl.DataFrame
+
+
+def grid(overrides: Sequence[Override], limit: int, remedy: str) -> pl.DataFrame:
+    """Return all combinations of what is typed, as a table of texts with one column per key; the last varies first.
+
+    Raises:
+        UserError: for a sweep without end or without a job, and for more than ``limit`` jobs.
+    """
+    last = {str(override.get_key_element()): override for override in overrides}
+    count = math.prod(map(count_of, last.values()))
+    if not count:
+        raise UserError("the sweep has no job: one of its ranges is empty")
+    if count > limit:
+        raise UserError(f"the sweep has {count:,} jobs, more than {limit:,}; {remedy}")
+    columns, repeats = {}, count
+    for key, override in last.items():
+        texts = _texts_of(override)
+        repeats //= len(texts)
+        rows = pl.int_range(count, eager=True) // repeats % len(texts)
+        columns[key] = pl.Series(key, texts, pl.String).gather(rows)
+    return pl.DataFrame(columns or {NOTHING: [None]}, None if columns else {NOTHING: pl.String})
+
+
+def _texts_of(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    swept = override.value()
+    if not isinstance(swept, RangeSweep) or isinstance(swept.range(), range) or swept.shuffle:
+        return [*override.sweep_string_iterator()]
+    start, step = Decimal(str(swept.start)), Decimal(str(swept.step))  # 0.1, 0.2, 0.3 and not 0.30000000000000004
+    return [str(float(start + k * step)) for k in range(count_of(override))]
+
+
+def count_of(override: Override) -> int:
+    """Return how many values an override has, without listing them; UserError for a sweep without end."""
+    if not override.is_sweep_override():
+        return 1
+    swept = override.value()
+    if override.is_discrete_sweep() and not isinstance(swept, RangeSweep):
+        return sum(1 for _ in override.sweep_iterator())
+    numbers: list[Any] = [swept.start, swept.stop, swept.step] if isinstance(swept, RangeSweep) else [0]
+    if not numbers[-1] or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{override.input_line}: has no end of values to try; type some, or add sweep=search")
+    start, stop, step = (Decimal(str(number)) for number in numbers)
+    return max(0, math.ceil((stop - start) / step))
 
 
 def listed(rows: Sequence[Sequence[str]]) -> pl.DataFrame:
@@ -196,13 +245,14 @@ def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem
     return fields | {"lr": optimizer.get("lr"), "pictures": bool(logger.get("pictures"))}
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Read the metric by which a sweep ranks, and its mode; empty where they cannot be read."""
+def read_settings(folder: Path) -> dict[str, str]:
+    """Read the metric by which a sweep ranks, and its mode; without those that cannot be read."""
     try:
         settings = json.loads((folder / SETTINGS).read_bytes())
-        return settings if isinstance(settings, dict) else {}
-    except (OSError, ValueError, RecursionError):
+        metric, mode = settings.get("metric"), settings.get("mode")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
+    return ({"metric": metric} if isinstance(metric, str) else {}) | ({"mode": mode} if mode in ("min", "max") else {})
 
 
 def read_plan(folder: Path) -> pl.DataFrame:
@@ -210,10 +260,13 @@ def read_plan(folder: Path) -> pl.DataFrame:
     if not (folder / PLAN).exists():
         return EMPTY
     try:
-        plan = pl.read_parquet(folder / PLAN, memory_map=False)
-        return pl.concat([EMPTY, plan.cast(pl.String)], how="diagonal")
-    except (OSError, pl.exceptions.PolarsError) as error:
+        plan = pl.read_parquet(folder / PLAN, memory_map=False).cast(pl.String)
+        plan = pl.concat([EMPTY, plan], how="diagonal")
+        if plan["name"].has_nulls():
+            raise ValueError("it names no jobs")
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{PLAN} cannot be read ({str(error).splitlines()[0]})") from error
+    return plan
 
 
 def plan_lock(folder: Path) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from linear_lab.sweep.plan import overrides, read_plan, read_settings
 from linear_lab.sweep.results import read_results
 from linear_lab.terminal.layout import python, quoted, short
 
+MODES = ("min", "max")
 SAME_DATA = ("data.batch_size", "data.order_seed")  # keys of the data that change no part of them
 
 
@@ -146,20 +147,20 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     if metric is not None and metric not in measured:
         remedy = f"choose one of {', '.join(measured)}" if measured else "none has measured anything yet"
         raise UserError(f"metric={metric}: no job of {short(folder)} has measured it; {remedy}")
-    if mode not in (None, "min", "max"):
+    if mode not in (None, *MODES):
         raise UserError(f"mode={mode}: choose min or max")
-    sources = [settings, *jobs.select("metric", "mode").drop_nulls().head(1).to_dicts()]
-    default = next((source["metric"] for source in sources if isinstance(source.get("metric"), str)), "val/loss")
-    default_mode = next((source["mode"] for source in sources if source.get("mode") in ("min", "max")), "min")
+    recorded = jobs.select("metric", "mode").filter(pl.col("metric").is_not_null() & pl.col("mode").is_in(MODES))
+    defaults = {"metric": "val/loss", "mode": "min"} | (recorded.row(0, named=True) if len(recorded) else {}) | settings
+    default = defaults["metric"]
     if default not in measured and default.replace("val/", "train/") in measured:
         default = default.replace("val/", "train/")  # without a val part, the train part decides which weights are best
-    if metric not in (None, default):
-        default_mode = "max" if str(metric).endswith("accuracy") else "min"
-    metric, mode = metric or default, mode or default_mode
+    metric = metric or default
+    if metric != default:
+        defaults["mode"] = "max" if metric.endswith("accuracy") else "min"
     value = pl.col("metrics").struct.field(metric) if metric in measured else pl.lit(None, pl.Float64)
     value = pl.when(pl.col("status") == "completed").then(value).cast(pl.Float64)
     _boards.pop(folder, None)  # before the new one is made: a million jobs are large
-    board = Board(folder, metric, mode, jobs.with_columns(value=value), [*notes])
+    board = Board(folder, metric, mode or defaults["mode"], jobs.with_columns(value=value), [*notes])
     other = [key for key in board.differing if key.startswith("data") and key not in SAME_DATA]
     other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
     if other:

@@ -16,6 +16,7 @@ STACKING = ".stack.lock"  # held by the process that trains stacks in the sweep'
 VERSION = {"linear_lab.results": "1"}  # of the columns
 REQUIRED = {"name", "status"}  # columns of every table of results
 UNREADABLE = ".unreadable"  # suffix of a file that was put aside
+REMEDY = "overwrite=true with name={} puts the file aside and trains its jobs again"
 
 
 @contextmanager
@@ -34,14 +35,14 @@ def read_results(
     Raises:
         UserError: if the file cannot be read, or is of another version.
     """
-    path = folder / name
+    path, remedy = folder / name, REMEDY.format(folder.name)
     if not path.exists():
         return None
     with _reading(path):
         if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
-            raise UserError(f"{path}: made by another version of linear_lab, or another program; {_remedy(folder)}")
+            raise UserError(f"{path}: made by another version of linear_lab, or another program; {remedy}")
         if name == RESULTS and not pl.read_parquet_schema(path).keys() >= REQUIRED:
-            raise UserError(f"{path}: it is no table of results; {_remedy(folder)}")
+            raise UserError(f"{path}: it is no table of results; {remedy}")
         rows = pl.scan_parquet(path)
         rows = rows if where is None else rows.filter(where)
         return (rows if columns is None else rows.select(columns)).collect()
@@ -59,11 +60,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
         why = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({why}); {_remedy(path.parent)}") from error
-
-
-def _remedy(folder: Path) -> str:
-    return f"overwrite=true with name={folder.name} puts the file aside and trains its jobs again"
+        raise UserError(f"{path}: cannot be read ({why}); {REMEDY.format(path.parent.name)}") from error
 
 
 def read_or_put_aside(folder: Path, name: str = RESULTS) -> pl.DataFrame | None:

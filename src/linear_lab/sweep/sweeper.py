@@ -21,11 +21,10 @@ from linear_lab.runs.folder import RESULT, Run, is_held
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.dispatch import Launches
-from linear_lab.sweep.grid import grid
 from linear_lab.sweep.inventory import ENDED, STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
-from linear_lab.sweep.plan import plan_jobs, plan_lock, planned_jobs, write_plan
+from linear_lab.sweep.plan import grid, plan_jobs, plan_lock, planned_jobs, write_plan
 from linear_lab.terminal import layout
 
 if TYPE_CHECKING:
