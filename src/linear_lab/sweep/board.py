@@ -15,8 +15,8 @@ from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
+from linear_lab.sweep import PLAN, SETTINGS
 from linear_lab.sweep.inventory import KEYS, read_jobs
-from linear_lab.sweep.plan import PLAN, SETTINGS
 from linear_lab.sweep.ranking import Board, read
 from linear_lab.sweep.results import RESULTS, locked
 from linear_lab.terminal.layout import markdown_table, number, quoted, short, show_table

@@ -122,7 +122,6 @@ class Composer:
         return self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
 
     def value(self, key: str, text: str) -> Any:
-        """Return the value that an override gives."""
         patch = self.patcher.parse(f"{key}={text}")
         return absolute(patch.value, self.folder) if patch.key == PATH else patch.value
 

@@ -14,8 +14,8 @@ import polars as pl
 
 from linear_lab import UserError
 from linear_lab.runs.folder import RESULT, is_held
-from linear_lab.sweep import results
-from linear_lab.sweep.plan import COLUMNS, EMPTY, PLAN, read_plan
+from linear_lab.sweep import PLAN, results
+from linear_lab.sweep.plan import COLUMNS, EMPTY, read_plan
 
 ENDED = ("completed", "diverged", "pruned")  # statuses of jobs that are not run again
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "hydra"}  # keys that no job is trained with

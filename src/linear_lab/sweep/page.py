@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from linear_lab.sweep import board
-from linear_lab.sweep.plan import PLAN
-from linear_lab.sweep.results import RESULTS, locked
+from linear_lab.sweep import PLAN
 
 PAGE = "_sweep"  # a folder beside the jobs; no job's name begins so
 SHOWN = "shown"  # in it, the fingerprint of what the page shows
@@ -27,6 +25,8 @@ def refresh(folder: str | Path) -> Iterator[None]:
     finally:
         sweep = Path(folder).parent
         if (sweep / PLAN).exists() or (sweep / PAGE).is_dir():
+            from linear_lab.sweep import board  # only now: another run needs no polars
+
             board.write(sweep)
             write_page(sweep)
 
@@ -39,14 +39,16 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
     be written costs a warning. Between the jobs it is written ``sparingly``: not more often than `board.SHARE` of the
     time allows, and not while another process writes it.
     """
+    from linear_lab.sweep import board, results
+
     folder, started = Path(folder), time.monotonic()
     if sparingly and not board.is_due(*_written.get(folder, (0.0, 0.0))):
         return
     shown = folder / PAGE / SHOWN
     try:
-        if not any(folder.glob("*/events.out.tfevents.*")) and not (folder / RESULTS).exists():
+        if not any(folder.glob("*/events.out.tfevents.*")) and not (folder / results.RESULTS).exists():
             return
-        with locked(folder / LOCK, wait=not sparingly):
+        with results.locked(folder / LOCK, wait=not sparingly):
             sweep = board.write(folder) if sparingly else board.read(folder)
             fingerprint = hashlib.sha256(board.table(sweep).encode()).hexdigest()
             if shown.exists() and shown.read_text() == fingerprint:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
@@ -19,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
-from linear_lab.sweep import results
+from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
 from linear_lab.terminal import layout
@@ -27,7 +26,6 @@ from linear_lab.terminal import layout
 if TYPE_CHECKING:
     import numpy as np
 
-PLAN, SETTINGS = "plan.parquet", "sweep.json"  # in the sweep's folder: its jobs; the metric and the mode
 LOCK = f".{SETTINGS}.lock"
 COLUMNS = ("name", "config_hash", "group", "problem")  # of the plan, before the typed keys
 EMPTY = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
@@ -171,8 +169,8 @@ def identified(typed: pl.DataFrame, composer: Composer) -> pl.DataFrame:
                 chosen = [0] * len(values) if (name, key) == ("group", "seed") else values
                 terms = [sum(total(leaves(value, path), counts) for path in paths) % 2**64 for value in chosen]
                 columns[name] += pl.Series(terms, dtype=pl.UInt64).gather(codes)  # modulo 2^64
-        texts_of = {name: [f"{number:016x}" for number in column] for name, column in columns.items()}
-        parts.append(rows.with_columns(**{name: pl.Series(texts) for name, texts in texts_of.items()}))
+        in_hex = {name: column.map_elements("{:016x}".format, pl.String) for name, column in columns.items()}
+        parts.append(rows.with_columns(**in_hex))
     return pl.concat(parts).sort("_at").drop("_at")
 
 
@@ -189,12 +187,11 @@ def names(typed: pl.DataFrame, optimizer: str, named: Collection[str] = ()) -> p
     ['sgd-lr=0.1', 'sgd-lr=0.2']
     """
     keys = {column: column.lstrip("+") for column in typed.columns}
-    last_parts = Counter(key.rpartition(".")[2] for key in keys.values())
+    endings = [key.rpartition(".")[2] for key in keys.values()]
     parts = []
-    for column, key in keys.items():
+    for (column, key), ending in zip(keys.items(), endings, strict=True):
         if typed[column].n_unique() > 1 or key in named:
-            last = key.rpartition(".")[2]
-            shown = last if last_parts[last] == 1 else key
+            shown = ending if endings.count(ending) == 1 else key
             parts.append(pl.col(column) if key == "optimizer" else pl.lit(f"{shown}=") + pl.col(column))
     chosen = next((column for column, key in keys.items() if key == "optimizer"), None)
     if chosen is None:
@@ -219,7 +216,6 @@ def safe(name: str) -> str:
 
 
 def planned_jobs(plan: pl.DataFrame) -> list[PlannedJob]:
-    """Return the rows of a plan one by one."""
     return [PlannedJob(*row) for row in plan.select("name", "config_hash", overrides(plan)).iter_rows()]
 
 

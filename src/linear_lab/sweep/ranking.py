@@ -70,7 +70,6 @@ class Board:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of jobs by status."""
         return dict(self.jobs.group_by("status", maintain_order=True).len().iter_rows())
 
     @property

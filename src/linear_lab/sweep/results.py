@@ -115,5 +115,4 @@ def stacking(folder: Path) -> AbstractContextManager[None]:
 
 
 def is_stacking(folder: Path) -> bool:
-    """Whether some process trains stacks in a sweep's folder now."""
     return atomic.is_locked(folder / STACKING)
