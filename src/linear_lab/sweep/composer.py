@@ -38,9 +38,7 @@ class Patch(NamedTuple):
 class Patcher:
     """Composes with Hydra once per choice of groups, and puts single values into copies, as Hydra does.
 
-    Args:
-        load: composes a config from overrides.
-        options: lists the options of a group; empty for what is none.
+    ``load`` composes a config from overrides; ``options`` lists the options of a group, and is empty for other keys.
     """
 
     def __init__(self, load: Load, options: Options) -> None:
@@ -91,20 +89,14 @@ class Places(NamedTuple):
 class Composer:
     """Composes the configs of a sweep's jobs.
 
-    Args:
-        load: composes a config from overrides, as Hydra does.
-        options: lists the options of a group; empty for what is none.
-        default: names the option of a group where none is typed.
-        folder: where relative paths start.
-
-    Attributes:
-        steering: overrides that each job has besides its own.
+    ``load`` and ``options`` are those of `Patcher`, ``default`` names the option of a group where none is typed, and
+    relative paths start in ``folder``.
     """
 
     def __init__(self, load: Load, options: Options, default: Callable[[str], str], folder: str | Path) -> None:
         self.patcher = Patcher(lambda overrides: without_hydra(load(overrides)), options)
         self.options, self.default, self.folder = self.patcher.options, default, folder
-        self.steering: Sequence[str] = ()
+        self.steering: Sequence[str] = ()  # overrides that each job has besides its own
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose, with references resolved; raises as `Patcher.config`."""

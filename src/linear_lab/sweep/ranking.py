@@ -140,8 +140,9 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     jobs, notes = read_jobs(folder)
     settings = read_settings(folder)
     arguments = settings, metric, mode
-    if folder in _boards and _boards[folder][0] is jobs and _boards[folder][1] == arguments:
-        return _boards[folder][2]
+    last = _boards.get(folder)
+    if last and last[0] is jobs and last[1] == arguments:
+        return last[2]
     measured = fields(jobs.schema, "metrics")
     if metric is not None and metric not in measured:
         remedy = f"choose one of {', '.join(measured)}" if measured else "none has measured anything yet"
