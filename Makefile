@@ -13,7 +13,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types format bench peers \
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types structure format bench peers \
   digits lock clean
 
 help:  ## show this list
@@ -54,13 +54,16 @@ cluster: $(INSTALLED)  ## run the tests of Slurm's local executor and of Ray, wh
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
 	@$(BIN)/python -m pytest -n0 -m cluster $(ARGS)
 
-check: style types test  ## everything that CI checks
+check: style types structure test  ## everything that CI checks
 
 style: $(INSTALLED)
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo
 
 types: $(INSTALLED)
 	@$(BIN)/mypy
+
+structure: $(INSTALLED)  ## lines, longest function, import circles and so on, beside their goals
+	@$(BIN)/python benchmarks/structure.py
 
 format: $(INSTALLED)  ## format the code, and mend what the linter can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -1,10 +1,10 @@
 """Checkpoints, the last step, signals, and resume: a run killed anywhere ends with the bits of one that was not."""
 
-import io
 import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +12,10 @@ from lightning.pytorch import Callback, Trainer
 from runs import record, resume, scalars, train
 
 from linear_lab import UserError
-from linear_lab.fitting.callbacks import Interrupted, Soon, StopOnSignal, WholeFileIO
+from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
 from linear_lab.runs import atomic
+from linear_lab.runs.checkpoints import AtomicCheckpointIO, SaveCheckpoints
+from linear_lab.tracking.tensorboard import RunLogger
 
 FULL_BATCH = ("trainer.max_epochs=7", "trainer.check_val_every_n_epoch=3")
 MINI_BATCH = ("data=synthetic", "data.samples=15", "data.fractions=[0.6,0.2,0.2]", "data.batch_size=4", *FULL_BATCH)
@@ -64,12 +66,10 @@ def run_until(folder, hook, step, action, overrides, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "__init__", init)
-        patched.setattr(WholeFileIO, "teardown", WholeFileIO.teardown)  # `kill` takes it away
         train(folder, *overrides)
 
 
 def kill(folder):
-    WholeFileIO.teardown = lambda _: None  # what it keeps is lost
     raise Killed((folder / "result.json").read_text())
 
 
@@ -82,8 +82,6 @@ def same(folder, reference):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("how", ["killed", "killed before its checkpoint", "interrupted"])
 def test_resumed_run_ends_with_the_same_bits(variant, how, once, tmp_path, monkeypatch):
-    if how == "killed":
-        monkeypatch.setattr(WholeFileIO, "INTERVAL", 0)  # the other ones have but the first checkpoint on disk
     reference = once(f"whole, {variant}", lambda folder: train(folder, *VARIANTS[variant]))
     steps = record(reference)["steps"]
     for step in {steps, *random.Random(variant + how).sample(range(1, steps), 1)}:
@@ -187,81 +185,42 @@ def test_the_best_score_outlives_a_move_of_the_folder(tmp_path):
     assert not (tmp_path / "here").exists()
 
 
-def test_checkpoints_that_are_due_at_once_are_made_once(tmp_path, monkeypatch):
-    original, made = WholeFileIO.save_checkpoint, []
-
-    def saving(*given, **named):
-        made.append(given)
-        return original(*given, **named)
-
-    monkeypatch.setattr(WholeFileIO, "save_checkpoint", saving)
-    train(tmp_path, *FULL_BATCH)
-    assert len(made) == 3  # of steps 3, 6 and 7
-    best, last = ((tmp_path / "checkpoints" / f"{kind}.ckpt").read_bytes() for kind in ("best", "last"))
-    assert best == last
-
-
-def test_what_is_due_soon_is_written_once_an_interval_and_best_before_last(tmp_path, monkeypatch):
-    now, written, plugin = [100.0], [], WholeFileIO()
-    monkeypatch.setattr("linear_lab.runs.checkpoints.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(atomic, "replace", lambda path, content: written.append((path.name, step(content))))
-
-    def step(content):
-        return torch.load(io.BytesIO(content), weights_only=True)["step"].item()
-
-    best, last = tmp_path / "best", tmp_path / "last"
-    values = torch.zeros(())
-    for seconds, paths, expected in [
-        (0.0, [best, last], [("best", 1), ("last", 1)]),
-        (0.5, [last], []),
-        (0.6, [best, last], []),
-        (0.7, [last], []),
-        (1.0, [last], [("best", 3), ("last", 5)]),
-        (1.1, [best, last], []),
-    ]:
-        now[0] = 100 + seconds
-        values += 1  # as training changes weights in place
-        first = [lambda: written.append("curves")]
-        plugin.save_checkpoint({"step": values}, paths[0], Soon(paths, first))
-        assert written == ["curves", *expected] * bool(expected)
-        written.clear()
-    plugin.save_checkpoint({"step": values + 1}, last)  # asked for by name: at once, and nothing older after it
-    assert written == ["curves", ("best", 6), ("last", 7)]
-    plugin.teardown()
-    assert len(written) == 3
-    written.clear()
-    plugin.save_checkpoint({"step": values}, last, Soon([last], first))
-    plugin.write_due()
-    assert not written
-    now[0] += 1
-    plugin.write_due()  # after some step, where no validation comes
-    assert written == ["curves", ("last", 6)]
+def test_best_is_written_before_last_and_after_the_curves(tmp_path, monkeypatch):
+    written, save, replace = [], SaveCheckpoints.on_validation_end, atomic.replace
+    monkeypatch.setattr(RunLogger, "save", lambda _: written.append("curves"))
+    monkeypatch.setattr(
+        atomic, "replace", lambda path, *given, **named: (written.append(path.name), replace(path, *given, **named))
+    )
+    monkeypatch.setattr(SaveCheckpoints, "on_validation_end", lambda *given: (written.clear(), save(*given)))
+    train(tmp_path, *FULL_BATCH, "logger=tensorboard", "logger.pictures=false")
+    assert written[:3] == ["curves", "best.ckpt", "last.ckpt"]
+    best, last = (torch.load(tmp_path / "checkpoints" / f"{k}.ckpt", weights_only=True) for k in ("best", "last"))
+    assert best["global_step"] == last["global_step"] == 7
+    assert torch.equal(best["state_dict"]["network.weight"], last["state_dict"]["network.weight"])
 
 
-def test_what_a_full_disk_leaves_unwritten_is_kept(tmp_path, monkeypatch):
-    plugin, original, last = WholeFileIO(), atomic.replace, tmp_path / "last"
-
-    def full(path, content):
-        raise UserError(f"cannot write {path}")
-
-    monkeypatch.setattr(atomic, "replace", full)
-    for write in (lambda: plugin.save_checkpoint({"step": 1}, last, Soon([last], [])), plugin.teardown):
-        with pytest.raises(UserError):
-            write()
-    monkeypatch.setattr(atomic, "replace", original)
-    plugin.teardown()
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    plugin, last = AtomicCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+    plugin.save_checkpoint({"step": 1}, last)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
+            plugin.save_checkpoint({"step": 2}, last)
     assert torch.load(last, weights_only=True) == {"step": 1}
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    with pytest.raises(TypeError, match="storage_options"):
+        plugin.save_checkpoint({"step": 2}, last, {})
 
 
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_disk_that_is_full_ends_the_run_with_its_name(written, tmp_path, monkeypatch):
     original, names = atomic.replace, []
 
-    def full(path, content):
+    def full(path, content, **named):
         names.append(path.name)
         if names.count("last.ckpt") > written:
             raise UserError(f"cannot write {path}: No space left on device")
-        original(path, content)
+        original(path, content, **named)
 
     monkeypatch.setattr(atomic, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: No space left on device"):
@@ -269,22 +228,6 @@ def test_a_disk_that_is_full_ends_the_run_with_its_name(written, tmp_path, monke
     assert record(tmp_path)["status"] == "failed"
     monkeypatch.undo()
     assert resume(tmp_path)["status"] == "completed"
-
-
-def test_a_checkpoint_of_an_older_version_has_its_best_score_in_that_of_lightning(tmp_path):
-    overrides = ("optimizer=adam", "optimizer.lr=1", "trainer.check_val_every_n_epoch=1")
-    once = train(tmp_path / "once", *overrides, "trainer.max_epochs=60")
-    early = once["best"]["step"] + 2
-    train(tmp_path / "run", *overrides, f"trainer.max_epochs={early}")
-    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    key = (
-        "Checkpoint{'monitor': 'val/loss', 'mode': 'min', 'every_n_train_steps': 0, 'every_n_epochs': 1, "
-        "'train_time_interval': None}"
-    )
-    checkpoint["callbacks"][key] |= {"monitor": "val/loss", "best_model_path": "best.ckpt", "best_k_models": {}}
-    torch.save(checkpoint, path)
-    assert resume(tmp_path / "run", "trainer.max_epochs=60")["best"] == once["best"]
 
 
 def test_another_checkpoint_io_has_both_files_too(tmp_path):
@@ -299,9 +242,8 @@ def test_another_checkpoint_io_has_both_files_too(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("callbacks.best.monitor=nothing", "trainer: nothing is not measured; choose one of train/loss, val/loss"),
-        ("callbacks.best.kind=worst", "callbacks.*kind must be best or last.*got kind=worst"),
-        ("callbacks.best.mode=up", "callbacks.*mode min or max, got .*mode=up"),
+        ("callbacks.checkpoints.monitor=nothing", "trainer: nothing is not measured; choose one of train/loss, val/l"),
+        ("callbacks.checkpoints.mode=up", "callbacks.*mode must be min or max, got up"),
     ],
 )
 def test_a_mistake_in_a_checkpoint_is_named(override, message, tmp_path):

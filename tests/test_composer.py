@@ -159,7 +159,7 @@ GRIDS = {
     "one in another, the other way": "console={steps:2},{steps:3} console.steps=1,2 model={bias:false}",
     "additions": "+note=a,b seed=1,2 ++seed=1 ++other=2,3",
     "seeds by force": "++seed=1,2 optimizer.lr=0.1,0.2",
-    "nothing taken away": "~callbacks.last seed=1,2",
+    "nothing taken away": "~callbacks.checkpoints seed=1,2",
     "a part of a text": "+note='lr-${seed}' seed=1,2 optimizer.lr=0.1,0.2",
     "parts of a text": "+note='${optimizer.lr}-${seed}','x' seed=1,2 optimizer.lr=0.1,0.2 data.batch_size=2,4",
     "a part of a list": "optimizer=adam +note='${optimizer.betas[0]}' optimizer.betas=[0.9,0.99],[0.8,0.99]",

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from runs import compose, train
 
 from linear_lab.cli import CONF
+from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check
-from linear_lab.fitting.run import build
 
 GROUPS = [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"]
 OPTIONS = [f"{group}={path.stem}" for group in sorted(GROUPS) for path in sorted((CONF / group).glob("*.yaml"))]

@@ -18,9 +18,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from torch import nn
 
 from linear_lab import UserError
-from linear_lab.fitting.build import build
+from linear_lab.fitting.build import build, build_reference
 from linear_lab.fitting.callbacks import Interrupted
-from linear_lab.fitting.run import find_reference
 from linear_lab.models import LinearModule
 from linear_lab.tracking.figures.selection import Pictures
 from linear_lab.tracking.gradients import gradient_norms
@@ -180,7 +179,7 @@ def test_pictures_of_a_standardized_table_are_in_its_units(tmp_path):
     data, model = build(cfg)
     with torch.no_grad():
         model.network.weight.copy_(torch.tensor([[0.5, -0.25]]))
-    pictures = Pictures(data, model, find_reference(cfg, data, model))
+    pictures = Pictures(data, model, build_reference(cfg, data, model))
     pictures.draw(0, [])
     x, y = (values.numpy() for values in data.raw["train"])
     (mean, scale), (y_mean, y_scale) = ((v.mean(0), v.std(0)) for v in (x, y))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from runs import compose, record, resume, train
 from torch import nn
 
 from linear_lab import UserError
-from linear_lab.fitting import run
+from linear_lab.fitting import build, run
 from linear_lab.fitting.checks import check
+from linear_lab.inference.remeasure import evaluate
 from linear_lab.models import LinearModule, SupervisedModule
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
@@ -45,7 +47,7 @@ def test_no_training_leaves_the_given_line(tmp_path):
     result = train(tmp_path, f"model.weight={weight}", f"model.bias={bias}", "trainer.max_epochs=0")
     assert result["parameters"] == {"weight": [[weight]], "bias": [bias]}
     assert result["status"] == "completed"
-    assert run.evaluate(str(tmp_path), "last") == result["metrics"]
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
 
 
 def test_seed_zero_is_a_seed(tmp_path):
@@ -74,7 +76,7 @@ def test_the_process_is_left_as_it_was(tmp_path):
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_evaluate_returns_what_the_run_recorded(which, tmp_path, capsys):
     result = train(tmp_path, "data=synthetic", "data.batch_size=32", "optimizer=adam", "optimizer.lr=1", *SHORT)
-    metrics = run.evaluate(str(tmp_path), which)
+    metrics = evaluate(str(tmp_path), which)
     assert metrics == (result["best"] if which == "best" else result)["metrics"]
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("train/loss", "val/loss", "test/loss", "recorded"))
@@ -82,7 +84,7 @@ def test_evaluate_returns_what_the_run_recorded(which, tmp_path, capsys):
 
 def test_evaluate_keeps_every_digit_of_float64(tmp_path):
     result = train(tmp_path, "data=synthetic", "data.features=3", "trainer.precision=64-true", *SHORT)
-    assert run.evaluate(str(tmp_path), "last") == result["metrics"]
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
 
 
 class MLP(SupervisedModule):
@@ -96,7 +98,7 @@ def test_a_module_of_ones_own(tmp_path, capsys):
     result = train(tmp_path, f"model._target_={__name__}.MLP", "console.steps=2", *SHORT)
     assert result["status"] == "completed"
     assert result["parameters"]["0.weight"] != result["initial"]["0.weight"]
-    assert run.evaluate(str(tmp_path), "last") == result["metrics"]
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
     assert "MLP, 25 parameters" in capsys.readouterr().out
 
 
@@ -106,7 +108,7 @@ def test_a_checkpoint_cut_in_half_is_replaced_by_the_other_one(cut, left, tmp_pa
     path = folder / "checkpoints" / f"{cut}.ckpt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     expected = record(folder)["best"] if left == "best" else record(folder)
-    assert run.evaluate(str(folder), cut) == expected["metrics"]
+    assert evaluate(str(folder), cut) == expected["metrics"]
     assert f"{cut}.ckpt" in caplog.text
     assert f"taking {folder}/checkpoints/{left}.ckpt instead" in caplog.text
 
@@ -129,10 +131,10 @@ def test_no_readable_checkpoint_is_said(tmp_path, finished):
     for name in ("best", "last"):
         (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"half")
     with pytest.raises(UserError, match=r"cannot read .*best\.ckpt.*last\.ckpt.*delete the checkpoints"):
-        run.evaluate(str(folder))
+        evaluate(str(folder))
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
-        run.evaluate(str(folder))
+        evaluate(str(folder))
 
 
 def test_a_checkpoint_of_a_newer_lightning_is_refused(tmp_path, finished):
@@ -140,17 +142,17 @@ def test_a_checkpoint_of_a_newer_lightning_is_refused(tmp_path, finished):
     path = folder / "checkpoints" / "best.ckpt"
     torch.save(torch.load(path, weights_only=True) | {"pytorch-lightning_version": "99.1"}, path)
     with pytest.raises(UserError, match=r"made by lightning 99\.1, newer than"):
-        run.evaluate(str(folder))
+        evaluate(str(folder))
 
 
 def test_evaluate_names_bad_choices(finished, tmp_path):
     with pytest.raises(UserError, match="checkpoint=worst: choose checkpoint=best or"):
-        run.evaluate(str(finished), "worst")
+        evaluate(str(finished), "worst")
     with pytest.raises(UserError, match="there is no such folder"):
-        run.evaluate(str(tmp_path / "none"))
+        evaluate(str(tmp_path / "none"))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="finds no GPU"):
-            run.evaluate(str(finished), accelerator="gpu")
+            evaluate(str(finished), accelerator="gpu")
 
 
 @pytest.mark.parametrize(
@@ -252,11 +254,11 @@ def test_evaluate_compares_with_a_record_of_the_same_step_alone(tmp_path, finish
     result = record(folder)
     old = {"steps": 3, "metrics": {"train/loss": 9.0}, "best": None}  # as while a resumed run goes on
     (folder / "result.json").write_text(json.dumps(result | old))
-    run.evaluate(str(folder), "last")
+    evaluate(str(folder), "last")
     out = capsys.readouterr().out
     assert "not the recorded digits" not in out
     (folder / "result.json").write_text(json.dumps(result | old | {"steps": 500}))
-    run.evaluate(str(folder), "last")
+    evaluate(str(folder), "last")
     assert "not the recorded digits: another device" in capsys.readouterr().out
 
 
@@ -271,7 +273,7 @@ def test_gpu_is_asked_for_with_gpu(monkeypatch):
     monkeypatch.setattr("lightning.pytorch.Trainer.__init__", init)
     cfg = compose("trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
     check(cfg)
-    run.build_trainer(cfg, run.Path("here"), [], None)
+    build.build_trainer(cfg, Path("here"), None, [])
     assert (given["accelerator"], given["devices"], given["precision"]) == ("gpu", 2, "bf16-mixed")
 
 
@@ -279,7 +281,7 @@ def test_gpu_is_asked_for_with_gpu(monkeypatch):
 def test_gpu_learns_the_line(tmp_path):
     result = train(tmp_path, "trainer=gpu")
     assert result["metrics"]["train/loss"] < 1e-6
-    assert run.evaluate(str(tmp_path), "last") == result["metrics"]
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
 
 
 def test_result_is_strict_json(finished):

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from runs import compose, train
 from torch import nn
 
-from linear_lab.fitting.run import build
+from linear_lab.fitting.build import build
 from linear_lab.models import LinearModule
 
 X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])

@@ -19,7 +19,7 @@ from runs import command, composer, record
 
 from linear_lab import train as entry
 from linear_lab.runs.folder import Run
-from linear_lab.sweep import board, dispatch, job, mistakes, page, plan, results, sweeper
+from linear_lab.sweep import board, dispatch, job, mistakes, page, plan, results
 from linear_lab.terminal import layout
 
 FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
@@ -193,8 +193,7 @@ def test_a_job_that_another_process_begins_first_keeps_its_config(trained, monke
     folder = tmp_path / "sweeps/study/sgd"
     (folder / "result.json").write_text(json.dumps(record(folder) | {"status": "interrupted"}))
     (folder / ".hydra/config.yaml").write_text("the other's")
-    for module in (dispatch, sweeper):
-        monkeypatch.setattr(module, "is_held", lambda _: False)  # it takes the folder a moment later
+    monkeypatch.setattr(dispatch, "is_held", lambda _: False)  # it takes the folder a moment later
     with Run(folder).lock():
         said = check(tmp_path, "seed=0", jobs={"sgd": "interrupted"}, code=1)
     assert "interrupted  sgd: it did not run" in said

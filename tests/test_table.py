@@ -13,7 +13,7 @@ from runs import record, resume, train
 
 from linear_lab import UserError
 from linear_lab.data.table import TableData
-from linear_lab.fitting import run
+from linear_lab.inference.remeasure import evaluate
 
 ALL = {"fractions": [1, 0, 0], "standardize": False}
 
@@ -291,7 +291,7 @@ def test_what_is_learned_is_told_in_the_units_of_the_file(tmp_path, capsys):
     assert result["excess_loss"] == pytest.approx(
         result["metrics"]["train/loss"] - result["optimum"]["train/loss"], abs=1e-12
     )
-    assert run.evaluate(str(tmp_path / "run"), "last") == result["metrics"]
+    assert evaluate(str(tmp_path / "run"), "last") == result["metrics"]
 
 
 def test_several_targets_and_fewer_rows_than_features(tmp_path, capsys):
@@ -311,7 +311,7 @@ def test_the_config_finds_the_file_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = train("run", "data=table", "data.path=my.csv", "data.y=c", "trainer.max_epochs=2")
     monkeypatch.chdir("/")
-    assert run.evaluate(str(tmp_path / "run"), "last") == result["metrics"]
+    assert evaluate(str(tmp_path / "run"), "last") == result["metrics"]
     assert resume(tmp_path / "run", "trainer.max_epochs=3")["steps"] == 3
 
 
@@ -320,7 +320,7 @@ def test_a_file_that_has_changed_is_refused(tmp_path):
     train(tmp_path / "run", *overrides, "trainer.max_epochs=2", "data.standardize=false", "optimizer.lr=1e-4")
     before = record(tmp_path / "run")
     frame.with_columns(pl.col("c") + 1).write_csv(tmp_path / "my.csv")
-    for act in (lambda: run.evaluate(str(tmp_path / "run")), lambda: resume(tmp_path / "run")):
+    for act in (lambda: evaluate(str(tmp_path / "run")), lambda: resume(tmp_path / "run")):
         with pytest.raises(UserError, match=r"data: .*my\.csv has changed since the run was trained"):
             act()
     assert record(tmp_path / "run") == before

@@ -1,4 +1,4 @@
-"""How an entry starts: where conf/ lies, what Hydra is told, and how a mistake is shown.
+"""How a command starts: the command line in Hydra's order, the config that is composed, and how a mistake is shown.
 
 Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab completion answer at once.
 """
@@ -6,45 +6,57 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 import difflib
 import importlib.util
 import logging
-import os
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from string import Template
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import CONF, UserError
-from linear_lab.runs import atomic, folder
+from linear_lab.compat import without_collection
+from linear_lab.config import register_resolvers
+from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal.layout import CtrlC, failure, heed, in_quotes, python
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
     "separator", "decimal", "encoding",
 )  # fmt: skip
-COLUMNS = ("data.x", "data.y", "data.split")  # and those that name a column, or a list of them
-WANTED = {  # packages that some choices want
+COLUMNS = ("data.x", "data.y", "data.split")  # overrides that name a column, or a list of columns
+PACKAGES = {  # that some choices need
     "launch=joblib": "hydra_plugins.hydra_joblib_launcher",
     "launch=slurm": "hydra_plugins.hydra_submitit_launcher",
     "launch=ray": "hydra_plugins.hydra_ray_launcher",
     "sweep=search": "optuna",
 }
+FLAGS_WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--info", "-i", "--experimental-rerun",
+}  # fmt: skip
+SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
 Task = Callable[[DictConfig], Any]
 
 
-def entry(name: str) -> Callable[[Task], Callable[[], None]]:
-    """Make a command of a task: a function of the config that conf/<name>.yaml and the command line compose."""
+def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task], Callable[[], None]]:
+    """Make a command of a task: a function of the config that conf/<name>.yaml and the command line compose.
+
+    Args:
+        name: of the command.
+        renamed: keys that Hydra would take for config groups, and the keys of the config that they stand for.
+    """
 
     def decorate(task: Task) -> Callable[[], None]:
-        def started(cfg: DictConfig) -> Any:
+        def run_task(cfg: DictConfig) -> Any:
             logging.captureWarnings(True)  # into the log file: they are about libraries, not about what the user did
             hydra_cfg: Any = HydraConfig.get()
             with read_write(hydra_cfg):
@@ -56,53 +68,57 @@ def entry(name: str) -> Callable[[Task], Callable[[], None]]:
                 heed()  # it may have become that error
                 logging.getLogger(name).info("failed", exc_info=True)  # for the file
                 error = explained(error)
-                if hydra_cfg.mode == RunMode.MULTIRUN:  # from whichever process, of whichever class
+                if hydra_cfg.mode == RunMode.MULTIRUN:  # any process may have to unpickle it
                     raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
                 if not isinstance(error, UserError):
                     raise  # Hydra shows the traceback
                 raise failure(error) from error
 
         def main() -> None:
-            arguments = sys.argv
-            if {"--help", "-h"} & {*arguments[1:]}:
+            typed = sys.argv
+            if {"--help", "-h"} & {*typed[1:]}:
                 print(help_text(name))
                 return
-            sys.argv = [arguments[0], *map(quoted, arguments[1:])]
+            arguments = in_order(typed[1:], renamed or {})
+            sys.argv = [typed[0], *arguments]
             with CtrlC():
                 try:
-                    config_path, config_name = CONF, name
-                    check_choices(arguments[1:])
-                    resume = resumed(arguments) if name == "train" else None
-                    if resume is not None:
-                        config_path = (folder.Run.open(resume, "resume").path / folder.CONFIG).parent.resolve()
-                        config_name = "config"
-                        sys.argv = [arguments[0], f"--config-dir={CONF}", *resuming(config_path.parent)]
+                    check_choices(arguments)
                     register_resolvers()
-                    hydra.main(config_path=str(config_path), config_name=config_name, version_base="1.3")(started)()
+                    resume = resumed(arguments) if name == "train" else None
+                    config_name = name if resume is None else store_saved_config(resume, arguments)
+                    hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run_task)()
                 except UserError as error:
                     raise failure(explained(error)) from error
                 except SystemExit as end:
-                    hint = nearest(str(end.__context__), name)  # Hydra has shown its own message
-                    if hint:
-                        print(f"Did you mean {hint}?", file=sys.stderr)
+                    if isinstance(end.__context__, HydraException) and (hint := suggestion(arguments, name)):
+                        print(f"Did you mean {hint}?", file=sys.stderr)  # below Hydra's own message
                     raise
                 finally:
-                    sys.argv = arguments
+                    sys.argv = typed
 
         return main
 
     return decorate
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import torch and Lightning, which takes most of a short command's time."""
+    with without_collection():
+        yield
+    heed()  # Python drops a KeyboardInterrupt that comes at the end of an import
+
+
 def explained(error: Any) -> Any:
-    """Say of a run folder that is not there, if that is so, that its job was trained in a stack."""
-    if not isinstance(error, folder.MissingError):
+    """Say of a missing run folder, if it is one of a stack's job, how to train that job alone."""
+    if not isinstance(error, MissingError):
         return error
     from linear_lab.sweep import ranking
 
     with suppress(UserError):  # the results of stacks cannot be read
-        if said := ranking.of_stack(error.path):
-            return UserError(f"{error.path}: {said}")
+        if message := ranking.of_stack(error.path):
+            return UserError(f"{error.path}: {message}")
     return error
 
 
@@ -115,169 +131,135 @@ def help_text(name: str) -> str:
 
 
 def required(cfg: DictConfig, key: str) -> None:
-    """Refuse a command without a key that it cannot do without.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Refuse a command without a key that it needs."""
     if OmegaConf.is_missing(cfg, key):
         raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>")
 
 
-def register_resolvers() -> None:
-    """Have the config name folders."""
-    OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
-    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
-    OmegaConf.register_new_resolver("workers", workers, replace=True)
-    OmegaConf.register_new_resolver("gpus", gpus, replace=True)
-
-
-def new_folder(parent: str, optimizer: str = "") -> str:
-    """Make the folder of a run or a sweep; as a resolver in the config, before Hydra writes there."""
-    try:
-        return atomic.new(parent, optimizer)
-    except UserError as error:  # OmegaConf would wrap it into an error of its own
-        raise failure(error) from error
-
-
-def sweep_folder(parent: str, name: str | None) -> str:
-    """Make the folder of a sweep, or find the one of that name."""
-    if name is None:
-        return new_folder(parent)
-    try:
-        if atomic.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
-            raise UserError(
-                f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
-                "and begins with a letter or digit; try name=study1"
-            )
-        folder = Path(parent).expanduser() / str(name)
-        with suppress(FileExistsError):
-            atomic.make(folder)
-            return str(folder)
-        atomic.check_room(folder)
-    except UserError as error:
-        raise failure(error) from error
-    return str(folder)
-
-
-def workers(accelerator: str) -> int:
-    """How many jobs run at once on this machine: one a core, or one a GPU where they train on one."""
-    if accelerator in ("gpu", "cuda", "auto"):
-        import torch
-
-        if torch.cuda.device_count() or accelerator != "auto":
-            return max(torch.cuda.device_count(), 1)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def gpus(accelerator: str, devices: Any) -> Any:
-    """How many GPUs a job wants; None where it trains on the CPU."""
-    return devices if accelerator in ("gpu", "cuda") else None
-
-
-def check_choices(arguments: list[str]) -> None:
-    """Refuse what Hydra would answer with a traceback: a group without an option.
-
-    Raises:
-        UserError: naming the group and its options.
-    """
-    for argument in arguments:
-        group, _, option = argument.partition("=")
-        if option == "null" and group != "experiment" and (CONF / group).is_dir():
-            raise UserError(f"{argument}: choose one of {', '.join(options(group))}")
-        if argument in WANTED and importlib.util.find_spec(WANTED[argument]) is None:
-            extra = {"sweep=search": "search"}.get(argument, option)
-            raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
-
-
 def options(group: str) -> list[str]:
-    """Names of a group's options."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-def resumed(arguments: list[str]) -> str | None:
-    """Return the folder that shall go on; None for none, or what Hydra will say that it cannot read.
+def is_group(key: str) -> bool:
+    return bool(key) and (CONF / key).is_dir()
 
-    >>> resumed(["resume=a=b"]), resumed(["resume='a=b'"]), resumed(["resume=null"])
-    ('a=b', 'a=b', None)
+
+def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
+    """Put a command line into the form that Hydra reads: flags before overrides, values quoted, groups without ``+``.
+
+    >>> in_order(["seed=1", "-m", "run=a b", "+optimizer=adam"], {})
+    ['-m', 'seed=1', "run='a b'", 'optimizer=adam']
     """
-    typed = next((argument for argument in arguments if argument.startswith("resume=")), "resume=null")
-    try:
-        value: Any = OverridesParser.create().parse_override(quoted(typed)).value()
-    except HydraException:
-        return None
-    return None if value is None else str(value)
+    flags: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-") or (flags and flags[-1] in FLAGS_WITH_VALUE):
+            flags.append(argument)
+            continue
+        key, equals, value = argument.partition("=")
+        if key.startswith("+") and is_group(key.lstrip("+")):  # the defaults list holds it, so that Hydra refuses +
+            key = key.lstrip("+")
+        overrides.append(quoted(f"{renamed.get(key, key)}{equals}{value}", [*TEXTS, *renamed.values()]))
+    return flags + overrides
 
 
-def resuming(folder: Path) -> list[str]:
-    """Return the arguments by which Hydra composes the saved config of a run, and writes no other one.
-
-    Raises:
-        UserError: for a sweep, and for a choice of a group: the saved config has made it.
-    """
-    arguments: list[str] = []
-    for argument in sys.argv[1:]:
-        group, equals, _ = argument.partition("=")
-        if argument in ("-m", "--multirun"):
-            raise UserError(f"resume={folder}: one run goes on; {argument} starts many, so leave it out")
-        if equals and (CONF / group).is_dir():
-            raise UserError(
-                f"resume={folder}: the run goes on with its own {group}, so {argument} cannot be chosen; "
-                "single values of trainer, callbacks and console can change, as in trainer.max_epochs=1000"
-            )
-        arguments.append(argument)
-        if group == "resume":  # beside it: argparse wants all overrides in one row
-            arguments += [
-                "hydra/job_logging=file",
-                "hydra.job.name=train",
-                quoted(f"hydra.run.dir={folder}", ("hydra.run.dir",)),
-                "hydra.output_subdir=null",
-            ]
-    return arguments
-
-
-def quoted(argument: str, texts: tuple[str, ...] = TEXTS) -> str:
+def quoted(override: str, texts: list[str]) -> str:
     """Quote a path or the name of a column for Hydra's grammar, which stumbles over ``=``, a space or an accent in it.
 
-    >>> quoted("run=outputs/a=b, c")
+    >>> quoted("run=outputs/a=b, c", ["run"])
     "run='outputs/a=b, c'"
-    >>> quoted("data.x=[living area,größe]")
+    >>> quoted("data.x=[living area,größe]", [])
     "data.x=['living area','größe']"
     """
-    key, equals, value = argument.partition("=")
+    key, equals, value = override.partition("=")
     if not equals or value in ("", "null", "[]"):
-        return argument
+        return override
     if key in COLUMNS:
         several = value.startswith("[") and value.endswith("]")
         items = value[1:-1].split(",") if several else [value]
         if any(character in item for item in items for character in "[]{}'\"") or ("," in value and not several):
-            return argument  # written as Hydra wants it, or a sweep
+            return override  # written as Hydra wants it, or a sweep
         items = [in_quotes(item.strip()) for item in items]
         return f"{key}=[{','.join(items)}]" if several else f"{key}={items[0]}"
-    return f"{key}={in_quotes(value)}" if key in texts and value[0] not in "'\"" else argument
+    return f"{key}={in_quotes(value)}" if key in texts and value[0] not in "'\"" else override
 
 
-def nearest(message: str, name: str) -> str | None:
-    """Return the key or option nearest to the one that Hydra does not know."""
-    if option := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
-        group, wrong = option.groups()
-        return next((f"{group}={match}" for match in difflib.get_close_matches(wrong, options(group), n=1)), None)
-    if key := re.search(r"Could not override '([^'@]+)'", message):
-        groups = [argument for argument in sys.argv[1:] if (CONF / argument.partition("=")[0]).is_dir()]
-        try:
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                whole = key[1].startswith("hydra.")
-                cfg = hydra.compose(name, [group for group in groups if "," not in group], return_hydra_config=whole)
-        except CompactHydraException:
-            return None
-        return next(iter(difflib.get_close_matches(key[1], list(keys(cfg)), n=1)), None)
-    return None
+def parsed(arguments: list[str]) -> Iterator[Override]:
+    """Yield those overrides of a command line that Hydra can read."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if not argument.startswith("-"):
+            with suppress(HydraException):
+                yield parser.parse_override(argument)
 
 
-def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+def check_choices(arguments: list[str]) -> None:
+    """Refuse what Hydra would answer with a traceback: a group without an option, or one whose package is missing."""
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option == "null" and group != "experiment" and is_group(group):
+            raise UserError(f"{argument}: choose one of {', '.join(options(group))}")
+        if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
+            extra = {"sweep=search": "search"}.get(argument, option)
+            raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
+
+
+def resumed(arguments: list[str]) -> str | None:
+    """Return the folder of the run that shall be resumed.
+
+    >>> resumed(["resume='a=b'"]), resumed(["resume=null"]), resumed(["seed=1"])
+    ('a=b', None, None)
+    """
+    values = [override.value() for override in parsed(arguments) if override.key_or_group == "resume"]
+    return None if not values or values[-1] is None else str(values[-1])
+
+
+def store_saved_config(folder: str, arguments: list[str]) -> str:
+    """Put the saved config of a run where Hydra finds configs by name, and return the name.
+
+    Raises:
+        UserError: if there is no such run; for a sweep, and for a choice of a group: the saved config has made it.
+    """
+    run = Run.open(folder, "resume")
+    for argument in arguments:
+        group, equals, _ = argument.partition("=")
+        if argument in ("-m", "--multirun"):
+            raise UserError(f"resume={run.path}: one run goes on; {argument} starts many, so leave it out")
+        if equals and is_group(group):
+            raise UserError(
+                f"resume={run.path}: the run goes on with its own {group}, so {argument} cannot be chosen; "
+                "single values of trainer, callbacks and console can change, as in trainer.max_epochs=1000"
+            )
+    saved: Any = OmegaConf.to_container(OmegaConf.create(run.config()))
+    node = {key: value for key, value in saved.items() if key not in ("hydra", "defaults")}
+    node["defaults"] = ["_self_", {"override hydra/hydra_logging": "warnings"}, {"override hydra/job_logging": "file"}]
+    # the folder has its own .hydra: Hydra writes no other one
+    node["hydra"] = {"job": {"name": "train"}, "run": {"dir": str(run.path.resolve())}, "output_subdir": None}
+    ConfigStore.instance().store(SAVED, node)
+    return SAVED
+
+
+def suggestion(arguments: list[str], name: str) -> str | None:
+    """Return the option or the key nearest to the first one that was typed and that there is not."""
+    overrides = [override for override in parsed(arguments) if isinstance(override.key_or_group, str)]
+    groups = {item.key_or_group: str(item.value()) for item in overrides if is_group(item.key_or_group)}
+    for group, option in groups.items():
+        if option not in options(group):
+            return next((f"{group}={match}" for match in difflib.get_close_matches(option, options(group), n=1)), None)
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            chosen = [f"{group}={option}" for group, option in groups.items()]
+            cfg = OmegaConf.to_container(hydra.compose(name, chosen, return_hydra_config=True))
+    except (CompactHydraException, OmegaConfBaseException):
+        return None
+    known = list(keys(cfg))
+    wrong = (item.key_or_group for item in overrides if item.key_or_group not in known and not item.is_add())
+    return next((match for key in wrong for match in difflib.get_close_matches(key, known, n=1)), None)
+
+
+def keys(node: Any, prefix: str = "") -> Iterator[str]:
     """Yield the dotted names of all that a config holds."""
-    for key in map(str, cfg):
-        yield prefix + key
-        value = cfg._get_node(key)  # cfg[key] would resolve what is not there yet
-        if isinstance(value, DictConfig):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
             yield from keys(value, f"{prefix}{key}.")

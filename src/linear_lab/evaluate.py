@@ -2,8 +2,7 @@
 
 from omegaconf import DictConfig
 
-from linear_lab.cli import entry, required
-from linear_lab.startup import importing
+from linear_lab.cli import entry, importing, required
 
 
 @entry("evaluate")

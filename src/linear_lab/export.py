@@ -4,8 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from linear_lab.cli import entry, required
-from linear_lab.startup import importing
+from linear_lab.cli import entry, importing, required
 
 
 @entry("export")

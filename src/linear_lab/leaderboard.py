@@ -1,27 +1,15 @@
 """Write a sweep's leaderboard again, and show it: ``python -m linear_lab.leaderboard sweep=outputs/sweeps/<name>``."""
 
-import re
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError
-from linear_lab.cli import entry, quoted
+from linear_lab.cli import entry
 
 
-def main() -> None:
-    """Rank a sweep's jobs; to Hydra ``sweep=`` would be a choice of conf/sweep, so the config has ``folder``."""
-    arguments = sys.argv
-    sys.argv = [quoted(re.sub("^sweep=", "folder=", argument), ("folder",)) for argument in arguments]
-    try:
-        leaderboard()
-    finally:
-        sys.argv = arguments
-
-
-@entry("leaderboard")
-def leaderboard(cfg: DictConfig) -> None:
+@entry("leaderboard", renamed={"sweep": "folder"})
+def main(cfg: DictConfig) -> None:
     """Rank the jobs by what they have left, whether they run, have ended, or were killed."""
     from linear_lab.sweep import board, page
     from linear_lab.terminal import layout
@@ -37,12 +25,12 @@ def leaderboard(cfg: DictConfig) -> None:
     if type(cfg.top) is not int or cfg.top < 1:
         raise UserError(f"top={cfg.top}: must be a whole number from 1, the rows of a table")
     board.read(folder, cfg.metric, cfg.mode)  # refuses before anything is written
-    found = board.write(folder, cfg.metric, cfg.mode)
+    leaderboard = board.write(folder, cfg.metric, cfg.mode)
     if cfg.page:
         page.write_page(folder)
     screen = layout.screen()
-    board.show(screen, found, cfg.top)
-    layout.show_commands(screen, board.commands(found))
+    board.show(screen, leaderboard, cfg.top)
+    layout.show_commands(screen, board.commands(leaderboard))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError
-from linear_lab.cli import entry
-from linear_lab.startup import importing
+from linear_lab.cli import entry, importing
 
 
 @entry("train")

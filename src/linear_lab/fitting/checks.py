@@ -1,7 +1,8 @@
-"""What a run refuses: values that cannot work, before anything is built, and what its parts refuse themselves."""
+"""What a run refuses before anything is built, and how errors of its parts name the config."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError
+from linear_lab.data import LinearData
 from linear_lab.terminal.report import describe
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MisconfigurationException)
-KEPT_ON_RESUME = ("resume", "trainer.", "callbacks.", "console.")  # what a resumed run may change
+CHANGED_ON_RESUME = ("resume", "trainer.", "callbacks.", "console.")  # keys that a resumed run may change
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 WHOLE_NUMBERS = (  # key, lowest, highest, example
     ("seed", 0, 2**32 - 1, 0),
@@ -30,7 +32,7 @@ WHOLE_NUMBERS = (  # key, lowest, highest, example
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Refuse what cannot work, before anything is built.
+    """Refuse a config that cannot work, before anything is built.
 
     Raises:
         UserError: naming the key, its value, and what to write instead.
@@ -46,7 +48,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             raise UserError(f"{key} must be a whole number from {low} to {high}, got {value}; try {key}={example}")
     if not isinstance(cfg.get("optimum", True), bool):
         raise UserError(f"optimum must be true or false, got {cfg.optimum}")
-    fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(KEPT_ON_RESUME)]
+    fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]
     if fixed:
         raise UserError(
             f"resume={cfg.resume}: the run goes on as it began, so {', '.join(fixed)} cannot change; "
@@ -56,25 +58,41 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 
 
 def check_accelerator(cfg: DictConfig) -> None:
-    """Refuse a GPU that is not there.
-
-    Raises:
-        UserError: naming the accelerator.
-    """
+    """Refuse a GPU that is not there."""
     if cfg.trainer.accelerator in ("gpu", "cuda") and not (
         torch.cuda.is_available() or torch.backends.mps.is_available()
     ):
         raise UserError("trainer.accelerator=gpu: PyTorch finds no GPU on this machine; run with trainer=cpu")
 
 
+def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint beyond ``max_epochs``, or with other data."""
+    limit = cfg.trainer.max_epochs
+    if limit not in (None, -1) and checkpoint.get("epoch", 0) > limit:
+        raise UserError(
+            f"trainer.max_epochs={limit}: {path} is from epoch {checkpoint['epoch'] + 1} already; give a larger one"
+        )
+    check_same_data(cfg, data, checkpoint)
+
+
+def check_same_data(cfg: DictConfig, data: LinearData, checkpoint: dict[str, Any]) -> None:
+    """Refuse other data than those that a checkpoint was trained on."""
+    fingerprint = checkpoint.get(type(data).__qualname__)
+    if fingerprint is not None and fingerprint != data.state_dict():
+        raise UserError(
+            f"data: {cfg.data.get('path') or type(data).__name__} has changed since the run was trained; "
+            "put the old data back, or train anew"
+        )
+
+
 @contextmanager
 def user_errors(group: str, *specs: dict[str, Any] | None) -> Iterator[None]:
-    """Name the config group, and the values, in what they provoke; what hints at a defect passes as it is."""
+    """Turn what a library refuses into a UserError that names the config group and values; defects pass unchanged."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError, OSError, ImportError, *CONFIG_ERRORS) as error:
         cause: BaseException = error
-        while isinstance(cause, HydraException) and cause.__cause__:  # Hydra wraps what was said first
+        while isinstance(cause, HydraException) and cause.__cause__:  # Hydra wraps the first error
             cause = cause.__cause__
         if isinstance(cause, (NameError, AttributeError, LookupError, AssertionError, NotImplementedError)):
             raise cause from None

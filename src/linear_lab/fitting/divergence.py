@@ -1,5 +1,6 @@
 """Runs whose loss grows without bound: stopped at once, and told why."""
 
+import logging
 import math
 from typing import Any
 
@@ -10,14 +11,11 @@ from omegaconf import DictConfig
 from linear_lab.fitting.summary import Summary
 from linear_lab.theory.least_squares import Reference
 
+log = logging.getLogger(__name__)
+
 
 class DivergenceError(Exception):
-    """Ends a run whose loss is not finite, or has grown beyond all bounds.
-
-    Attributes:
-        metric: the loss that says so.
-        value: its value.
-    """
+    """Ends a run whose loss ``metric`` is not finite, or has grown beyond all bounds."""
 
     def __init__(self, metric: str, value: float) -> None:
         super().__init__(f"{metric} {value:.2g}")
@@ -25,22 +23,14 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step, or validation, that shows divergence.
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence."""
 
-    Args:
-        known: what the run is held against.
-        metric: what decides which weights are best.
-        mode: ``min`` or ``max``.
-    """
-
-    def __init__(self, known: Reference, metric: str, mode: str) -> None:
-        self.known, self.summary = known, Summary(1, metric, mode)
+    def __init__(self, reference: Reference, metric: str, mode: str) -> None:
+        self.reference, self.summary = reference, Summary(1, metric, mode)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Look at the loss that the step began with."""
-        loss = (
-            outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
-        )  # Lightning has divided by it
+        # Lightning has divided the loss by the number of batches whose gradients add up
+        loss = outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
         diverged = self.summary.after_step(trainer.global_step, loss)
         if trainer.world_size > 1:  # each process has seen its own rows
             diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
@@ -48,27 +38,33 @@ class StopOnDivergence(Callback):
             raise DivergenceError("train/loss", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what was measured; the dashboard and Lightning's checkpoints follow after it."""
         metrics = {name: value for name, value in trainer.callback_metrics.items() if name != "step"}
         measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items()}
-        excess = self.known.excess(pl_module.network)  # type: ignore[arg-type]
+        excess = self.reference.excess(pl_module.network)  # type: ignore[arg-type]
         loss = measured["train/loss"] if excess is None else torch.tensor([excess], dtype=torch.float64)
         if self.summary.after_validation(trainer.global_step, measured, loss):
             name, value = self.summary.metrics[int(self.summary.diverged_by)], float(self.summary.diverged_value)
             raise DivergenceError(name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the summary in the checkpoint, for a run that is resumed."""
         return self.summary.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
         self.summary.load_state_dict(state_dict)
 
 
-def too_fast(cfg: DictConfig, known: Reference) -> bool:
+def warn_if_too_fast(cfg: DictConfig, reference: Reference) -> None:
+    """Before training, warn that the learning rate is above the largest stable one."""
+    if reference.stable_lr and too_fast(cfg, reference):
+        log.warning(
+            "optimizer.lr=%g is above %.4g, the largest stable rate for this data: the loss will grow; "
+            "try optimizer.lr=%g", cfg.optimizer.lr, reference.stable_lr, rounded_down(reference.stable_lr)
+        )  # fmt: skip
+
+
+def too_fast(cfg: DictConfig, reference: Reference) -> bool:
     """Tell whether the run must diverge: plain SGD above the largest stable rate, at a rate that nothing lowers."""
-    return known.stable_lr is not None and not cfg.scheduler and cfg.optimizer.lr > known.stable_lr
+    return reference.stable_lr is not None and not cfg.scheduler and cfg.optimizer.lr > reference.stable_lr
 
 
 def rounded_down(rate: float) -> float:
@@ -83,7 +79,7 @@ def rounded_down(rate: float) -> float:
 
 def divergence(
     cfg: DictConfig,
-    known: Reference,
+    reference: Reference,
     diverged: DivergenceError | None,
     result: dict[str, Any],
     initial: dict[str, float],
@@ -92,19 +88,19 @@ def divergence(
 
     Args:
         cfg: the config.
-        known: what the run is held against.
+        reference: of the run.
         diverged: what stopped it, if anything.
         result: ``steps`` and ``metrics`` at the end.
         initial: metrics of the untouched model.
     """
     metrics, steps = result["metrics"], result["steps"]
-    grown = too_fast(cfg, known) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
-    unsound = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
-    diverged = diverged or unsound or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
+    grown = too_fast(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
+    not_finite = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
+    diverged = diverged or not_finite or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
         return None
     raw = cfg.data.get("standardize") is False
-    return explain(diverged.metric, diverged.value, steps, cfg.optimizer.get("lr"), known.stable_lr, raw=raw)
+    return explain(diverged.metric, diverged.value, steps, cfg.optimizer.get("lr"), reference.stable_lr, raw=raw)
 
 
 def explain(metric: str, value: float, steps: int, lr: float | None, stable: float | None, *, raw: bool) -> str:
@@ -115,7 +111,7 @@ def explain(metric: str, value: float, steps: int, lr: float | None, stable: flo
         value: of the metric.
         steps: that were taken.
         lr: of the optimizer, if it has one.
-        stable: the largest stable rate, if it is known.
+        stable: the largest stable rate, if it is reference.
         raw: whether the data could be standardized and are not.
     """
     if not steps:

@@ -21,24 +21,21 @@ LOSS_FORMULAS = {
 
 
 class FirstSteps(Callback):
-    """Follows the first steps of a run and shows them as the seven steps of backpropagation.
-
-    All numbers are taken from the run as it goes by, by hooks: nothing is computed a second time.
+    """Shows the first steps of a run as the seven steps of backpropagation, by hooks: nothing is computed again.
 
     Args:
         console: where to show them.
-        steps: how many to show; the first is followed in any case, for the record.
-        plain: the config.
+        steps: how many to show; the first one is followed in any case, for the record.
+        config: of the run.
     """
 
-    def __init__(self, console: Console, steps: int, plain: dict[str, Any]) -> None:
-        self.console, self.steps, self.plain = console, steps, plain
+    def __init__(self, console: Console, steps: int, config: dict[str, Any]) -> None:
+        self.console, self.steps, self.config = console, steps, config
         self.recorded: dict[str, Any] | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note W and b, and have the forward pass leave its y_hat."""
-        plain = isinstance(pl_module.network, nn.Linear)  # another network has other steps in between
-        self.following = trainer.global_step < max(self.steps, 1) and plain
+        linear = isinstance(pl_module.network, nn.Linear)  # another network has other steps in between
+        self.following = trainer.global_step < max(self.steps, 1) and linear
         if self.following:
             self.formula = formula(pl_module)
             self.before = self._parameters(pl_module)
@@ -49,15 +46,15 @@ class FirstSteps(Callback):
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Note the gradients of the backward pass; and lr, if the update is no more than lr times those."""
         if not self.following:
             return
         self.gradients.append(
             {name: p.grad.clone() for name, p in pl_module.network.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
         )
         group = optimizer.param_groups[0]
-        own_rule = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
-        self.lr = group["lr"] if own_rule and trainer.gradient_clip_val is None else None
+        plain = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
+        # None where the update is more than lr times the gradient
+        self.lr = group["lr"] if plain and trainer.gradient_clip_val is None else None
 
     def on_train_batch_end(
         self,
@@ -67,7 +64,6 @@ class FirstSteps(Callback):
         batch: tuple[Tensor, Tensor],
         batch_idx: int,
     ) -> None:
-        """Show the step, now that the weights are updated."""
         if not self.following:
             return
         self.hook.remove()
@@ -101,7 +97,7 @@ class FirstSteps(Callback):
             rows.add_row(*(numbers(values[row]) for values in columns.values()))
         if len(x) > SHOWN:
             rows.add_row(*["..."] * len(columns))
-        loss_name = self.plain["loss"]["_target_"].rpartition(".")[2]
+        loss_name = self.config["loss"]["_target_"].rpartition(".")[2]
         gradient = {name: f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()}
         rule = "" if self.lr is None else f" - {number(self.lr)} * dloss/d"
         updates = []
@@ -112,8 +108,8 @@ class FirstSteps(Callback):
             updates.append(f"{SYMBOLS[name]} <- {meaning} = {numbers(old)} {step} = {numbers(after[name])}")
         steps: dict[str, list[Any]] = {
             "model": [self.formula, *(f"{SYMBOLS[name]} = {numbers(old)}" for name, old in self.before.items())],
-            "loss": [" = ".join([describe(self.plain["loss"]), *LOSS_FORMULAS.get(loss_name, ())])],
-            "optimizer": [describe(self.plain["optimizer"])],
+            "loss": [" = ".join([describe(self.config["loss"]), *LOSS_FORMULAS.get(loss_name, ())])],
+            "optimizer": [describe(self.config["optimizer"])],
             "forward": [f"x {tuple(x.shape)} -> y_hat {tuple(y_hat.shape)}, y {tuple(y.shape)}{share}{again}", rows],
             "loss value": [f"loss = {number(loss)}"],
             "backward": list(gradient.values()),
@@ -128,11 +124,9 @@ class FirstSteps(Callback):
         self.console.print()
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the first step in the checkpoint, for a run that is resumed after it."""
         return {"recorded": self.recorded}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the first step from the checkpoint."""
         self.recorded = state_dict["recorded"]
 
     @staticmethod

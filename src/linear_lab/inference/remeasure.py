@@ -1,20 +1,18 @@
 """A run's checkpoint, measured."""
 
 import logging
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from linear_lab import UserError
-from linear_lab.data import LinearData
-from linear_lab.fitting.build import build, restored_process
-from linear_lab.fitting.checks import check_accelerator, user_errors
-from linear_lab.models import SupervisedModule
-from linear_lab.runs.folder import Run, release
+from linear_lab.fitting.build import build
+from linear_lab.fitting.checks import check_accelerator, check_same_data
+from linear_lab.fitting.measure import measure
+from linear_lab.fitting.process import restored_process
+from linear_lab.runs.checkpoints import readable_checkpoint
+from linear_lab.runs.folder import Run
 from linear_lab.terminal import layout, report
 
 log = logging.getLogger(__name__)
@@ -52,62 +50,6 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     return metrics
 
 
-def measure(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> dict[str, float]:
-    """Metrics of all parts, by Lightning's test loop on one device: the same numbers whoever asks."""
-    devices = cfg.trainer.devices
-    with user_errors("trainer"):
-        trainer = Trainer(
-            accelerator=cfg.trainer.accelerator,
-            devices=list(devices[:1]) if OmegaConf.is_list(devices) else 1,
-            precision=cfg.trainer.precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    trainer.test(model, data, verbose=False)
-    return measured(trainer)
-
-
-def measured(trainer: Trainer) -> dict[str, float]:
-    """Return what the trainer measured last."""
-    return {name: value.item() for name, value in trainer.callback_metrics.items() if name != "step"}
-
-
-class LostError(UserError):
-    """A run has checkpoints, of which none can be read."""
-
-
-def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, Any]]:
-    """Return the path and content of a run's checkpoint: of the other one if it cannot be read; None if there is none.
-
-    Raises:
-        LostError: if there are some, but none can be read.
-        UserError: if a newer version of Lightning made them.
-    """
-    if which not in ("best", "last"):
-        raise UserError(f"checkpoint={which}: choose checkpoint=best or checkpoint=last")
-    unreadable = []
-    for kind in (which, "last" if which == "best" else "best"):
-        path = run.checkpoint(kind)
-        if path is None:
-            continue
-        try:
-            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-            step, made_by = checkpoint["global_step"], checkpoint["pytorch-lightning_version"]
-        except Exception as error:  # a file cut in half raises anything
-            unreadable.append(f"{path} ({str(error).splitlines()[0]})")
-            continue
-        if release(made_by) > release(version("lightning")):
-            raise UserError(f"{path}: made by lightning {made_by}, newer than {version('lightning')}; update lightning")
-        if unreadable:
-            log.warning("cannot read %s; taking %s instead, of step %d", unreadable[0], path, step)
-        return path, checkpoint
-    if unreadable:
-        raise LostError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
-    return None, {}
-
-
 def open_checkpoint(folder: str, which: str) -> tuple[Run, DictConfig, Path, dict[str, Any]]:
     """Open a run for what comes after training: the run, its config, the path and the content of a checkpoint.
 
@@ -123,17 +65,3 @@ def open_checkpoint(folder: str, which: str) -> tuple[Run, DictConfig, Path, dic
     if run.record["status"] == "diverged":
         log.warning("This run %s", run.record["error"])
     return run, cfg, path, checkpoint
-
-
-def check_same_data(cfg: DictConfig, data: LinearData, checkpoint: dict[str, Any]) -> None:
-    """Refuse other data than those that a checkpoint was trained on.
-
-    Raises:
-        UserError: naming the data.
-    """
-    kept = checkpoint.get(type(data).__qualname__)
-    if kept is not None and kept != data.state_dict():
-        raise UserError(
-            f"data: {cfg.data.get('path') or type(data).__name__} has changed since the run was trained; "
-            "put the old data back, or train anew"
-        )

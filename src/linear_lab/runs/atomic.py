@@ -1,4 +1,4 @@
-"""Folders and files that a process killed at any moment leaves whole."""
+"""Folders, files and locks that stay whole when a process is killed at any moment."""
 
 import fcntl
 import functools
@@ -16,30 +16,30 @@ from pathlib import Path
 from linear_lab import UserError
 
 LONGEST_NAME = 120  # characters of a folder's name
-ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model leaves less
+ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model needs less
 ROOM_REMEDY = "make room, or choose another folder with output_root=<folder>"
-PATIENCE = 0.5  # seconds to wait for a lock: who looks whether one is held takes it for a moment
+PATIENCE = 0.5  # seconds to retry a lock: `is_locked` of another process takes it briefly
 
 
-@functools.cache  # Hydra asks more than once; one process makes one folder
+@functools.cache  # Hydra resolves the name more than once; one process makes one folder
 def new(parent: str, optimizer: str = "") -> str:
-    """Make ``<parent>/<UTC time>-<4 random characters>-<optimizer>``: atomically, so that no other launch has the same.
+    """Make the folder ``<parent>/<UTC time>-<4 random characters>-<optimizer>``, which no other launch shares.
 
     Raises:
-        UserError: if it cannot be made or has no room, before anything is trained.
+        UserError: if it cannot be made or has no room.
     """
-    folder = Path(parent).expanduser()
     random_characters = random.SystemRandom()
     while True:
         name = "".join(random_characters.choices(string.ascii_lowercase + string.digits, k=4))
-        path = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}{f'-{plain(optimizer)}' if optimizer else ''}"
+        suffix = f"-{plain(optimizer)}" if optimizer else ""
+        path = Path(parent).expanduser() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}{suffix}"
         with suppress(FileExistsError):
             make(path)
             return str(path)
 
 
 def make(path: Path) -> None:
-    """Make a folder for what shall be trained, in which there is room.
+    """Make a folder that has room for a run.
 
     Raises:
         FileExistsError: if it is there already.
@@ -48,114 +48,63 @@ def make(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
-    except FileExistsError as error:
-        if path.is_dir():
-            raise
-        raise no_folder(path, error) from error
     except OSError as error:
-        raise no_folder(path, error) from error
+        if isinstance(error, FileExistsError) and path.is_dir():
+            raise
+        why = f"{error.strerror}: {error.filename or path}"
+        raise UserError(
+            f"no run can be kept in {path.parent} ({why}); choose another folder with output_root=<folder>"
+        ) from error
     try:
         check_room(path)
     except UserError:
-        with suppress(OSError):  # another process may be in it already
+        with suppress(OSError):  # another process may be using it already
             path.rmdir()
         raise
 
 
-def no_folder(path: Path, error: OSError) -> UserError:
-    """Say why nothing can be kept there."""
-    return UserError(
-        f"no run can be kept in {path.parent} ({error.strerror}: {error.filename or path}); "
-        "choose another folder with output_root=<folder>"
-    )
-
-
 def check_room(folder: Path) -> None:
-    """Refuse a disk without room, before anything is trained.
-
-    Raises:
-        UserError: naming the folder.
-    """
+    """Raise UserError if the disk of a folder is full, before anything is trained."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:  # without a name: others may look at the same time
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(ROOM))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(
-            f"cannot write in {folder}: {error.strerror or error}; "
-            "make room, or choose another folder with output_root=<folder>"
-        ) from error
+        raise UserError(f"cannot write in {folder}: {error.strerror or error}; {ROOM_REMEDY}") from error
 
 
 def plain(name: str) -> str:
-    """Make a name that any file system takes, and that TensorBoard does not nest."""
+    """Replace what a file system or TensorBoard does not take in the name of a folder."""
     return re.sub(r"[^A-Za-z0-9._=+-]", "_", name)[:LONGEST_NAME].rstrip(".-")
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a process killed meanwhile, finds it whole: the old one or the new one.
-
-    Raises:
-        UserError: if the disk is full, or does not let itself be written.
-    """
-    with writing(path, ROOM_REMEDY) as part:
+def replace(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file atomically: a reader finds the old content or the new one; see `writing`."""
+    with writing(path, ROOM_REMEDY, sync=sync) as part:
         part.write_bytes(content)
 
 
-def write_all(contents: dict[Path, bytes]) -> None:
-    """Write files that nobody reads before a record says so; all are on disk afterwards.
-
-    One call of sync for all: each file's own fsync would be most of what it costs to write.
-
-    Raises:
-        UserError: as `replace`.
-    """
-    path = Path()
-    try:
-        for path, content in contents.items():
-            path.write_bytes(content)
-        os.sync()
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """Say that a file could not be written."""
-    remedy = "make room, or choose another folder with output_root=<folder>"
-    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy}")
-
-
-def replace_all(contents: dict[Path, bytes]) -> None:
-    """Replace many files as `replace` does, all on disk before the first takes its place.
-
-    Raises:
-        UserError: as `replace`.
-    """
-    parts = {path: path.with_name(path.name + ".part") for path in contents}
-    try:
-        write_all({parts[path]: content for path, content in contents.items()})
-        for path, part in parts.items():
-            part.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-
-
 @contextmanager
-def writing(path: Path, remedy: str = "make room, or choose another file with output=<file>") -> Iterator[Path]:
-    """Give a file beside ``path`` to write to, which takes its place, on disk, once the block has ended well.
+def writing(
+    path: Path, remedy: str = "make room, or choose another file with output=<file>", *, sync: bool = True
+) -> Iterator[Path]:
+    """Give a file beside ``path`` to write to; it replaces ``path`` once the block has succeeded.
+
+    Args:
+        path: the file.
+        remedy: what the user can do about a full disk.
+        sync: whether the content is on disk before; without, a power cut may lose the file, a kill does not.
 
     Raises:
-        UserError: as `replace`.
+        UserError: if the disk is full, or refuses to be written.
     """
     part = path.with_name(path.name + ".part")
     try:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
@@ -164,7 +113,7 @@ def writing(path: Path, remedy: str = "make room, or choose another file with ou
 
 
 def taken(file: int) -> bool:
-    """Take the lock of an open file, if no other process holds it for longer than a glance."""
+    """Take the exclusive lock of an open file; False if another process keeps holding it."""
     for _ in range(50):
         with suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,7 +123,7 @@ def taken(file: int) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether some process holds the lock of a file."""
+    """Tell whether a process holds the lock of a file."""
     try:
         file = os.open(path, os.O_RDWR)
     except OSError:

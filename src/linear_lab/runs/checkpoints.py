@@ -1,72 +1,116 @@
-"""Checkpoints on their way to the disk."""
+"""Checkpoints of a run: written atomically, and read again."""
 
 import io
-import math
-import time
-from collections.abc import Callable
+import logging
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import Strategy
+from torch import Tensor
 
+from linear_lab import UserError
 from linear_lab.runs import atomic
+from linear_lab.runs.folder import BEST, LAST, Run, release
+
+log = logging.getLogger(__name__)
 
 
-class Soon(NamedTuple):
-    """How `WholeFileIO` is to write a checkpoint: into several files, soon, and after something else."""
-
-    paths: list[Path]
-    first: list[Callable[[], None]]  # so that the curves reach as far as the checkpoint after a kill
-
-
-def takes_options(strategy: Strategy) -> bool:
-    """Tell whether a strategy hands storage options on: those that cut a model into parts refuse them."""
-    return type(strategy).save_checkpoint is Strategy.save_checkpoint
-
-
-class WholeFileIO(TorchCheckpointIO):
-    """Replaces a checkpoint in one step and on disk; Lightning's own goes through another folder and may be cut.
-
-    What is to be written `Soon` is kept, and written at most once in `INTERVAL` seconds: a run killed by -9 loses that
-    much of its work. Lightning calls `teardown` however else training ends.
-    """
-
-    INTERVAL = 1.0
-
-    def __init__(self) -> None:
-        self.kept: dict[Path, bytes] = {}
-        self.first: list[Callable[[], None]] = []
-        self.written = -math.inf
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Replaces a checkpoint atomically; Lightning's own goes through the system's temporary folder and may be cut."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the checkpoint, at once or `Soon`."""
-        if not (storage_options is None or isinstance(storage_options, Soon)):
+        if storage_options is not None:
             raise TypeError("storage_options are not supported")
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        paths, self.first = storage_options or ([Path(path)], self.first)
-        for file in paths:
-            self.kept.pop(file, None)  # they are written in the order of this dict: best.ckpt is never behind last.ckpt
-            self.kept[file] = content.getvalue()
-        if storage_options:
-            self.write_due()
-        else:
-            self.teardown()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # fsync would take half of the time of a run that validates after each step
+        atomic.replace(Path(path), content.getvalue(), sync=False)
 
-    def write_due(self) -> None:
-        """Write what is kept, if its time has come."""
-        if self.kept and time.monotonic() - self.written >= self.INTERVAL:
-            self.teardown()
 
-    def teardown(self) -> None:
-        """Write what is kept; what a signal or a full disk leaves unwritten is kept still."""
-        for call in self.first if self.kept else ():
-            call()
-        while self.kept:
-            path = next(iter(self.kept))
-            path.parent.mkdir(exist_ok=True)
-            atomic.replace(path, self.kept[path])
-            del self.kept[path]
-            self.written = time.monotonic()
+class SaveCheckpoints(callbacks.Checkpoint):
+    """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, taken after validations.
+
+    Lightning's ModelCheckpoint forgets the best score when the run folder was moved before the run is resumed.
+
+    Args:
+        monitor: the metric that decides which weights are best.
+        mode: ``min`` or ``max``: whether a lower or a higher metric is better.
+
+    Raises:
+        ValueError: for another mode.
+    """
+
+    def __init__(self, monitor: str, mode: str = "min") -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be min or max, got {mode}")
+        self.monitor, self.mode = monitor, mode
+        self.best: Tensor | None = None
+        self.step = 0  # of the last checkpoint
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, folder = trainer.global_step, Path(trainer.default_root_dir)
+        dry = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.state.fn != "fit" or dry or step == self.step:
+            return
+        self.step = step
+        for logger in trainer.loggers:
+            logger.save()  # so that the curves reach as far as the checkpoint after a kill
+        if self.is_best(trainer):  # first: best.ckpt is never behind last.ckpt
+            trainer.save_checkpoint(folder / BEST)
+        trainer.save_checkpoint(folder / LAST)
+
+    def is_best(self, trainer: Trainer) -> bool:
+        """Tell whether the monitored metric is the best so far, and keep it."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            raise ValueError(f"{self.monitor} is not measured; choose one of {', '.join(trainer.callback_metrics)}")
+        better = self.best is None or bool(value < self.best if self.mode == "min" else value > self.best)
+        if trainer.world_size > 1:  # all processes save, or none
+            better = trainer.strategy.reduce_boolean_decision(better)
+        if better:
+            self.best = value.clone()
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class LostError(UserError):
+    """A run has checkpoints, of which none can be read."""
+
+
+def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, Any]]:
+    """Return the path and content of a run's checkpoint, or of the other one if it cannot be read; None for none.
+
+    Raises:
+        LostError: if there are some, but none can be read.
+        UserError: if a newer version of Lightning made them.
+    """
+    if which not in ("best", "last"):
+        raise UserError(f"checkpoint={which}: choose checkpoint=best or checkpoint=last")
+    unreadable = []
+    for kind in (which, "last" if which == "best" else "best"):
+        path = run.checkpoint(kind)
+        if path is None:
+            continue
+        try:
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+            step, made_by = checkpoint["global_step"], checkpoint["pytorch-lightning_version"]
+        except Exception as error:  # a damaged file raises anything
+            unreadable.append(f"{path} ({str(error).splitlines()[0]})")
+            continue
+        if release(made_by) > release(version("lightning")):
+            raise UserError(f"{path}: made by lightning {made_by}, newer than {version('lightning')}; update lightning")
+        if unreadable:
+            log.warning("cannot read %s; taking %s instead, of step %d", unreadable[0], path, step)
+        return path, checkpoint
+    if unreadable:
+        raise LostError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
+    return None, {}

@@ -11,15 +11,8 @@ from typing import Any
 
 Path = tuple[str, ...]  # the keys that lead to a leaf; positions in a list count as keys
 
-FREE = (  # top-level keys of a config that decide no number
-    "output_root",
-    "resume",
-    "console",
-    "logger",
-    "name",
-    "overwrite",
-    "fail_fast",
-)
+# top-level keys of a config that decide no number
+FREE = ("output_root", "resume", "console", "logger", "name", "overwrite", "fail_fast")
 SAME_DATA = ("batch_size", "order_seed")  # keys of data that change no row
 
 
@@ -42,9 +35,9 @@ def term(path: Path, value: Any) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def total(found: Iterable[tuple[Path, Any]], counts: Callable[[Path, Any], bool]) -> int:
+def total(items: Iterable[tuple[Path, Any]], counts: Callable[[Path, Any], bool]) -> int:
     """Sum of the terms of those leaves that count."""
-    return sum(term(path, value) for path, value in found if counts(path, value)) % 2**64
+    return sum(term(path, value) for path, value in items if counts(path, value)) % 2**64
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -133,6 +133,12 @@ class Run:
                 raise
             self.write(seconds=before + time.perf_counter() - started)
 
+    def add_to_job(self, overrides: Sequence[str]) -> None:
+        """Add overrides to those of a sweep's job: another command trains it again from now on."""
+        if job := self.record.get("job"):
+            added = [override for override in overrides if not override.startswith("resume=")]
+            self.record["job"] = job | {"overrides": job["overrides"] + added}
+
     def clear(self) -> None:
         """Make room for a run from the start: take away what an earlier one left but its log.
 
@@ -153,8 +159,8 @@ class Run:
         if overrides:
             import yaml  # not above: the leaderboard answers without
 
-            known = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
-            typed = [*(yaml.safe_load(known) or []), *overrides]
+            before = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
+            typed = [*(yaml.safe_load(before) or []), *overrides]
             replace(self.path / OVERRIDES, yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize).encode())
         self.write(status="running", error=None, versions=versions(), **fields)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from linear_lab import UserError
 from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
 from linear_lab.fitting.run import train_in
-from linear_lab.inference.remeasure import LostError, readable_checkpoint
+from linear_lab.runs.checkpoints import LostError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import HeldError, Run, versions
 from linear_lab.sweep import board, results

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from torch.optim import SGD
 
 from linear_lab.data import LinearData
-from linear_lab.fitting.build import build, restored_process
+from linear_lab.fitting.build import build
+from linear_lab.fitting.process import restored_process
 from linear_lab.models import LinearModule, SupervisedModule
 from linear_lab.runs.folder import LAST
 from linear_lab.sweep.board import markdown

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LINEAR = "linear_lab.models.linear.LinearModule"
 START = (("model", "weight"), ("model", "bias"))  # of it: numbers at which training starts
-CALLBACKS = ("linear_lab.fitting.callbacks.Checkpoint", "linear_lab.fitting.callbacks.MeasureLastStep")
+CALLBACKS = ("linear_lab.runs.checkpoints.SaveCheckpoints",)
 OF_THE_TRAINER = {"devices": (1,), "precision": (None, 32, 64, "32", "64", "32-true", "64-true")}  # and any of these:
 ANY_OF_THE_TRAINER = {"accelerator", "max_epochs", "min_epochs", "max_steps", "min_steps", "check_val_every_n_epoch"}
 
@@ -155,7 +155,7 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
         if callback and callback["_target_"] not in CALLBACKS:
             yield f"callbacks.{name}"
     if {*defaults("callbacks/default")} - {name for name, callback in config["callbacks"].items() if callback}:
-        yield "callbacks without best, last or measure_last_step"
+        yield "callbacks without checkpoints"
     for key, value in trainer.items():
         allowed = OF_THE_TRAINER.get(key, (defaults("trainer/auto").get(key),))
         if key not in ANY_OF_THE_TRAINER and (value not in allowed or (value is True and True not in allowed)):

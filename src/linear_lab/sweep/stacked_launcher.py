@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from linear_lab import UserError
-from linear_lab.startup import importing
+from linear_lab.compat import without_collection
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.launchers import LocalLauncher
 
@@ -65,7 +65,7 @@ class StackedLauncher(LocalLauncher):
         if self.config.hydra.sweeper.get("prune"):
             self.notes = [f"one by one  {len(jobs)} jobs: hydra.sweeper.prune=true"]
             return
-        with importing():
+        with without_collection():
             from linear_lab.sweep.stackable import groups
             from linear_lab.sweep.stacks import Options, Stacks
 

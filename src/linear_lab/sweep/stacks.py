@@ -11,8 +11,8 @@ import polars as pl
 import torch
 
 from linear_lab import UserError
-from linear_lab.fitting.build import restored_process
 from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
+from linear_lab.fitting.process import restored_process
 from linear_lab.runs import atomic
 from linear_lab.stacked.columns import Group
 from linear_lab.stacked.loop import Loop

@@ -39,6 +39,10 @@ class Optimum:
     _factor: Tensor  # the triangle R of [z, 1] = Q R, divided by the root of B T / 2
     _weight_decay: float
 
+    def learned(self) -> dict[str, Any]:
+        """Return weight and bias as lists, as a linear model does."""
+        return {"weight": self.weight.tolist(), "bias": None if self.bias is None else self.bias.tolist()}
+
     def excess(self, weight: Tensor, bias: Tensor | None) -> float:
         """Loss of other parameters minus the least loss, without cancellation: never negative.
 

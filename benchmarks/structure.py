@@ -1,0 +1,144 @@
+"""The structure of the code, measured beside its goals: ``make structure``.
+
+Exits with 1 where a measure is worse than benchmarks/structure.json says. Who adds a capability raises that file in a
+commit that says why; ``--write`` lowers what has become better.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import grimp
+
+ROOT = Path(__file__).parents[1]
+SRC, LANDED = ROOT / "src", ROOT / "benchmarks" / "structure.json"
+GOALS = {
+    "lines of src": 7000,
+    "files without __init__": 55,
+    "longest file": 300,
+    "longest function": 60,
+    "longest fitting/run.py": 150,
+    "files that a default run executes": 30,
+    "files that the config enters": 12,
+    "steps back to a file that it was in": 5,
+    "import circles": 0,
+    "undocumented names outside compat.py": 0,
+    "functions in compat.py": 8,
+    "pairs of files with one name": 0,
+}
+COMMANDS = {"train", "evaluate", "predict", "export", "leaderboard", "dashboard"}
+UNDOCUMENTED = (  # names of Lightning, torch, Hydra, TensorBoard, Optuna and CPython that their docs do not give
+    r"hydra\._internal", r"_get_node", r"_return_value", r"\.f_back", r"_get_file_writer", r"trainer\._\w+",
+    r"_current_fx_name", r"_generate_state_key", r"restarted_on_train_batch_end", r"total_batch_idx",
+    r"val_check_batch", r"enable_validation", r"callback_metrics\.update", r"logged_metrics", r"trainer\.callbacks\b",
+    r"gc\.(freeze|set_threshold|disable|get_freeze_count)", r"get_trial_id_from_study_id_trial_number",
+    r"set_trial_user_attr", r"launcher\.joblib", r"BasicLauncher",
+    r"hasattr\(.*launcher", r"torch\._\w+", r"__setattr__\(", r"trainer\.profiler",
+)  # fmt: skip
+TRACED = """
+import json, sys
+from omegaconf import DictConfig
+files, rooms = set(), []
+def look(frame, event, _):
+    name = frame.f_code.co_filename
+    if event == "call" and "/linear_lab/" in name:
+        code = frame.f_code
+        if code.co_name == "<module>" or not code.co_flags & 2:  # imports, and the bodies of classes
+            return
+        files.add(name)
+        given = [frame.f_locals.get(key) for key in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+        if any(isinstance(value, DictConfig) for value in given) and rooms[-1:] != [name]:
+            rooms.append(name)
+sys.setprofile(look)
+sys.argv = ["train", "output_root=" + sys.argv[1]]
+from linear_lab.train import main
+try:
+    main()
+finally:
+    sys.setprofile(None)
+    print(json.dumps([sorted(files), rooms]))
+"""
+
+
+def main() -> int:
+    """Print the measures, and tell whether none is worse than the landed one."""
+    landed: dict[str, int] = json.loads(LANDED.read_text()) if LANDED.exists() else {}
+    measures = dict(measured())
+    print(f"{'':40}{'now':>8}{'landed':>8}{'goal':>8}")
+    for name, value in measures.items():
+        worse = " worse" if value > landed.get(name, value) else ""
+        print(f"{name:40}{value:8}{landed.get(name, value):8}{GOALS[name]:8}{worse}")
+    if "--write" in sys.argv:
+        LANDED.write_text(json.dumps(measures, indent=2) + "\n")
+        return 0
+    return int(any(value > landed.get(name, value) for name, value in measures.items()))
+
+
+def measured() -> Iterator[tuple[str, int]]:
+    """Yield the measures, by the names of their goals."""
+    paths = sorted(SRC.rglob("*.py"))
+    texts = {path: path.read_text() for path in paths}
+    own = [path for path in paths if path.name != "__init__.py"]
+    yield "lines of src", sum(len(text.splitlines()) for text in texts.values())
+    yield "files without __init__", len(own)
+    yield "longest file", max(len(text.splitlines()) for text in texts.values())
+    yield "longest function", max(length for text in texts.values() for length in function_lengths(text))
+    yield "longest fitting/run.py", len(texts[SRC / "linear_lab/fitting/run.py"].splitlines())
+    executed, rooms = traced()
+    yield "files that a default run executes", len([name for name in executed if not name.endswith("__init__.py")])
+    yield "files that the config enters", len(set(rooms))
+    yield "steps back to a file that it was in", len(rooms) - len(set(rooms))
+    yield "import circles", circles()
+    compat = SRC / "linear_lab/compat.py"
+    others = [text for path, text in texts.items() if path != compat]
+    yield "undocumented names outside compat.py", sum(len(re.findall("|".join(UNDOCUMENTED), text)) for text in others)
+    yield "functions in compat.py", sum(isinstance(node, ast.FunctionDef) for node in ast.parse(texts[compat]).body)
+    stems = sorted(path.stem for path in own if path.stem not in COMMANDS)
+    yield "pairs of files with one name", sum(stem(one) == stem(other) for one, other in pairwise(sorted(stems)))
+
+
+def function_lengths(text: str) -> Iterator[int]:
+    """Yield the lengths of functions, in lines."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            yield (node.end_lineno or 0) - node.lineno + 1
+
+
+def stem(name: str) -> str:
+    """Take off the ending by which two inflections of a word differ."""
+    return re.sub(r"(ings?|ions?|ed|ers?|s|e)$", "", name)
+
+
+def traced() -> tuple[list[str], list[str]]:
+    """Train a default run; return the files that it executed, and those that the config came into, in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", TRACED, folder]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    files: Any
+    rooms: Any
+    files, rooms = json.loads(out.splitlines()[-1])
+    return files, rooms
+
+
+def circles() -> int:
+    """Count the groups of modules that import each other in a circle, imports within functions included."""
+    graph = grimp.build_graph("linear_lab", cache_dir=None)
+    reached = {module: graph.find_downstream_modules(module) for module in graph.modules}
+    left, count = set(graph.modules), 0
+    while left:
+        module = left.pop()
+        circle = {other for other in left if other in reached[module] and module in reached[other]}
+        left -= circle
+        count += bool(circle)
+    return count
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

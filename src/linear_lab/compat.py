@@ -1,0 +1,56 @@
+"""Uses of undocumented names of libraries, one function each, with what it buys."""
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Import torch and Lightning without Python's garbage collector, which then never looks at what they loaded.
+
+    Measured on a default run: 4.0 s instead of 5.3 s.
+    """
+    if "torch" in sys.modules:  # a job of a sweep: to freeze again would keep its config for ever
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def validation_follows(trainer: "Trainer", batch_idx: int) -> bool:
+    """Tell whether Lightning validates after this batch.
+
+    A signal then waits for the checkpoint of that validation: a run resumed from an earlier one would leave it out.
+    """
+    every, batches = trainer.check_val_every_n_epoch, batch_idx + 1
+    if every is None:  # val_check_interval counts over epochs
+        batches = trainer.fit_loop.total_batch_idx + 1
+    elif (trainer.current_epoch + 1) % every:
+        return False
+    check = trainer.val_check_batch
+    return bool(trainer.enable_validation and check is not None and not batches % check)
+
+
+def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: bool) -> None:
+    """Have Lightning validate after this batch, whatever ``check_val_every_n_epoch`` and ``val_check_interval`` say.
+
+    Without it, curves and checkpoints of a run whose length is no multiple of them end before the final model.
+    """
+    trainer.check_val_every_n_epoch = 1
+    if ends_training and trainer.enable_validation:
+        trainer.val_check_batch = batch_idx + 1
+
+
+def resumed_at_last_batch(trainer: "Trainer") -> bool:
+    """Tell whether training goes on from a checkpoint that was taken after the last batch of an epoch."""
+    return trainer.is_last_batch and not trainer.fit_loop.epoch_loop.restarted_on_train_batch_end

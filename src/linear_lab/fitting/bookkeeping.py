@@ -1,0 +1,102 @@
+"""What a run notes beside training: how it begins, its last checkpoint, and its outcome."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from linear_lab.config import as_dict
+from linear_lab.data import LinearData
+from linear_lab.fitting.divergence import DivergenceError
+from linear_lab.fitting.measure import measure
+from linear_lab.models import SupervisedModule
+from linear_lab.runs.checkpoints import readable_checkpoint
+from linear_lab.runs.folder import LAST, Run, git_revision
+from linear_lab.terminal import report
+from linear_lab.theory.least_squares import Reference
+from linear_lab.tracking import hparams
+from linear_lab.tracking.outcome_text import outcome_text
+from linear_lab.tracking.tensorboard import RunLogger
+from linear_lab.tracking.tracker import Dashboard
+
+
+@dataclass
+class Fit:
+    """What training leaves in memory."""
+
+    cfg: DictConfig
+    data: LinearData
+    model: SupervisedModule
+    trainer: Trainer
+    reference: Reference
+    tracker: Dashboard | None
+    diverged: DivergenceError | None = None
+
+
+def begin(run: Run, cfg: DictConfig, fingerprint: str, fitted: Fit, overrides: Sequence[str]) -> None:
+    """Record that training begins, and with which config."""
+    data, plain = fitted.data, as_dict(cfg)
+    # cosine: its T_max does not follow max_epochs when the run is resumed
+    saved = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"], "resume": None})
+    hparams.take_back_end(run.path)
+    run.begin(
+        OmegaConf.to_yaml(saved),
+        overrides if cfg.resume or run.record.get("job") else (),  # of other runs Hydra has written them
+        config_hash=fingerprint,
+        seed=cfg.seed,
+        git=git_revision(),
+        columns={"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels},
+        rows={name: len(x) for name, (x, _) in data.parts.items()},
+        loss_unit=report.loss_unit(plain["loss"], data.schema),
+        stable_lr=fitted.reference.stable_lr,
+        weight_decay=fitted.reference.weight_decay,
+    )
+
+
+def save_last(run: Run, fitted: Fit) -> None:
+    """Save last.ckpt where no validation came to the last step; of a run that diverged the last finite one stays."""
+    trainer = fitted.trainer
+    path, last = readable_checkpoint(run, "last")
+    trainer.strategy.barrier()  # all processes have looked before the first one writes
+    if fitted.diverged:
+        finite = all(values.isfinite().all() for values in fitted.model.parameters())
+        unsaved = path is None and trainer.global_step > 0 and finite
+    else:
+        unsaved = path != run.path / LAST or last["global_step"] != trainer.global_step
+    if unsaved and not fitted.cfg.trainer.fast_dev_run:
+        trainer.save_checkpoint(run.path / LAST)
+
+
+def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
+    """Measure the final and the best model on all parts; the fields of result.json."""
+    model, steps, optimum = fitted.model, fitted.trainer.global_step, fitted.reference.optimum
+    final = {"metrics": measure(fitted.cfg, fitted.data, model), **learned(fitted)}
+    result = {"steps": steps, "optimum": optimum and optimum.learned() | {"train/loss": optimum.loss}, **final}
+    if fitted.tracker and run.record.get("steps") != steps:
+        fitted.tracker.finish(steps, model, final["metrics"])
+    if run.checkpoint("best") is None:
+        return result | {"best": None}
+    _, best = readable_checkpoint(run, "best")
+    if best["global_step"] != steps:
+        model.load_state_dict(best["state_dict"])
+        final = {"metrics": measure(fitted.cfg, fitted.data, model), **learned(fitted)}
+    return result | {"best": {"step": best["global_step"], **final}}
+
+
+def learned(fitted: Fit) -> dict[str, Any]:
+    """Return the parameters in the units of the file, and how far their loss is from the least one."""
+    parameters = fitted.data.schema.in_file_units(fitted.model.learned())
+    return {"parameters": parameters, "excess_loss": fitted.reference.excess(fitted.model.network)}
+
+
+def log_outcome(fitted: Fit, record: dict[str, Any]) -> None:
+    """Log what is measured once, at the end."""
+    everything = fitted.diverged or (fitted.tracker and fitted.tracker.caught_up)  # no validation has measured it
+    new = record["metrics"] if everything else {"test/loss", "test/accuracy"}
+    for logger in fitted.trainer.loggers:
+        logger.log_metrics({name: v for name, v in record["metrics"].items() if name in new}, record["steps"])
+        if isinstance(logger, RunLogger):
+            logger.log_text("outcome", outcome_text(record), record["steps"])
+        logger.save()
