@@ -21,12 +21,11 @@ from linear_lab import UserError
 from linear_lab.fitting.build import build, build_reference
 from linear_lab.fitting.callbacks import Interrupted
 from linear_lab.models import LinearModule
+from linear_lab.terminal.layout import markdown_table
 from linear_lab.tracking.figures.selection import Pictures
-from linear_lab.tracking.gradients import gradient_norms
 from linear_lab.tracking.hparams import START, hyperparameters
-from linear_lab.tracking.outcome_text import markdown_table
 from linear_lab.tracking.tensorboard import RunLogger, event_files
-from linear_lab.tracking.tracker import coefficients, has_pictures, on_path
+from linear_lab.tracking.tracker import coefficients, gradient_norms, has_pictures, on_path
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -136,7 +135,7 @@ def test_the_gradient_of_many_rows_is_their_mean_too(monkeypatch):
     data, model = build(compose("data=synthetic"))
     x, y = data.parts["train"]
     whole = gradient_norms(model, x, y)
-    monkeypatch.setattr("linear_lab.tracking.gradients.EVALUATION_ROWS", 64)
+    monkeypatch.setattr("linear_lab.tracking.tracker.EVALUATION_ROWS", 64)
     blocks = gradient_norms(model, x, y)
     assert blocks[0] == pytest.approx(whole[0], rel=1e-6)
     torch.testing.assert_close(blocks[1].float(), whole[1].float())
@@ -359,12 +358,11 @@ def test_an_optimizer_without_a_rate(tmp_path):
     assert "optim/lr" not in scalars(tmp_path)
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path):
-    """Its checkpoint knows nothing of the dashboard."""
+def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
     train(tmp_path, "trainer.max_epochs=70", "logger=tensorboard")
     path = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["callbacks"]["Dashboard"]
+    del checkpoint["callbacks"]["Tracker"]
     torch.save(checkpoint, path)
     (tmp_path / START).unlink()
     resume(tmp_path, "trainer.max_epochs=71")
@@ -501,6 +499,14 @@ def test_the_config_and_the_outcome_are_texts(finished):
 
 def test_a_cell_of_a_table_keeps_to_its_place():
     assert markdown_table(["a|b"], [["`c\nd`"]]) == "| a\\|b |\n| --- |\n| `c`, `d` |"
+
+
+def test_a_batch_that_takes_no_step_adds_no_point_and_no_picture(tmp_path):
+    overrides = ("data.batch_size=1", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=5")
+    train(tmp_path, *overrides, "logger=tensorboard")
+    path = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Tracker"]["path"]
+    assert [step for step, *_ in path] == list(range(11))
+    assert [image.step for image in events(tmp_path).Images("pictures/fit")] == [0, 1, 3, 10]
 
 
 def test_no_logger_leaves_no_events(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from linear_lab.data import Batches, SyntheticData, ToyClasses, ToyData, split
+from linear_lab.data.batches import epoch_order
 
 TRAIN = {"x": [1, 2, 3, 4], "y": [2, 4, 6, 8]}
 
@@ -63,22 +64,17 @@ def test_processes_share_each_global_batch(n, batch, processes, seed):
         assert sorted(shared.flatten().tolist()) == sorted(global_batch.flatten().tolist())
 
 
-@given(
-    n=st.integers(1, 60), batch=st.integers(1, 9), block=st.integers(1, 40), start=st.integers(0, 60),
-    processes=st.integers(1, 3),
-)  # fmt: skip
-def test_rows_put_in_order_block_by_block_are_those_of_the_permutation(n, batch, block, start, processes):
+@given(n=st.integers(1, 60), batch=st.integers(1, 9), start=st.integers(0, 60), processes=st.integers(1, 3))
+def test_batches_are_rows_of_the_permutation(n, batch, start, processes):
     x = torch.arange(2.0 * n).reshape(n, 2)
-    order = torch.cat([x for x, _ in Batches(x, x, n, seed=1)])
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("linear_lab.data.batches.BLOCK", block)
-        served = Batches(x, -x, batch, seed=1, rank=processes - 1, world_size=processes)
-        start = min(start, len(served))
-        served.load_state_dict({"taken": start, "epoch": 0})
-        for k, (batch_x, batch_y) in enumerate(served, start):
-            assert torch.equal(batch_x, order[k * batch : (k + 1) * batch][processes - 1 :: processes])
-            assert torch.equal(batch_y, -batch_x)
-            assert batch_x.is_contiguous()
+    order = x[epoch_order(1, 0, n)]
+    served = Batches(x, -x, batch, seed=1, rank=processes - 1, world_size=processes)
+    start = min(start, len(served))
+    served.load_state_dict({"taken": start, "epoch": 0})
+    for k, (batch_x, batch_y) in enumerate(served, start):
+        assert torch.equal(batch_x, order[k * batch : (k + 1) * batch][processes - 1 :: processes])
+        assert torch.equal(batch_y, -batch_x)
+        assert batch_x.is_contiguous()
 
 
 @pytest.mark.parametrize(("device", "free", "moved"), [("cuda", 100, True), ("cuda", 64, False), ("cpu", 100, False)])
@@ -96,14 +92,6 @@ def test_a_part_that_fits_into_half_of_a_gpu_is_moved_there_once(device, free, m
     assert data.val_dataloader()["train"].x is served.x
     assert moves == [(torch.device("cuda", 0),)] * 4 * moved  # x and y of both parts
     assert [x.tolist() for x, _ in served] == [x.tolist() for x, _ in Batches(*data.parts["train"], 2, seed=0)]
-
-
-def test_a_batch_that_is_there_already_is_left_as_it_is():
-    data = ToyData(TRAIN)
-    batch = column(3), column(3)
-    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
-    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
-    assert [values.device.type for values in moved] == ["meta", "meta"]
 
 
 @given(

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from linear_lab.data.schema import units
-from linear_lab.theory.least_squares import BLOCK, least_squares, reference, stable_lr
+from linear_lab.theory.least_squares import BLOCK, least_squares
+from linear_lab.theory.reference import reference
+from linear_lab.theory.stability import stable_lr
 
 
 def draw(rows, features, targets=1, seed=0):

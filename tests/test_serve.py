@@ -163,7 +163,7 @@ def test_the_address_pins_the_losses_and_colours_by_optimizer(logdir, tmp_path, 
     names = ["adam", "adamw", "sgd", "my-sgd", "sgd.v2"]
     for name in names:
         (options / f"{name}.yaml").touch()
-    monkeypatch.setattr(dashboard, "OPTIMIZERS", options)
+    monkeypatch.setattr(dashboard, "CONF", tmp_path)
     query = {key: value for key, [value] in parse_qs(dashboard.view()[1:], strict_parsing=True).items()}
     assert query["smoothing"] == "0"
     assert [card["tag"] for card in json.loads(query["pinnedCards"])] == ["val/loss", "train/log10_excess"]
@@ -176,4 +176,4 @@ def test_the_address_pins_the_losses_and_colours_by_optimizer(logdir, tmp_path, 
 
 
 def test_the_optimizers_are_those_of_the_config():
-    assert {"sgd", "adam"} <= {file.stem for file in dashboard.OPTIMIZERS.glob("*.yaml")}
+    assert {"sgd", "adam"} <= {file.stem for file in (dashboard.CONF / "optimizer").glob("*.yaml")}

@@ -488,6 +488,13 @@ class Custom(SupervisedModule):
             self.network[0].weight.mul_(scale)
 
 
+class PlainLinear(SupervisedModule):
+    """The network of LinearModule."""
+
+    def __init__(self, in_features, out_features, bias=True, weight=None, **training):
+        super().__init__(nn.Linear(in_features, out_features), **training)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -505,9 +512,11 @@ def test_networks_that_cannot_be_vectorized_run_alone(model, reason, monkeypatch
     assert len(list(tmp_path.glob("outputs/sweeps/study/*/result.json"))) == 2
 
 
-def test_a_network_of_ones_own_is_stacked(monkeypatch, tmp_path, without_page):
-    given = (f"model._target_={__name__}.Custom", "seed=0,1,2", "trainer.max_epochs=20", "optimizer.lr=0.01,0.02",
-        "logger=none")  # fmt: skip
+@pytest.mark.parametrize("model", ["Custom", "PlainLinear"])
+def test_a_network_of_ones_own_is_stacked(model, monkeypatch, tmp_path, without_page):
+    (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{x},{3 * x + 20}\n" for x in range(40)))
+    given = (f"model._target_={__name__}.{model}", "seed=0,1,2", "trainer.max_epochs=20", "optimizer.lr=0.01,0.02",
+        "logger=none", "data=table", f"data.path={tmp_path / 'rows.csv'}", "data.y=y")  # fmt: skip
     for launch in ("stacked", "local"):
         code, said = sweep(monkeypatch, tmp_path / launch, *given, launch=launch)
         assert (code, "one by one" in said) == (0, False), said

@@ -26,7 +26,7 @@ from linear_lab import CONF, UserError
 from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
-from linear_lab.terminal.layout import CtrlC, failure, heed, in_quotes, python
+from linear_lab.terminal.layout import CtrlC, failure, in_quotes, python, raise_if_interrupted
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -62,10 +62,10 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
             with read_write(hydra_cfg):
                 hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning tells it to the processes that DDP adds
             try:
-                heed()
+                raise_if_interrupted()
                 return task(cfg)
             except Exception as error:
-                heed()  # it may have become that error
+                raise_if_interrupted()  # a library may have wrapped the KeyboardInterrupt in its own exception
                 logging.getLogger(name).info("failed", exc_info=True)  # for the file
                 error = explained(error)
                 if hydra_cfg.mode == RunMode.MULTIRUN:  # any process may have to unpickle it
@@ -107,7 +107,7 @@ def importing() -> Iterator[None]:
     """Import torch and Lightning, which takes most of a short command's time."""
     with without_collection():
         yield
-    heed()  # Python drops a KeyboardInterrupt that comes at the end of an import
+    raise_if_interrupted()  # Python drops a KeyboardInterrupt that comes at the end of an import
 
 
 def explained(error: Any) -> Any:

@@ -1,14 +1,12 @@
-"""What all data have in common: parts, units, batches."""
+"""The datamodule that all data sources share: parts, units, batches."""
 
 import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 
 from linear_lab.data.batches import Batches, Part
 from linear_lab.data.schema import Schema, standardize
@@ -19,20 +17,23 @@ EVALUATION_ROWS = 65_536  # rows that are measured at once: bounds memory, not r
 class LinearData(LightningDataModule, ABC):
     """Serves the parts of a data set that fits into memory.
 
-    A subclass says in ``load`` where the rows come from. ``train`` is fitted, and measured beside ``val``
-    whenever Lightning validates, so that both losses belong to the same weights; all parts are measured at the end.
+    A subclass implements ``load``, which returns the rows. The model is fitted to ``train``. Each validation measures
+    ``train`` and ``val``, so that both losses belong to the same weights; all parts are measured at the end.
 
     Args:
-        batch_size: rows a step, drawn in a new order each epoch; None takes all rows in their own order.
-        order_seed: the seed of that order.
+        batch_size: rows per step, in a new random order each epoch; None takes all rows in the order of the data.
+        order_seed: the seed of that random order.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
 
     Attributes:
         raw: x and y of each part, in the units they came in, float64; class labels as int64 indices.
-        parts: the same as training sees them: standardized as the schema says, in the dtype.
-        schema: names and units of the columns; where ``load`` sets none they are called x and y and left as they are.
-        notes: what a user should know of the data.
-        classification: whether the loss wants class indices; set before ``setup``, for a source that can serve both.
-        dtype: of what the batches hold; set before ``setup``.
+        parts: the same as training sees them: standardized by the schema's units, in the dtype.
+        schema: names and units of the columns; unless ``load`` sets it, they are called x and y and not standardized.
+        notes: warnings about the data for the user, such as dropped rows.
+        classification: whether y must be class indices; set before ``setup``, for a source that can serve both.
+        dtype: of the batches; set before ``setup``.
         in_features: F, the columns of x.
         out_features: T, the columns of y, or the number of classes.
     """
@@ -41,8 +42,7 @@ class LinearData(LightningDataModule, ABC):
         super().__init__()
         if batch_size is not None and not is_whole(batch_size, 1):
             raise ValueError(f"batch_size must be a whole number of at least 1, or null for all rows, got {batch_size}")
-        if not is_whole(order_seed, 0):
-            raise ValueError(f"order_seed must be a whole number of at least 0, got {order_seed}")
+        check_whole("order_seed", order_seed, 0)
         self.batch_size = batch_size
         self.order_seed = order_seed
         self.raw: dict[str, Part] = {}
@@ -55,10 +55,10 @@ class LinearData(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> dict[str, Part]:
-        """Return the parts by name: ``train``, and ``val`` and ``test`` if there are such."""
+        """Return the parts by name: ``train``, and optionally ``val`` and ``test``."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the parts once, and standardize them as the schema says.
+        """Load the parts once, and standardize them by the schema's units.
 
         Raises:
             ValueError: where a part's x and y do not fit together, naming both shapes; and where a value is too large
@@ -83,7 +83,7 @@ class LinearData(LightningDataModule, ABC):
         self.parts = {name: self._standardized(name) for name in raw}
 
     def state_dict(self) -> dict[str, str]:
-        """Return what Lightning keeps in the checkpoint: who goes on with it looks whether the data are the same."""
+        # Lightning saves this in the checkpoint; the resumed run compares it with its own data.
         return {"fingerprint": self.fingerprint}
 
     @functools.cached_property
@@ -100,38 +100,25 @@ class LinearData(LightningDataModule, ABC):
         """Return a part in the memory of the trainer's GPU, moved once, if it takes less than half of what is free."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if (name, device) not in self._near:
-            part = self.parts[name]
-            size = sum(values.nbytes for values in part)
-            fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
-            self._near[name, device] = (part[0].to(device), part[1].to(device)) if fits else part
+            x, y = self.parts[name]
+            fits = device.type == "cuda" and x.nbytes + y.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+            self._near[name, device] = (x.to(device), y.to(device)) if fits else (x, y)
         return self._near[name, device]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a batch that is there already as it is: Lightning would look through it for what to move."""
-        if all(isinstance(values, Tensor) and values.device == device for values in batch):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def train_dataloader(self) -> Batches:
-        """Batches of the training part, this process's share of each."""
-        trainer = self.trainer
         x, y = self.near("train")
-        return Batches(
-            x,
-            y,
-            self.batch_size or len(x),
-            seed=None if self.batch_size is None else self.order_seed,
-            epoch=lambda: trainer.current_epoch if trainer else 0,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+        size, seed = (self.batch_size, self.order_seed) if self.batch_size else (len(x), None)
+        trainer = self.trainer
+        if not trainer:
+            return Batches(x, y, size, seed=seed)
+        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        return Batches(x, y, size, seed=seed, epoch=lambda: trainer.current_epoch, **ranks)
 
     def val_dataloader(self) -> dict[str, Batches]:
-        """Return the parts to measure while training; whole in every process, so that the numbers stay the same."""
+        # Whole parts in every process, so that the metrics do not depend on the number of processes.
         return {name: Batches(*self.near(name), EVALUATION_ROWS) for name in self.parts if name != "test"}
 
     def test_dataloader(self) -> dict[str, Batches]:
-        """Return the parts to measure afterwards: all."""
         return {name: Batches(*self.near(name), EVALUATION_ROWS) for name in self.parts}
 
     def _standardized(self, name: str) -> Part:
@@ -150,16 +137,16 @@ class LinearData(LightningDataModule, ABC):
 
 
 def is_whole(value: object, low: int) -> bool:
-    """Tell whether a value is a whole number of at least ``low``; True and False are none."""
+    """Tell whether a value is an int of at least ``low``, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def check_seed(seed: object) -> None:
-    """Refuse what PyTorch cannot take as a seed.
+def check_whole(name: str, value: object, low: int) -> None:
+    if not is_whole(value, low):
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value}")
 
-    Raises:
-        ValueError: if it is no whole number from 0 to 2^63 - 1.
-    """
+
+def check_seed(seed: object) -> None:
     if not is_whole(seed, 0) or not seed < 2**63:  # type: ignore[operator]
         raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed}")
 

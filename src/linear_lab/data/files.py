@@ -13,35 +13,19 @@ from typing import Any
 
 import polars as pl
 
-MISSING = ("", "na", "n/a", "null", "none")  # what stands for a missing number, in any case; NaN is one besides
+MISSING = ("", "na", "n/a", "null", "none")  # how a missing number is written, in upper or lower case, beside NaN
 SEPARATORS = ",;\t|"
-SHOWN = 30  # names of columns in a message
+SHOWN = 30  # most names of columns in a message
 
 
 class Table:
-    """A CSV or Parquet file. The values of a CSV are kept as they are written, until numbers are asked for.
+    """A CSV or Parquet file, with the options of `TableData`. The values of a CSV are text until `numbers` is called.
 
-    Args:
-        path: the file.
-        key: what names the file on the command line, for messages.
-        separator: between the columns of a CSV; None takes the one that the first line has most of.
-        encoding: of a CSV; None is UTF-8, or UTF-16 where the file has its byte order mark.
-        decimal: the decimal mark, ``.`` or ``,``.
-
-    Attributes:
-        names: the columns, in the order of the file.
-
-    Raises:
-        ValueError: if there is no such file, or it is no table; names the file and what to do.
+    Messages call the file ``key=path``, as on the command line.
     """
 
     def __init__(
-        self,
-        path: Any,
-        key: str = "path",
-        separator: str | None = None,
-        encoding: str | None = None,
-        decimal: str = ".",
+        self, path: Any, key: str, separator: str | None = None, encoding: str | None = None, decimal: str = "."
     ) -> None:
         if path is None:
             raise ValueError(f"{key} is missing: name a CSV or Parquet file, as in data.path=my.csv")
@@ -53,7 +37,7 @@ class Table:
         if encoding is not None and not isinstance(encoding, str):
             raise ValueError(f"encoding must be the name of one, as in latin-1, got {encoding!r}")
         self.label, self.decimal = f"{key}={path}", decimal
-        self.group = "data." if key == "path" else ""  # where the options below are set
+        self.group = "data." if key == "path" else ""  # the config group of the options that messages name
         self.path = Path(str(path)).expanduser()
         if not self.path.is_file():
             kind = "a folder; name one file" if self.path.is_dir() else "not there; check the path"
@@ -64,34 +48,22 @@ class Table:
             raise ValueError(f"{self.label}: the file is empty")
         if start.startswith(b"\x1f\x8b"):
             raise ValueError(f"{self.label}: compressed by gzip; unpack it first")
+        encoding = encoding or ("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
         with self.reading():
-            if start == b"PAR1":
-                self.frame = pl.scan_parquet(self.path)
-            else:
-                self._open_csv(
-                    separator, encoding or ("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
-                )
+            self.frame = pl.scan_parquet(self.path) if start == b"PAR1" else self._scan_csv(separator, encoding)
             self.names = self.frame.collect_schema().names()
 
-    def _open_csv(self, separator: str | None, encoding: str) -> None:
-        """Scan the CSV as text, transcoded where it is not UTF-8."""
-        source = self.path
+    def _scan_csv(self, separator: str | None, encoding: str) -> pl.LazyFrame:
+        self.source = self.path
         if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
-            self._transcoded = tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="")  # noqa: SIM115
-            try:
-                with self.path.open(encoding=encoding, newline="") as file:
-                    shutil.copyfileobj(file, self._transcoded)
-            except (LookupError, UnicodeError) as error:
-                raise ValueError(f"{self.label}: cannot be read with encoding={encoding} ({error})") from None
-            self._transcoded.flush()
-            source = Path(self._transcoded.name)
+            self._transcode(encoding)
         try:
-            with source.open(encoding="utf-8-sig", newline="") as file:
+            with self.source.open(encoding="utf-8-sig", newline="") as file:
                 header = next((line for line in file if line.strip()), "")
                 unquoted = re.sub(r'"[^"]*"', "", header)
                 self.separator = separator or max(SEPARATORS, key=unquoted.count)
                 file.seek(0)
-                # as the file has them: polars would rename the second of two columns of one name
+                # Read the names here, since polars would rename the second of two columns of one name.
                 names = next(filter(None, csv.reader(file, delimiter=self.separator)), [])
         except UnicodeDecodeError as error:
             raise self._no_utf8() from error
@@ -102,45 +74,51 @@ class Table:
         if header.endswith("\r"):
             raise ValueError(f"{self.label}: its lines end as those of old Macs do (CR alone); save it with LF")
         names = [name.strip() for name in names]
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(f"{self.label}: two columns are called {twice[0]!r}; rename one")
-        self.source = source
-        self.frame = pl.scan_csv(
-            source, separator=self.separator, infer_schema=False, glob=False, with_column_names=lambda _: names
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise ValueError(f"{self.label}: two columns are called {repeated[0]!r}; rename one")
+        return pl.scan_csv(
+            self.source, separator=self.separator, infer_schema=False, glob=False, with_column_names=lambda _: names
         )
 
+    def _transcode(self, encoding: str) -> None:
+        """Set the source to a copy of the file in UTF-8, which is deleted with this object."""
+        self._copy = tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="")  # noqa: SIM115
+        try:
+            with self.path.open(encoding=encoding, newline="") as file:
+                shutil.copyfileobj(file, self._copy)
+        except (LookupError, UnicodeError) as error:
+            raise ValueError(f"{self.label}: cannot be read with encoding={encoding} ({error})") from None
+        self._copy.flush()
+        self.source = Path(self._copy.name)
+
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
-        """Return some columns whole, without blank lines at the end."""
+        """Return all rows of some columns, without blank lines at the end."""
         with self.reading():
             frame = self.frame.select(columns).collect()
-            empty = trailing_blanks(frame)
-            if empty:  # in these columns; in all?
-                frame = frame.head(len(frame) - trailing_blanks(self.frame.tail(empty).collect()))
-            return frame
+            blank = trailing_blanks(frame)
+            if blank:  # These columns are blank there; count the rows where all columns are.
+                blank = trailing_blanks(self.frame.tail(blank).collect())
+            return frame.head(len(frame) - blank)
 
     def batches(self, rows: int) -> Iterator[pl.DataFrame]:
-        """Yield the rows in order, about so many at once, without blank lines at the end."""
-        held = None  # blank lines, until it is known that they are not at the end
+        """Yield the rows in order, about ``rows`` at once, without blank lines at the end."""
+        blanks = None  # blank lines, until other rows follow
         with self.reading():
             for batch in self.frame.collect_batches(chunk_size=rows, maintain_order=True):
-                batch = batch if held is None else pl.concat([held, batch])
-                held = batch.tail(trailing_blanks(batch))
-                if len(held) < len(batch):
-                    yield batch.head(len(batch) - len(held))
+                batch = batch if blanks is None else pl.concat([blanks, batch])
+                blanks = batch.tail(trailing_blanks(batch))
+                if len(blanks) < len(batch):
+                    yield batch.head(len(batch) - len(blanks))
 
     @property
     def content(self) -> str:
-        """Say what columns there are."""
+        """The names of the columns, for messages."""
         shown = self.names[:SHOWN] + ([f"... ({len(self.names)})"] if len(self.names) > SHOWN else [])
         return f"{self.path.name} has the columns {', '.join(shown)}"
 
     def check_columns(self, names: Sequence[str], key: str) -> None:
-        """Refuse names that the file does not have, or that are named twice.
-
-        Raises:
-            ValueError: naming the columns that there are.
-        """
+        """Raise ValueError for names that the file does not have, or that are given twice."""
         missing = [name for name in names if name not in self.names]
         if missing:
             raise ValueError(f"{key}: there is no column {', '.join(map(repr, missing))}; {self.content}")
@@ -148,18 +126,14 @@ class Table:
             raise ValueError(f"{key}: {', '.join(names)} names a column twice")
 
     def numbers(self, frame: pl.DataFrame, column: str, first_row: int = 1, *, hint: str = "") -> pl.Series:
-        """Return a column as float64, null where a value is missing.
-
-        Raises:
-            ValueError: for text, naming the column, the row and the text.
-        """
+        """Return a column as float64, null where a value is missing; raise ValueError for text."""
         text = frame[column]
         if text.dtype != pl.String:
             if not (text.dtype.is_numeric() or text.dtype == pl.Boolean):
                 raise ValueError(f"column {column} holds {text.dtype}, not numbers{hint}")
             return text.cast(pl.Float64)
         text = digits = text.str.strip_chars()
-        if self.decimal == ",":  # 1.000 would be a thousand: refused rather than guessed
+        if self.decimal == ",":  # Refuse 1.000, which may be a thousand.
             digits = text.str.replace_all(".", "?", literal=True).str.replace(",", ".", literal=True)
         numbers = digits.cast(pl.Float64, strict=False)
         if numbers.null_count() == text.null_count():
@@ -173,7 +147,7 @@ class Table:
         return numbers
 
     def incomplete(self, numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:
-        """Tell which rows have a value that is missing or not finite, and name the first such value."""
+        """Tell which rows have a value that is missing or not finite, and describe the first such value."""
         bad = numbers.select((~pl.all().is_finite()).fill_null(value=True))
         rows = bad.select(pl.any_horizontal(pl.all())).to_series()
         if not rows.any():
@@ -189,7 +163,7 @@ class Table:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn what polars says of a file into a message that names it."""
+        """Turn an error of polars into a ValueError that names the file."""
         try:
             yield
         except pl.exceptions.PolarsError as error:
@@ -209,7 +183,7 @@ class Table:
 
 
 def trailing_blanks(frame: pl.DataFrame) -> int:
-    """Count the rows at the end that hold nothing.
+    """Count the rows at the end that have no value.
 
     >>> trailing_blanks(pl.DataFrame({"a": [None, 1, None], "b": [None, 2, None]}))
     1

@@ -1,4 +1,4 @@
-"""What the columns of x and y are called, and in which units training sees them."""
+"""Names of the columns of x and y, and the units in which training sees them."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,17 +11,16 @@ from torch import Tensor
 class Schema:
     """Names and units of the columns of x and y.
 
-    Training sees ``z = (value - mean) / scale`` of each column: the value itself where mean is 0 and scale 1. All
-    fields are plain, since the checkpoint holds them.
+    Training sees ``z = (value - mean) / scale`` of each column. All fields are plain, since checkpoints hold them.
 
     Attributes:
         x: names of the F columns of x.
-        y: names of the T columns of y; of class labels the one name.
+        y: names of the T columns of y; one name for class labels.
         x_mean: F numbers, in the units of the file.
-        x_scale: F numbers, likewise; 0 for a constant column, which z = 0 stands for whatever its value.
+        x_scale: F numbers, likewise; 0 for a constant column, for which z is 0.
         y_mean: T numbers, likewise.
         y_scale: T numbers, likewise.
-        labels: the C classes in the order of their indices; None for numbers.
+        labels: the C classes in the order of their indices; None for regression.
     """
 
     x: list[str]
@@ -34,7 +33,7 @@ class Schema:
 
     @classmethod
     def plain(cls, features: int, targets: int, labels: list[str] | None = None) -> Self:
-        """Call the columns ``x1, x2, ...`` (``x`` if there is one), likewise y, and leave their units as they are."""
+        """Name the columns ``x1, x2, ...`` (``x`` if there is only one), likewise y, without standardizing them."""
         x = ["x"] if features == 1 else [f"x{k}" for k in range(1, features + 1)]
         y = ["y"] if targets == 1 or labels else [f"y{k}" for k in range(1, targets + 1)]
         return cls.of(x, y, labels)
@@ -48,7 +47,7 @@ class Schema:
         x_units: tuple[Tensor, Tensor] | None = None,
         y_units: tuple[Tensor, Tensor] | None = None,
     ) -> Self:
-        """Make the schema of named columns; ``None`` leaves their units as they are."""
+        """Make the schema of named columns; units are mean and scale, None for columns that are not standardized."""
         x_mean, x_scale = (u.tolist() for u in x_units) if x_units else ([0.0] * len(x), [1.0] * len(x))
         y_mean, y_scale = (u.tolist() for u in y_units) if y_units else ([0.0] * len(y), [1.0] * len(y))
         return cls(list(x), list(y), x_mean, x_scale, y_mean, y_scale, labels)
@@ -65,18 +64,18 @@ class Schema:
 
     @property
     def standardized(self) -> bool:
-        """Whether training sees other units than the file's."""
+        """Whether training sees other units than those of the file."""
         return any(self.x_mean + self.y_mean) or any(scale != 1 for scale in self.x_scale + self.y_scale)
 
     def in_file_units(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Turn weight and bias of standardized columns into those of the file's.
+        """Convert weight and bias from the units of training to those of the file.
 
         With ``y_hat = mean_y + scale_y (W z + b)`` and ``z = (x - mean_x) / scale_x`` the weight is
         ``scale_y W / scale_x`` and the bias ``mean_y + scale_y b - weight mean_x``, in float64.
 
         Args:
-            parameters: ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` or None, as lists. Those of other networks
-                are left as they are.
+            parameters: ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` or None, as lists. Parameters of other networks
+                are returned unchanged.
         """
         if not self.standardized or set(parameters) != {"weight", "bias"}:
             return parameters
@@ -88,7 +87,7 @@ class Schema:
         return {"weight": weight.tolist(), "bias": None if bias is None else bias.tolist()}
 
     def tensors_in_file_units(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Do the same for tensors, float64, ``(..., T, F)`` and ``(..., T)``, of one model or of many."""
+        """Convert float64 tensors ``(..., T, F)`` and ``(..., T)`` of any number of models, see `in_file_units`."""
         if not self.standardized:
             return weight, bias
         (x_mean, x_scale), (y_mean, y_scale) = self.x_units, self.y_units
@@ -100,28 +99,27 @@ class Schema:
 
 
 def units(values: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
-    """Mean and scale of columns: ``scale = sqrt(mean((value - mean)^2))``, mean 0 unless they are to be centred.
+    """Mean and scale of columns, ``(F,)`` each: ``scale = sqrt(mean((value - mean)^2))``.
+
+    The scale of a constant column is exactly 0.
 
     Args:
         values: ``(N, F)``, float64, finite.
-        center: whether to take the mean off.
-
-    Returns:
-        mean and scale, ``(F,)`` each. The scale of a column that has one value alone is exactly 0.
+        center: False takes 0 as the mean.
 
     >>> [u.tolist() for u in units(torch.tensor([[1.0, 5], [3, 5]], dtype=torch.float64), center=True)]
     [[2.0, 5.0], [1.0, 0.0]]
     """
     largest = values.abs().amax(0)
     largest[largest == 0] = 1.0
-    values = values / largest  # so that squares neither overflow nor vanish, and a constant column is exactly its mean
+    values = values / largest  # squares neither overflow nor vanish, and a constant column equals its mean exactly
     mean = values.mean(0) if center else torch.zeros_like(largest)
     scale = (values - mean).square().mean(0).sqrt()
     return mean * largest, scale * largest
 
 
 def standardize(values: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Return ``(values - mean) / scale``, and 0 where scale is 0."""
+    """Return ``(values - mean) / scale``; 0 where scale is 0."""
     return torch.where(scale > 0, (values - mean) / scale, 0.0)
 
 

@@ -1,5 +1,6 @@
-"""Rows of a CSV or Parquet file as data to train on."""
+"""Training data from a CSV or Parquet file."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +24,15 @@ class TableData(LinearData):
         x: columns to predict from; None takes all numeric ones but y.
         y: columns to predict; one column of class labels, strings or integers, for classification.
         fractions: share of the rows for train, val and test, drawn by the seed; a part with 0 is left out.
-        split: a column that says train, val or test of each row, instead of fractions.
+        split: a column that says train, val or test for each row, instead of fractions.
         seed: of that draw alone. Each part keeps the order of the file.
         standardize: train on ``(value - mean) / scale``, mean and standard deviation of the train part alone.
-        center: False takes no mean off, and divides by the root of the mean square instead.
+        center: False does not subtract the mean, and divides by the root of the mean square.
         missing: ``error``, or ``drop`` to leave out rows where a value is empty, NaN or infinite.
-        separator: see `Table`; so are encoding and decimal.
+        separator: between the columns of a CSV; None takes the most frequent of comma, semicolon, tab and bar in the
+            first line.
+        decimal: the decimal mark, ``.`` or ``,``.
+        encoding: of a CSV; None is UTF-8, or UTF-16 where the file has its byte order mark.
         **batching: see `LinearData`.
 
     Raises:
@@ -66,8 +70,7 @@ class TableData(LinearData):
         self.reading = {"separator": separator, "encoding": encoding, "decimal": decimal}
 
     def load(self) -> dict[str, Part]:
-        """Read the file and cut its rows into parts."""
-        table = Table(self.path, **self.reading)  # type: ignore[arg-type]
+        table = Table(self.path, "path", **self.reading)  # type: ignore[arg-type]
         x_names, y_names, frame = self._choose(table)
         columns = {name: table.numbers(frame, name) for name in x_names}
         if self.classification:
@@ -76,97 +79,96 @@ class TableData(LinearData):
         else:
             hint = "; class labels want loss=cross_entropy"
             columns |= {name: table.numbers(frame, name, hint=hint) for name in y_names}
-        complete, kept = self._complete(table, pl.DataFrame(columns))
-        numbers = torch.from_numpy(complete.to_numpy(order="c", writable=True))
-        x, y, classes = numbers[:, : len(x_names)], numbers[:, len(x_names) :], None
+        numbers = pl.DataFrame(columns)
+        complete = self._complete(table, numbers)
+        values = torch.from_numpy(numbers.filter(complete).to_numpy(order="c", writable=True))
+        x, y, classes = values[:, : len(x_names)], values[:, len(x_names) :], None
         if self.classification:
-            indices, classes = class_indices(labels.gather(kept), y_names[0])
+            indices, classes = class_indices(labels.filter(complete), y_names[0])
             y = torch.from_numpy(indices.to_numpy(writable=True))
-        parts = {name: (x[rows], y[rows]) for name, rows in self._split(frame, kept).items()}
-        if classes:
-            seen = set(parts["train"][1].tolist())
-            unseen = [label for k, label in enumerate(classes) if k not in seen]
-            if unseen:
-                self.notes.append(f"in no row of train, so the model knows nothing of them: {', '.join(unseen)}")
+        parts = {name: (x[rows], y[rows]) for name, rows in self._split(frame, complete).items()}
+        seen = set(parts["train"][1].tolist()) if classes else set()
+        unseen = [label for k, label in enumerate(classes or []) if k not in seen]
+        if unseen:
+            self.notes.append(f"in no row of train, so the model knows nothing of them: {', '.join(unseen)}")
         self.schema = self._schema(x_names, y_names, classes, *parts["train"])
         return parts
 
     def _choose(self, table: Table) -> tuple[list[str], list[str], pl.DataFrame]:
-        """Say which columns are x and y, and read them."""
+        """Return the names of the columns of x and of y, and the rows of these columns."""
         if not self.y_columns:
             raise ValueError(f"y is missing: name the column to predict, as in data.y=[c]; {table.content}")
         y = [str(name) for name in self.y_columns]
         table.check_columns(y, "y")
         if self.classification and len(y) > 1:
             raise ValueError(f"y={y}: cross-entropy wants one column of class labels")
-        other = [] if self.split_column is None else [self.split_column]
-        table.check_columns(other, "split")
+        others = y if self.split_column is None else [*y, self.split_column]
+        table.check_columns(others[len(y) :], "split")
         if self.x_columns is not None:
             x = [str(name) for name in self.x_columns]
             table.check_columns(x, "x")
-            frame = table.read([*dict.fromkeys([*x, *y, *other])])
+            frame = table.read([*dict.fromkeys([*x, *others])])
         else:
             frame = table.read(table.names)
-            x = [name for name in table.names if name not in [*y, *other] and self._is_numeric(table, frame, name)]
+            x = [name for name in table.names if name not in others and self._is_numeric(table, frame, name)]
         if not len(frame):
             raise ValueError(f"{table.label}: a header, but no rows")
-        both = [name for name in x if name in [*y, *other]]
-        if both or set(other) & set(y):
-            raise ValueError(f"{', '.join(both or other)}: in more than one of x, y and split; name each column once")
+        repeated = [name for name, count in Counter([*x, *others]).items() if count > 1]
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)}: in more than one of x, y and split; name each column once")
         if not x:
             raise ValueError(f"x: no numeric column to predict from; {'; '.join([table.content, *self.notes])}")
         return x, y, frame
 
     def _is_numeric(self, table: Table, frame: pl.DataFrame, name: str) -> bool:
-        """Tell whether a column holds numbers, and at least one; if not, the notes say why."""
-        if not name:
-            self.notes.append("not in x: a column without a name")
-            return False
+        """Tell whether a column holds numbers, and at least one; if not, add a note that says why."""
         try:
-            if table.numbers(frame, name).null_count() < len(frame) and frame[name].dtype != pl.Boolean:
-                return True
-            self.notes.append(f"not in x: column {name} holds {frame[name].dtype}, no numbers")
+            numeric = table.numbers(frame, name).null_count() < len(frame) and frame[name].dtype != pl.Boolean
+            reason = f"column {name} holds {frame[name].dtype}, no numbers"
         except ValueError as error:
-            self.notes.append(f"not in x: {error}")
-        return False
+            numeric, reason = False, str(error)
+        if not name:
+            numeric, reason = False, "a column without a name"
+        if not numeric:
+            self.notes.append(f"not in x: {reason}")
+        return numeric
 
-    def _complete(self, table: Table, columns: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-        """Refuse rows with a missing value, or drop them; returns what is kept, and the positions it had."""
-        bad, first = table.incomplete(columns)
-        kept = (~bad).arg_true()
-        if not first:
-            return columns, kept
-        if self.missing == "error":
+    def _complete(self, table: Table, numbers: pl.DataFrame) -> pl.Series:
+        """Tell which rows are complete; refuse the others, or add a note that they are dropped."""
+        incomplete, first = table.incomplete(numbers)
+        if first and self.missing == "error":
             raise ValueError(f"{first}; data.missing=drop leaves such rows out")
-        dropped = f"{len(columns) - len(kept)} of {len(columns)} rows dropped: {first.partition(' (')[2][:-1]}"
-        if not len(kept):
-            raise ValueError(f"missing=drop leaves no row: {dropped}")
-        self.notes.append(dropped)
-        return columns.filter(~bad), kept
+        if first:
+            dropped = f"{incomplete.sum()} of {len(numbers)} rows dropped: {first.partition(' (')[2][:-1]}"
+            if incomplete.all():
+                raise ValueError(f"missing=drop leaves no row: {dropped}")
+            self.notes.append(dropped)
+        return ~incomplete
 
-    def _split(self, frame: pl.DataFrame, kept: pl.Series) -> dict[str, Tensor]:
-        """Return the positions of each part's rows among the kept ones, in the order of the file."""
+    def _split(self, frame: pl.DataFrame, complete: pl.Series) -> dict[str, Tensor]:
+        """Return the positions of each part's rows among the complete ones, in the order of the file."""
         if self.split_column is not None:
-            said = frame[self.split_column].cast(pl.String).str.strip_chars().gather(kept)
-            wrong = (~said.is_in(PARTS).fill_null(value=False)).arg_true()
+            part_of_row = frame[self.split_column].cast(pl.String).str.strip_chars()
+            wrong = (complete & ~part_of_row.is_in(PARTS).fill_null(value=False)).arg_true()
             if len(wrong):
                 raise ValueError(
-                    f"split: column {self.split_column} holds {said[wrong[0]]!r} in row {kept[wrong[0]] + 1}; "
+                    f"split: column {self.split_column} holds {part_of_row[wrong[0]]!r} in row {wrong[0] + 1}; "
                     "it must say train, val or test of each row"
                 )
-            found = {name: torch.tensor((said == name).arg_true().to_list()) for name in PARTS}
-            if not len(found["train"]):
+            part_of_row = part_of_row.filter(complete)
+            positions = {name: torch.tensor((part_of_row == name).arg_true().to_list()) for name in PARTS}
+            if not len(positions["train"]):
                 raise ValueError(f"split: no row of column {self.split_column} says train")
-            return {name: rows for name, rows in found.items() if len(rows)}
-        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.seed))
+            return {name: rows for name, rows in positions.items() if len(rows)}
+        count = int(complete.sum())
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
         try:
-            parts = split(len(kept), self.fractions)
+            slices = split(count, self.fractions)
         except ValueError as error:
             raise ValueError("; ".join([str(error), *self.notes])) from error
-        return {name: order[rows].sort().values for name, rows in parts.items()}
+        return {name: order[rows].sort().values for name, rows in slices.items()}
 
     def _schema(self, x: list[str], y: list[str], labels: list[str] | None, *train: Tensor) -> Schema:
-        """Name the columns, and take their units from the train part."""
         if not self.standardize:
             return Schema.of(x, y, labels)
         if self.center and len(train[0]) == 1:
@@ -183,11 +185,7 @@ class TableData(LinearData):
 
 
 def class_labels(table: Table, frame: pl.DataFrame, name: str) -> pl.Series:
-    """Return the label of each row as a string, null where there is none: an empty field; of numbers also NaN and NA.
-
-    Raises:
-        ValueError: for numbers with a fraction.
-    """
+    """Return the label of each row as a string; null for an empty field, and among numbers also for NaN and NA."""
     try:
         labels = frame[name].cast(pl.String).str.strip_chars()
     except pl.exceptions.PolarsError as error:
@@ -197,7 +195,7 @@ def class_labels(table: Table, frame: pl.DataFrame, name: str) -> pl.Series:
         return labels
     try:
         numbers = table.numbers(frame, name)
-    except ValueError:  # labels that are no numbers
+    except ValueError:  # The labels are no numbers.
         return labels
     finite = numbers.is_finite().fill_null(value=False)
     fractions = (finite & (numbers != numbers.floor())).arg_true()
@@ -206,17 +204,13 @@ def class_labels(table: Table, frame: pl.DataFrame, name: str) -> pl.Series:
             f"y: column {name} holds numbers such as {numbers[fractions[0]]}; cross-entropy wants class labels, "
             "strings or integers; for numbers choose loss=mse"
         )
-    if labels.str.contains(".", literal=True).any():  # 1.0 is the class 1
+    if labels.str.contains(".", literal=True).any():  # 1.0 is the class 1.
         labels = numbers.cast(pl.Int64, strict=False).cast(pl.String)
     return labels.set(~finite, None)
 
 
 def class_indices(labels: pl.Series, name: str) -> tuple[pl.Series, list[str]]:
-    """Return the index of each row's class, int64, and the classes in their order: by number, if all are.
-
-    Raises:
-        ValueError: for a single class.
-    """
+    """Return the index of each row's class, int64, and the sorted classes; sorted as numbers if all of them are."""
     classes = labels.unique().to_list()
     try:
         classes.sort(key=float)

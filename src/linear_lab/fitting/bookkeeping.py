@@ -15,11 +15,10 @@ from linear_lab.models import SupervisedModule
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.folder import LAST, Run, git_revision
 from linear_lab.terminal import report
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
-from linear_lab.tracking.outcome_text import outcome_text
 from linear_lab.tracking.tensorboard import RunLogger
-from linear_lab.tracking.tracker import Dashboard
+from linear_lab.tracking.tracker import Tracker
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Fit:
     model: SupervisedModule
     trainer: Trainer
     reference: Reference
-    tracker: Dashboard | None
+    tracker: Tracker | None
     diverged: DivergenceError | None = None
 
 
@@ -75,7 +74,7 @@ def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
     final = {"metrics": measure(fitted.cfg, fitted.data, model), **learned(fitted)}
     result = {"steps": steps, "optimum": optimum and optimum.learned() | {"train/loss": optimum.loss}, **final}
     if fitted.tracker and run.record.get("steps") != steps:
-        fitted.tracker.finish(steps, model, final["metrics"])
+        fitted.tracker.finish(steps, final["metrics"])
     if run.checkpoint("best") is None:
         return result | {"best": None}
     _, best = readable_checkpoint(run, "best")
@@ -98,5 +97,5 @@ def log_outcome(fitted: Fit, record: dict[str, Any]) -> None:
     for logger in fitted.trainer.loggers:
         logger.log_metrics({name: v for name, v in record["metrics"].items() if name in new}, record["steps"])
         if isinstance(logger, RunLogger):
-            logger.log_text("outcome", outcome_text(record), record["steps"])
+            logger.log_text("outcome", report.outcome_text(record), record["steps"])
         logger.save()

@@ -23,7 +23,7 @@ from linear_lab.data import LinearData
 from linear_lab.fitting.checks import user_errors
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import names
-from linear_lab.theory.least_squares import Reference, reference
+from linear_lab.theory.reference import Reference, reference
 
 logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
 

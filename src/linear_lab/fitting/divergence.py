@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from linear_lab.fitting.summary import Summary
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 
 log = logging.getLogger(__name__)
 

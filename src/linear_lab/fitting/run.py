@@ -36,7 +36,7 @@ from linear_lab.terminal import layout, report
 from linear_lab.terminal.progress import ProgressBar
 from linear_lab.tracking import hparams
 from linear_lab.tracking.tensorboard import RunLogger
-from linear_lab.tracking.tracker import Dashboard
+from linear_lab.tracking.tracker import Tracker
 
 
 def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) -> float:
@@ -119,9 +119,8 @@ def fit(
     tracker = None
     if isinstance(logger, RunLogger):
         at_the_end.callback(logger.close)  # it has still to log the outcome
-        plain: Any = OmegaConf.to_container(cfg)
-        yaml = OmegaConf.to_yaml(cfg, resolve=True)
-        tracker = Dashboard(logger, data, reference, plain, yaml, cfg.metric, stop_on_divergence.summary)
+        config: Any = OmegaConf.to_container(cfg)
+        tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
     trainer = build_trainer(cfg, run.path, logger, [
         *build_callbacks(cfg),                # the user's, and max_time: they may end training
@@ -137,9 +136,9 @@ def fit(
     warn_if_too_fast(cfg, reference)
     try:
         if tracker and trainer.is_global_zero and path is None:
-            tracker.begin(model)
+            tracker.begin()
         elif tracker and trainer.is_global_zero and len(overrides) > 1:  # it goes on with another config
-            tracker.describe(model, step)
+            tracker.describe(step)
         if path is None:
             initial = learned(fitted)
             trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model

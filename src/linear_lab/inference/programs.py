@@ -16,7 +16,7 @@ from linear_lab.inference.rows import Predictor, load, target_file
 from linear_lab.runs.atomic import writing
 from linear_lab.terminal import layout, report
 
-TOLERANCE = 1e-6  # of what the file may differ from predict, relative to the largest prediction
+TOLERANCE = 1e-6  # largest difference between the file's predictions and predict's, relative to the largest
 CHECKED_ROWS = 100
 
 
@@ -45,9 +45,9 @@ def export(folder: str, which: str = "best", output: str | None = None, kind: st
     x = mean + scale * torch.randn(CHECKED_ROWS, len(mean), generator=torch.Generator().manual_seed(0)).double()
     meaning = {"x": schema.x, "y": schema.y, "labels": schema.labels}
     with writing(target) as part:
-        found = EXPORTS[kind](predictor, x, part, {key: json.dumps(value) for key, value in meaning.items()})
+        y_hat = EXPORTS[kind](predictor, x, part, {key: json.dumps(value) for key, value in meaning.items()})
         expected = predictor(x).detach()
-        difference = (found - expected).abs().max().item() / max(expected.abs().max().item(), 1e-300)
+        difference = (y_hat - expected).abs().max().item() / max(expected.abs().max().item(), 1e-300)
         if not difference <= TOLERANCE:
             raise UserError(f"format={kind}: the file predicts otherwise, by {difference:.1g} of the largest value")
     report.show_export(layout.screen(), target, kind, meaning, difference)
@@ -55,27 +55,26 @@ def export(folder: str, which: str = "best", output: str | None = None, kind: st
 
 
 def to_pt2(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]) -> Tensor:
-    """Write with torch.export; returns what the file predicts."""
+    """Write with torch.export, and return the file's predictions."""
     program = torch.export.export(predictor, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=True)
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files=meaning)
     with path.open("rb") as file:
-        found: Tensor = torch.export.load(file).module()(x)
-    return found.detach()
+        y_hat: Tensor = torch.export.load(file).module()(x)
+    return y_hat.detach()
 
 
 def to_onnx(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]) -> Tensor:
-    """Write as ONNX; returns what the file predicts."""
+    """Write as ONNX, and return the file's predictions."""
     try:
         onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
         importlib.import_module("onnxscript")
     except ImportError as error:
         raise UserError(f"format=onnx: {error.name} is missing; install it with pip install -e '.[onnx]'") from error
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that nothing here needs
-    program: Any = torch.onnx.export(
-        predictor, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("rows")},), input_names=["x"],
-        output_names=["y_hat"], verbose=False,
-    )  # fmt: skip
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
+    names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y_hat"]}
+    shapes = ({0: torch.export.Dim("rows")},)
+    program: Any = torch.onnx.export(predictor, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
     model = program.model_proto
     onnx.helper.set_model_props(model, meaning)
     path.write_bytes(model.SerializeToString())

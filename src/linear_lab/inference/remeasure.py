@@ -1,4 +1,4 @@
-"""A run's checkpoint, measured."""
+"""Measuring a run's checkpoint again."""
 
 import logging
 from pathlib import Path
@@ -44,18 +44,14 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     recorded = {run.record.get("steps"): run.record.get("metrics")}
     if best := run.record.get("best"):
         recorded.setdefault(best["step"], best["metrics"])
-    # a run that goes on has a newer checkpoint than its record: then there is nothing to compare with
+    # while a resumed run trains, its checkpoint is newer than its record, and there is nothing to compare with
     columns = {f"{path.stem}, step {step}": metrics, "recorded": recorded.get(step) or {}}
     report.show_losses(layout.screen(), columns)
     return metrics
 
 
 def open_checkpoint(folder: str, which: str) -> tuple[Run, DictConfig, Path, dict[str, Any]]:
-    """Open a run for what comes after training: the run, its config, the path and the content of a checkpoint.
-
-    Raises:
-        UserError: if there is no such run, or no checkpoint that can be read.
-    """
+    """Return a run, its config, and the path and content of a checkpoint."""
     run = Run.open(folder)
     cfg = OmegaConf.create(run.config())
     assert isinstance(cfg, DictConfig)

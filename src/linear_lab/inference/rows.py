@@ -1,4 +1,4 @@
-"""What a run has learned, applied to new rows."""
+"""Predictions of a trained run for new rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ ROWS = 65_536  # of a file that are in memory at once
 
 
 class Predictor(nn.Module):
-    """A trained network between the units of the file.
+    """A trained network, with inputs and outputs in the units of the file.
 
-    Maps x ``(N, F)``, float64, as it stands in the file, to y_hat ``(N, T)``, float64, in the units of the file; for
-    classification to the probabilities ``(N, C)`` of the classes.
+    Maps x ``(N, F)``, float64, to y_hat ``(N, T)``, float64; for classification to the probabilities ``(N, C)`` of the
+    classes.
 
     Args:
         network: from ``(N, F)`` to ``(N, T)`` or ``(N, C)``, in the units and the precision of training.
@@ -36,16 +36,15 @@ class Predictor(nn.Module):
 
     def __init__(self, network: nn.Module, schema: Schema) -> None:
         super().__init__()
-        # half precision is rounded weights: computed with in float32, as every file format and machine can
+        # float32 in place of half precision, which not every file format and machine can compute with
         self.network = network if next(network.parameters()).dtype == torch.float64 else network.float()
         self.schema = schema
         self.dtype = next(network.parameters()).dtype
-        # buffers, so that an exported program holds them
+        # buffers are part of an exported program
         self.x_mean, self.x_scale = (nn.Buffer(units) for units in schema.x_units)
         self.y_mean, self.y_scale = (nn.Buffer(units) for units in schema.y_units)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardize in float64, predict in the precision of training, and go back to the units of the file."""
         y_hat = self.network(standardize(x, self.x_mean, self.x_scale).to(self.dtype)).double()
         return y_hat.softmax(1) if self.schema.labels else restore(y_hat, self.y_mean, self.y_scale)
 
@@ -56,23 +55,19 @@ class Predictor(nn.Module):
         if schema.labels is None:
             return pl.DataFrame({f"{name}_hat": y_hat[:, k].numpy() for k, name in enumerate(schema.y)})
         probability, index = y_hat.max(1)
-        found = pl.Series(schema.labels).gather(index.numpy())
-        return pl.DataFrame({f"{schema.y[0]}_hat": found, f"{schema.y[0]}_probability": probability.numpy()})
+        labels = pl.Series(schema.labels).gather(index.numpy())
+        return pl.DataFrame({f"{schema.y[0]}_hat": labels, f"{schema.y[0]}_probability": probability.numpy()})
 
 
 def load(folder: str, which: str = "best") -> tuple[Run, DictConfig, Predictor]:
-    """Load what a run has learned, without its data.
-
-    Raises:
-        UserError: if there is no such run, or no checkpoint that can be read.
-    """
+    """Return a run, its config and its predictor, without loading its data."""
     run, cfg, path, checkpoint = open_checkpoint(folder, which)
-    kept = checkpoint["hyper_parameters"]
-    import_targets(kept)
+    hyper_parameters = checkpoint["hyper_parameters"]
+    import_targets(hyper_parameters)
     with user_errors("model"):
         kind: Any = get_class(cfg.model._target_)
         model = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    return run, cfg, Predictor(model.network, Schema(**kept["schema"])).eval()
+    return run, cfg, Predictor(model.network, Schema(**hyper_parameters["schema"])).eval()
 
 
 def predict(
@@ -89,11 +84,11 @@ def predict(
     Args:
         folder: the run folder.
         which: ``best`` or ``last`` checkpoint.
-        x: a row of F numbers, or a list of such rows; of one feature a list of its values.
+        x: a row of F numbers, or a list of such rows; with one feature, a list of its values.
         input: a CSV or Parquet file with the columns of x, in any order and among others.
         output: the CSV to write; None is predictions.csv in the run folder.
         missing: ``error``, or ``empty`` to leave the prediction of a row without all values empty.
-        **reading: separator, encoding and decimal of the input; None takes what the run's own data have.
+        **reading: separator, encoding and decimal of the input; None takes those of the run's own data.
 
     Returns:
         The file that was written, if any.
@@ -111,7 +106,7 @@ def predict(
     if input is None:
         rows = as_rows(x, predictor.schema.x)
         predicted = predictor.columns(rows)
-        values = [(*row, *found) for row, found in zip(rows.tolist(), predicted.rows(), strict=True)]
+        values = [(*row, *y_hat) for row, y_hat in zip(rows.tolist(), predicted.rows(), strict=True)]
         layout.show_table(layout.screen(), [*predictor.schema.x, *predicted.columns], values)
         return None
     reading = {key: cfg.data.get(key) if value is None else value for key, value in reading.items()}
@@ -125,14 +120,7 @@ def predict(
 
 
 def predict_file(predictor: Predictor, table: Table, target: Path, missing: str) -> int:
-    """Write the rows of a table with their predictions; the file is whole, or is not there.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        ValueError: naming the column, and the row.
-    """
+    """Write the rows of a table with their predictions, atomically; returns the number of rows."""
     names = predictor.schema.x
     table.check_columns(names, "input")
     row = 1
@@ -158,11 +146,7 @@ def predict_file(predictor: Predictor, table: Table, target: Path, missing: str)
 
 
 def target_file(run: Run, output: str | None, default: str, sources: Sequence[Path] = ()) -> Path:
-    """Say where to write, before anything is computed.
-
-    Raises:
-        ValueError: if it is no plain file, one that would be lost, or in a folder that is not there.
-    """
+    """Return the file to write, and refuse one that cannot be written or must not be overwritten."""
     target = run.path / default if output is None else Path(str(output)).expanduser()
     if target.is_dir():
         raise ValueError(f"output={output}: a folder; name a file in it")
@@ -181,23 +165,23 @@ def target_file(run: Run, output: str | None, default: str, sources: Sequence[Pa
 
 
 def as_rows(x: Any, names: list[str]) -> Tensor:
-    """Turn what was typed into rows ``(N, F)``, float64.
-
-    Raises:
-        UserError: naming the columns that are wanted.
+    """Convert typed numbers to rows ``(N, F)``, float64.
 
     >>> as_rows([5, 6], ["x"]).tolist()
     [[5.0], [6.0]]
     """
     values = OmegaConf.to_container(x) if OmegaConf.is_config(x) else x
     example = ",".join(["0"] * min(len(names), layout.SHOWN))
-    wanted = f"x wants {len(names)} numbers a row ({layout.names(names)}), as in x=[{example}]"
+    mistake = UserError(
+        f"x={values}: x wants {len(names)} numbers a row ({layout.names(names)}), as in x=[{example}], or "
+        "x=[[...],[...]] for several rows; all finite"
+    )
     try:
         rows = torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"x={values}: {wanted}, or x=[[...],[...]] for several rows") from error
+        raise mistake from error
     if rows.ndim < 2:
         rows = rows.reshape(-1, 1) if len(names) == 1 else rows.reshape(1, -1)
     if rows.ndim != 2 or rows.shape[1] != len(names) or not len(rows) or not rows.isfinite().all():
-        raise UserError(f"x={values}: {wanted}, or x=[[...],[...]] for several rows; all finite")
+        raise mistake
     return rows

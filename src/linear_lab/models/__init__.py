@@ -1,4 +1,4 @@
-"""Models: what a run trains."""
+"""Models that a run can train."""
 
 from linear_lab.models.linear import LinearModule
 from linear_lab.models.mlp import MLPModule

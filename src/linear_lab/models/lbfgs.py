@@ -1,4 +1,4 @@
-"""LBFGS to the last digit."""
+"""LBFGS that converges to the last digits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,25 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLIND = 0.75  # power of the rounding unit: a gain below that share of the loss is one that the line search may not see
+# The line search compares losses. It may not see a gain below eps ** BLIND of the loss, where eps is the dtype's.
+BLIND = 0.75
 SCALES = {torch.float64: 2.0**60, torch.float32: 2.0**30}  # whose squares are far from overflow
 
 
 class LBFGS(torch.optim.LBFGS):
-    """PyTorch's LBFGS, kept from stopping some digits too early.
+    """PyTorch's LBFGS, without two causes for which it stops some digits too early.
 
-    It does so for two reasons. It ignores curvature where ``y^T s <= 1e-10``, which on ill-conditioned data is soon
-    all there is: here it is given the loss times a power of two, which changes neither a direction nor a digit.
-    And its line search compares losses. Once a step has not lowered the loss, since what is left to gain cannot be
-    seen in it, full quasi-Newton steps follow, which need gradients alone (Nocedal & Wright, *Numerical
-    Optimization*, 2nd ed., sec. 6.1 and 7.2).
+    It ignores curvature where ``y^T s <= 1e-10``, which is all of it near the optimum of ill-conditioned data. Here
+    it minimises the loss times a power of two, which changes neither a direction nor a digit.
 
-    Where neither helps, the batch is not computed again and again: it is left as it is until its loss is another one.
+    Its line search compares losses, and a loss cannot show gains below its rounding error. Once a step has not
+    lowered the loss, and no larger gain is expected, full quasi-Newton steps follow, which need only gradients
+    (Nocedal & Wright, *Numerical Optimization*, 2nd ed., sec. 6.1 and 7.2). Where these do not help either, further
+    steps leave the parameters as they are, until the loss changes.
 
     Arguments are those of `torch.optim.LBFGS`.
 
     Raises:
-        ValueError: for an argument that cannot work.
+        ValueError: for a ``max_iter`` or ``history_size`` below 1, or an unknown ``line_search_fn``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -35,10 +36,10 @@ class LBFGS(torch.optim.LBFGS):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {group[name]}")
         if group["line_search_fn"] not in (None, "strong_wolfe"):
             raise ValueError(f"line_search_fn must be strong_wolfe or null, got {group['line_search_fn']}")
-        group["stalled"] = None  # the loss at which nothing helped any more; a group, since checkpoints keep it
+        group["stalled"] = None  # the loss that no step lowers; kept in the group, which checkpoints save
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Take up to ``max_iter`` iterations; returns the loss that they began with."""
+        """Take up to ``max_iter`` iterations; returns the loss before them."""
         group = self.param_groups[0]
         parameters: list[Tensor] = group["params"]
         scale = SCALES.get(parameters[0].dtype, 1.0)
@@ -58,8 +59,8 @@ class LBFGS(torch.optim.LBFGS):
         loss = super().step(scaled).detach()  # type: ignore[no-untyped-call]
         state = self.state[parameters[0]]
         if "d" in state and not state["prev_loss"] < loss:
-            promised = (state["prev_flat_grad"] @ state["d"]).abs()  # what a full step would gain, to first order
-            if promised <= torch.finfo(loss.dtype).eps ** BLIND * loss.abs() and group["line_search_fn"]:
+            expected_gain = (state["prev_flat_grad"] @ state["d"]).abs()  # of a full step, to first order
+            if expected_gain <= torch.finfo(loss.dtype).eps ** BLIND * loss.abs() and group["line_search_fn"]:
                 group["line_search_fn"] = None
             else:
                 group["stalled"] = state["prev_loss"] / scale

@@ -1,4 +1,4 @@
-"""The LightningModule around nn.Linear."""
+"""The linear model."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ class LinearModule(SupervisedModule):
     Args:
         in_features: F, columns of x.
         out_features: T, columns of y, or the number of classes.
-        bias: False leaves b out; True starts it at random; a number or a list of T numbers starts it there.
-        weight: where W starts: a number, or ``(T, F)`` numbers; None for a random start.
+        bias: False leaves b out; True draws its initial value; a number or a list of T numbers sets it.
+        weight: the initial W: a number, or ``(T, F)`` numbers; None draws it.
         **training: loss, optimizer, scheduler, metric and schema, see `SupervisedModule`.
 
     Raises:
@@ -45,23 +45,19 @@ class LinearModule(SupervisedModule):
         super().__init__(linear, **training)
 
     def learned(self) -> dict[str, Any]:
-        """Return ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` as lists; bias is None for a model without."""
+        """Return ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` as lists; bias is None for a model without one."""
         return {"bias": None} | super().learned()
 
 
 @torch.no_grad()
 def set_parameter(parameter: Tensor, values: Any, name: str) -> None:
-    """Start a parameter at the given numbers; a single number fills it.
-
-    Raises:
-        ValueError: naming both shapes.
-    """
+    """Set a parameter to the given numbers; a single number fills it."""
     try:
         tensor = torch.tensor(values, dtype=parameter.dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a number, or rows of numbers of equal length, got {values}") from error
     if tensor.ndim == 1 and parameter.ndim == 2 and parameter.shape[0] == 1:
-        tensor = tensor.unsqueeze(0)  # one target: a plain list has its coefficients
+        tensor = tensor.unsqueeze(0)  # With one target, a plain list holds its coefficients.
     if tensor.ndim and tensor.shape != parameter.shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but the data want {tuple(parameter.shape)}")
     parameter.copy_(tensor.expand_as(parameter))

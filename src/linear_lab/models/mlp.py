@@ -1,4 +1,4 @@
-"""The LightningModule around a multilayer perceptron."""
+"""The multilayer perceptron."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -67,7 +67,9 @@ class SaveCheckpoints(callbacks.Checkpoint):
         """Tell whether the monitored metric is the best so far, and keep it."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
-            raise ValueError(f"{self.monitor} is not measured; choose one of {', '.join(trainer.callback_metrics)}")
+            raise ValueError(
+                f"{self.monitor} is not measured; choose one of {', '.join(sorted(trainer.callback_metrics.keys() - {'step'}))}"
+            )
         better = self.best is None or bool(value < self.best if self.mode == "min" else value > self.best)
         if trainer.world_size > 1:  # all processes save, or none
             better = trainer.strategy.reduce_boolean_decision(better)

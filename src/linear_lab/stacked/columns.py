@@ -1,4 +1,4 @@
-"""Jobs that are trained together: one config, and columns for what differs."""
+"""Jobs that are trained together: one config, and columns for the values in which they differ."""
 
 import copy
 from collections.abc import Iterator
@@ -14,44 +14,34 @@ if TYPE_CHECKING:
     import polars as pl
 
 SEED, ORDER = ("seed",), ("data", "order_seed")
+Array = np.ndarray[Any, Any]
 
 
 class Column(NamedTuple):
-    """A leaf whose value differs between jobs.
+    """A leaf of the config whose value differs between jobs."""
 
-    Attributes:
-        values: the distinct ones.
-        codes: which of them each job has, ``(J,)``.
-    """
-
-    values: list[Any]
-    codes: "np.ndarray[Any, Any]"
+    values: list[Any]  # the distinct values
+    codes: Array  # index into `values` of each job, (J,)
 
     def of_jobs(self) -> torch.Tensor:
         """Return the numbers of the jobs, ``(J,)`` float64."""
         return torch.tensor(self.values, dtype=torch.float64)[torch.from_numpy(self.codes.astype(np.int64))]
 
-    def only(self, which: "np.ndarray[Any, Any]") -> "Column":
-        """Return the column of some of the jobs, without values that none of them has."""
-        found, codes = np.unique(self.codes[which], return_inverse=True)
-        return Column([self.values[code] for code in found], codes)
+    def only(self, which: Array) -> "Column":
+        """Return the column of some of the jobs, without unused values."""
+        used, codes = np.unique(self.codes[which], return_inverse=True)
+        return Column([self.values[code] for code in used], codes)
 
 
 @dataclass
 class Group:
-    """Jobs that are trained together.
+    """Jobs that are trained together."""
 
-    Attributes:
-        rows: of the plan.
-        config: of the first job, resolved.
-        columns: the leaves in which the configs of the others differ from it.
-    """
+    rows: "pl.DataFrame"  # of the plan
+    config: dict[str, Any]  # of the first job, resolved
+    columns: dict[Path, Column]  # the leaves in which the configs of the other jobs differ from it
 
-    rows: "pl.DataFrame"
-    config: dict[str, Any]
-    columns: dict[Path, Column]
-
-    def only(self, which: "np.ndarray[Any, Any]") -> "Group":
+    def only(self, which: Array) -> "Group":
         """Return a group of some of the jobs, in the order given."""
         columns = {path: column.only(which) for path, column in self.columns.items()}
         shared = {path: column.values[0] for path, column in columns.items() if len(column.values) == 1}
@@ -60,17 +50,14 @@ class Group:
 
     def numbers(self, group: str, names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return numbers of a config group by name: ``(J,)``, or 0-dimensional where all jobs agree; float64."""
-        constant = {".".join(path[1:]): value for path, value in leaves(self.config[group], (group,))}
-        return {
-            name: self.columns[path].of_jobs()
-            if (path := (group, *name.split("."))) in self.columns
-            else torch.tensor(float(constant.get(name, defaults.get(name, 0.0))), dtype=torch.float64)
-            for name in names
-        }
+        shared = defaults | {".".join(path): value for path, value in leaves(self.config[group])}
+        numbers = {name: torch.tensor(float(shared.get(name, 0.0)), dtype=torch.float64) for name in names}
+        columns = {name: self.columns.get((group, *name.split("."))) for name in names}
+        return numbers | {name: column.of_jobs() for name, column in columns.items() if column}
 
 
-def distinct(group: Group, name: str) -> "Iterator[tuple[dict[str, Any], np.ndarray[Any, Any]]]":
-    """Yield the distinct values of a config group, and which jobs have them."""
+def distinct(group: Group, name: str) -> Iterator[tuple[dict[str, Any], Array]]:
+    """Yield the distinct values of a config group, and which jobs have them; nothing where all jobs agree."""
     columns = {path: column for path, column in group.columns.items() if path[0] == name}
     for codes in np.unique(np.stack([c.codes for c in columns.values()], 1), axis=0) if columns else ():
         values = {path: column.values[code] for (path, column), code in zip(columns.items(), codes, strict=True)}
@@ -79,7 +66,7 @@ def distinct(group: Group, name: str) -> "Iterator[tuple[dict[str, Any], np.ndar
 
 
 def with_values(config: dict[str, Any], values: dict[Path, Any]) -> dict[str, Any]:
-    """Return a config with other values in some of its leaves."""
+    """Return a copy of a config with other values in some of its leaves."""
     changed = copy.deepcopy(config)
     for path, value in values.items():
         node: Any = changed

@@ -1,4 +1,4 @@
-"""Training J models that differ in numbers alone, from their starts to their ends."""
+"""The training of J models that differ only in numbers."""
 
 import time
 from collections.abc import Callable
@@ -7,141 +7,121 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linear_lab.data.batches import epoch_order
+from linear_lab.data.batches import Part, epoch_order
 from linear_lab.fitting.summary import Summary
 from linear_lab.stacked.optimizers import OPTIONAL, Numbers
-from linear_lab.stacked.step import Models, Parameters, Plan, Stepper
+from linear_lab.stacked.step import Models, Parameters, Plan, State, Stepper
 
 
 class Loop:
-    """The training of J models, which can be stopped after each step, and goes on from a checkpoint.
+    """The training of J models, which can be stopped after each step and continued from a checkpoint.
 
-    Args:
-        plan: what the models share.
-        models: what differs between them.
-        stepper: see `Stepper`.
-        watched: steps at which losses and parameters are kept in `history`.
+    ``history`` records losses and parameters at the steps ``watched``.
     """
 
     def __init__(self, plan: Plan, models: Models, stepper: Stepper, watched: tuple[int, ...] = ()) -> None:
-        self.plan, self.models, self.stepper = plan, models, stepper
-        first = next(iter(models.parameters.values()))
-        self.device = first.device
+        self.plan, self.models, self.stepper, self.watched = plan, models, stepper, watched
+        self.device = next(iter(models.parameters.values())).device
         self.parts = {name: (x.to(self.device), y.to(self.device)) for name, (x, y) in plan.data.parts.items()}
-        self.taken, self.seconds, self.rated = 0, 0.0, -1  # `rated`: the epoch whose rates are in `numbers`
+        self.taken, self.seconds = 0, 0.0
         self.parameters = {name: values.clone() for name, values in models.parameters.items()}
         self.numbers = {name: values for name, values in models.numbers.items() if name not in OPTIONAL or values.any()}
-        kept = plan.rule.state(plan.modes, self.numbers)
-        self.state = {name: {of: torch.zeros_like(values) for of in kept} for name, values in self.parameters.items()}
+        self.epoch_of_lr = -1  # the epoch whose rates are in `numbers`
+        buffers = plan.rule.state(plan.modes, self.numbers)
+        self.state = {name: {b: torch.zeros_like(p) for b in buffers} for name, p in self.parameters.items()}
         self.summary = Summary(len(models), plan.metric, plan.mode, self.device)
         self.history: dict[str, list[Tensor]] = {}
-        self.watched = watched
-        self.orders: tuple[int, Tensor] = (-1, torch.zeros(0))
-        # models that see the rows in one order share it
-        self.distinct, self.of_model = torch.unique(models.order_seeds, return_inverse=True)
-        self.of_model = self.of_model.to(self.device)
+        # Models with the same order of the rows share it.
+        self.order_seeds, order_of_model = torch.unique(models.order_seeds, return_inverse=True)
+        self.order_of_model = order_of_model.to(self.device)
+        self.orders: tuple[int, Tensor] = (-1, torch.zeros(0))  # the epoch, and its orders
 
     def run(self, after_step: Callable[[int], None] = lambda step: None) -> None:
-        """Train until the end, or until ``after_step``, which is told how many steps were taken, raises."""
-        plan, batches = self.plan, self.plan.batches
+        """Train to the end, or until ``after_step``, which is called with the number of steps taken, raises."""
+        plan = self.plan
         if not self.taken:
             self.validate()
         while self.taken < plan.total and bool(self.summary.alive.any()):
             started = time.perf_counter()
-            epoch, batch = divmod(self.taken, batches)
-            if self.models.schedule and self.rated != epoch:
-                self.numbers["lr"], self.rated = self.models.schedule.rates(epoch).to(self.device), epoch
-            x, y, own_rows = self.batch(epoch, batch)
-            t = torch.tensor(float(self.taken + 1), dtype=torch.float64, device=self.device)
-            self.parameters, self.state, losses = self.stepper.step(
-                self.parameters, self.state, self.summary.alive, self.numbers, self.models.loss_numbers, t, x, y,
-                own_rows,
-            )  # fmt: skip
+            epoch, batch = divmod(self.taken, plan.batches)
+            if self.models.schedule and self.epoch_of_lr != epoch:
+                self.numbers["lr"], self.epoch_of_lr = self.models.schedule.rates(epoch).to(self.device), epoch
+            self.parameters, self.state, losses = self.step(epoch, batch)
             self.taken += 1
             self.summary.after_step(self.taken, losses)
-            ends = batch + 1 == batches
-            if self.taken == plan.total or (ends and not (epoch + 1) % plan.every):
+            epoch_ends = batch + 1 == plan.batches
+            if self.taken == plan.total or (epoch_ends and not (epoch + 1) % plan.every):
                 self.validate()
             elif self.taken in self.watched:
-                self.keep(self.measure(("train",))["train/loss"])
+                self.record(self.measure(("train",))["train/loss"])
             self.seconds += time.perf_counter() - started
             after_step(self.taken)
 
     def attempt(self, steps: int) -> None:
-        """Take the first step some times, and keep nothing of it."""
-        x, y, own_rows = self.batch(0, 0)
-        t = torch.ones((), dtype=torch.float64, device=self.device)
+        """Compute the first step some times, and discard the results."""
         for _ in range(steps):
-            self.stepper.step(
-                self.parameters, self.state, self.summary.alive, self.numbers, self.models.loss_numbers, t, x, y,
-                own_rows,
-            )  # fmt: skip
+            self.step(0, 0)
 
-    def batch(self, epoch: int, batch: int) -> tuple[Tensor, Tensor, bool]:
+    def step(self, epoch: int, batch: int) -> tuple[Parameters, State, Tensor]:
+        t = torch.tensor(float(self.taken + 1), dtype=torch.float64, device=self.device)
+        rows = self.batch(epoch, batch)
+        new: Any = self.stepper.step(self.parameters, self.state, self.summary.alive, self.numbers, t, rows)
+        return new[0], new[1], new[2]
+
+    def batch(self, epoch: int, batch: int) -> Part:
         """Return x and y of a step: ``(B, F)`` that all models share, or ``(J, B, F)`` where their orders differ."""
         x, y = self.parts["train"]
         size = self.plan.data.batch_size
         if size is None:
-            return x, y, False
+            return x, y
         if self.orders[0] != epoch:
-            orders = [epoch_order(seed, epoch, len(x)) for seed in self.distinct.tolist()]
+            orders = [epoch_order(seed, epoch, len(x)) for seed in self.order_seeds.tolist()]
             self.orders = epoch, torch.stack(orders).to(self.device)
         rows = self.orders[1][:, batch * size : (batch + 1) * size]
-        if len(rows) == 1:
-            return x[rows[0]], y[rows[0]], False
-        rows = rows[self.of_model]
-        return x[rows], y[rows], True
+        rows = rows[0] if len(rows) == 1 else rows[self.order_of_model]
+        return x[rows], y[rows]
 
     def measure(self, parts: tuple[str, ...], parameters: Parameters | None = None) -> Numbers:
         """Return the metrics of some parts by name, ``(J,)`` float64 each."""
-        return {
-            f"{part}/{name}": values
-            for part in parts
-            for name, values in self.stepper.measure(
-                parameters or self.parameters, self.models.loss_numbers, self.parts[part]
-            ).items()
-        }
+        measured: Numbers = {}
+        for part in parts:
+            metrics = self.stepper.measure(parameters or self.parameters, self.numbers, self.parts[part])
+            measured |= {f"{part}/{name}": values for name, values in metrics.items()}
+        return measured
 
     def validate(self) -> None:
         """Measure the models as they are, as Lightning's validation does."""
         measured = self.measure(tuple(part for part in self.parts if part != "test"))
         if self.taken and self.models.schedule:
             self.models.schedule.after_validation(measured[self.plan.metric].cpu())
-            self.rated = -1
+            self.epoch_of_lr = -1
         excess = self.excesses(self.parameters)
         loss = measured["train/loss"] if excess is None else excess
         self.summary.after_validation(self.taken, measured, loss, self.parameters)
         if self.taken in self.watched:
-            self.keep(measured["train/loss"])
+            self.record(measured["train/loss"])
 
-    def keep(self, losses: Tensor) -> None:
-        """Keep losses and parameters of this step."""
+    def record(self, losses: Tensor) -> None:
+        """Add losses and parameters of this step to the history."""
         for name, values in {"train/loss": losses, **self.parameters}.items():
             self.history.setdefault(name, []).append(values.detach().clone())
 
     def excesses(self, parameters: Parameters) -> Tensor | None:
-        """Return what each loss exceeds its optimum's by, ``(J,)`` float64; None where that is not known."""
+        """Return the excess loss of each model, ``(J,)`` float64; None where there is no optimum."""
         if not self.models.optima:
             return None
         weight, bias = parameters["network.weight"], parameters.get("network.bias")
-        found = torch.zeros(len(weight), dtype=torch.float64, device=self.device)
+        excess = torch.zeros(len(weight), dtype=torch.float64, device=self.device)
         for optimum, which in self.models.optima:
-            every = len(which) == len(weight)
-            of_them = (weight, bias) if every else (weight[which], None if bias is None else bias[which])
-            found[which] = optimum.excesses(*of_them)
-        return found
+            excess[which] = optimum.excesses(weight[which], None if bias is None else bias[which])
+        return excess
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
         schedule = self.models.schedule
-        return {
-            "taken": self.taken, "seconds": self.seconds, "parameters": self.parameters, "state": self.state,
-            "summary": self.summary.state_dict(), "history": self.history,
-            "schedule": schedule.state_dict() if schedule else {},
-        }  # fmt: skip
+        state = {name: getattr(self, name) for name in ("taken", "seconds", "parameters", "state", "history")}
+        return state | {"summary": self.summary.state_dict(), "schedule": schedule.state_dict() if schedule else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
         self.taken, self.seconds, self.history = state["taken"], state["seconds"], state["history"]
         self.parameters, self.state = state["parameters"], state["state"]
         self.summary.load_state_dict(state["summary"])

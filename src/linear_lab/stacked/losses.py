@@ -1,6 +1,6 @@
-"""Losses of torch.nn with numbers that are tensors, so that they may differ from model to model under vmap.
+"""Losses of torch.nn whose numbers are tensors, so that they can differ between models under vmap.
 
-``torch.nn.functional`` takes plain numbers for ``delta`` and ``label_smoothing``, and refuses a tensor under vmap.
+``torch.nn.functional`` takes plain numbers for ``delta`` and ``label_smoothing``, and refuses tensors under vmap.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,15 @@ Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # of y_hat, y and 
 
 
 def mse(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
-    """``mean((y_hat - y)^2)``, of y_hat and y ``(B, T)``."""
     return (y_hat - y).square().mean()
 
 
 def mae(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
-    """``mean(|y_hat - y|)``, of y_hat and y ``(B, T)``."""
     return (y_hat - y).abs().mean()
 
 
 def huber(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
-    """``mean(e^2 / 2)`` where ``|e| < delta``, else ``delta (|e| - delta / 2)``, ``e = y_hat - y``.
+    """``mean(e^2 / 2)`` where ``|e| < delta``, else ``delta (|e| - delta / 2)``, with ``e = y_hat - y``.
 
     >>> huber(torch.full((1, 1), 3.0), torch.zeros(1, 1), {"delta": torch.tensor(2.0)}).item()
     4.0
@@ -38,10 +36,10 @@ def cross_entropy(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tenso
     return ((1 - smoothing) * of_label + smoothing * surprise.mean(1)).mean()
 
 
-LOSSES: dict[str, tuple[Loss, dict[str, float]]] = {  # by class; with the numbers that may differ, and their defaults
+LOSSES: dict[str, tuple[Loss, dict[str, float]]] = {  # by class, with the numbers that may differ and their defaults
     "torch.nn.MSELoss": (mse, {}),
     "torch.nn.L1Loss": (mae, {}),
     "torch.nn.HuberLoss": (huber, {"delta": 1.0}),
     "torch.nn.CrossEntropyLoss": (cross_entropy, {"label_smoothing": 0.0}),
 }
-BOUNDS = {"delta": (0.0, torch.inf, "()"), "label_smoothing": (0.0, 1.0, "[]")}  # outside of which torch refuses
+BOUNDS = {"delta": (0.0, torch.inf, "()"), "label_smoothing": (0.0, 1.0, "[]")}  # of what torch accepts

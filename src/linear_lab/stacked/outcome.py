@@ -1,28 +1,25 @@
-"""What a stack has found, as rows with the fields of result.json."""
+"""The results of a stack, as rows with the fields of result.json."""
 
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from torch import Tensor
 
 from linear_lab.fitting.divergence import explain
-from linear_lab.models import SupervisedModule
-from linear_lab.stacked.columns import SEED, Group
+from linear_lab.stacked.columns import SEED, Array, Group
 from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.prepare import Prepared
-from linear_lab.stacked.step import Plan
+from linear_lab.stacked.step import Parameters, Plan
 
-MOST_PARAMETERS = 64  # of a model whose parameters are kept in the results
+MOST_PARAMETERS = 64  # of a model whose parameters are part of the results
 
 
-def struct(fields: "dict[str, pl.Series]", where: np.ndarray[Any, Any] | None = None) -> pl.Series:
-    """Make a column of records, null but ``where``; NaN and infinity are null, as in result.json."""
+def struct(fields: dict[str, pl.Series], where: Array | None = None) -> pl.Series:
+    """Return a column of records, null but ``where``; NaN and infinity are null, as in result.json."""
     frame = finite(pl.DataFrame(fields))
-    column = pl.struct(frame.columns)
-    chosen = column if where is None else pl.when(pl.Series(where)).then(column)
-    return frame.select(_=chosen).to_series()
+    records = pl.struct(frame.columns)
+    return frame.select(_=records if where is None else pl.when(pl.Series(where)).then(records)).to_series()
 
 
 def finite(frame: pl.DataFrame) -> pl.DataFrame:
@@ -31,122 +28,105 @@ def finite(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.when(numbers.is_finite()).then(numbers))
 
 
-def nested(values: np.ndarray[Any, Any]) -> pl.Series:
-    """Make a column of lists, ``(J, ...)`` as nested lists of a row each."""
-    kind: Any = pl.Float64
-    for _ in values.shape[1:]:
-        kind = pl.List(kind)
-    return pl.Series(values).cast(kind)
+def column(values: Tensor, jobs: int) -> pl.Series:
+    return pl.Series(values[:jobs].detach().cpu().numpy())
 
 
-def in_file_units(plan: Plan, parameters: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any] | None]:
-    """Return the parameters of J models in the units of the file, ``(J, ...)`` float64; None for no bias."""
-    found = {name.removeprefix("network."): values.detach().cpu().double() for name, values in parameters.items()}
-    if type(plan.module).learned is SupervisedModule.learned or "weight" not in found:
-        return {name: values.numpy() for name, values in found.items()}
-    weight, bias = plan.data.schema.tensors_in_file_units(found["weight"], found.get("bias"))
-    return {"weight": weight.numpy(), "bias": None if bias is None else bias.numpy()}
+def nulls(jobs: int, dtype: Any) -> pl.Series:
+    return pl.repeat(None, jobs, dtype=dtype, eager=True)
 
 
-def parameter_struct(plan: Plan, parameters: dict[str, Tensor]) -> dict[str, pl.Series]:
-    """Return parameters as columns, if there are few."""
+def parameter_column(plan: Plan, parameters: Parameters, jobs: int) -> dict[str, pl.Series]:
+    """Return the column ``parameters`` in the units of the file; nothing for models with many parameters."""
     if sum(values[0].numel() for values in parameters.values()) > MOST_PARAMETERS:
         return {}
-    jobs = len(next(iter(parameters.values())))
+    tensors: dict[str, Any] = {
+        name.removeprefix("network."): values[:jobs].detach().cpu().double() for name, values in parameters.items()
+    }
+    if plan.module.learned().keys() == {"weight", "bias"}:
+        weight, bias = plan.data.schema.tensors_in_file_units(tensors["weight"], tensors.get("bias"))
+        tensors = {"weight": weight, "bias": bias}
+    fields = {}
+    for name, values in tensors.items():
+        dtype: Any = pl.Float64
+        for _ in range(1 if values is None else values.ndim - 1):
+            dtype = pl.List(dtype)
+        fields[name] = nulls(jobs, dtype) if values is None else pl.Series(values.numpy()).cast(dtype)
+    return {"parameters": struct(fields)}
+
+
+def measured(loop: Loop, parameters: Parameters, jobs: int) -> dict[str, pl.Series]:
+    """Return the columns ``metrics``, ``parameters`` and ``excess_loss``."""
+    excess = loop.excesses(parameters)
+    metrics = {name: column(values, jobs) for name, values in loop.measure(tuple(loop.parts), parameters).items()}
     return {
-        name: pl.Series([None] * jobs, dtype=pl.List(pl.Float64)) if values is None else nested(values)
-        for name, values in in_file_units(plan, parameters).items()
+        "metrics": struct(metrics),
+        **parameter_column(loop.plan, parameters, jobs),
+        "excess_loss": nulls(jobs, pl.Float64) if excess is None else column(excess, jobs),
     }
 
 
-def rows_of(prepared: Prepared, chosen: np.ndarray[Any, Any], loop: Loop) -> pl.DataFrame:
-    """Return what a chunk has found: a row for each job, with the fields of result.json but what its sweep adds."""
-    plan, jobs, summary = prepared.plan, len(chosen), loop.summary
-    group = prepared.group.only(chosen)
-    stable = torch.tensor(
-        [float("nan") if one.stable_lr is None else one.stable_lr for one in prepared.references[0]],
-        dtype=torch.float64,
-    )
-    stable = stable[prepared.references[1][torch.from_numpy(chosen)]]
-
-    def column(values: Tensor) -> pl.Series:
-        return pl.Series(values[:jobs].detach().cpu().numpy())
-
-    def measured(parameters: dict[str, Tensor]) -> dict[str, Any]:
-        excess = loop.excesses(parameters)
-        cut = {name: values[:jobs] for name, values in parameters.items()}
-        few = parameter_struct(plan, cut)
-        metrics = {name: column(values) for name, values in loop.measure(tuple(loop.parts), parameters).items()}
-        return {
-            "metrics": struct(metrics),
-            **({"parameters": struct(few)} if few else {}),
-            "excess_loss": pl.Series([None] * jobs, dtype=pl.Float64) if excess is None else column(excess),
-        }
-
-    final, lr = measured(loop.parameters), group.numbers("optimizer", ("lr",), {})["lr"].expand(jobs)
-    status, error, steps = verdicts(group, loop, final["metrics"], lr, stable)
-    ever, started = column(summary.best_step).to_numpy() >= 0, column(summary.diverged_at).to_numpy() != 0
-    initial = {name: column(values) for name, values in summary.first.items() if name != "loss"}
-    if prepared.references[0][0].optimum:
-        initial["excess_loss"] = column(summary.first["loss"])
+def rows_of(prepared: Prepared, chosen: Array, loop: Loop) -> pl.DataFrame:
+    """Return a row for each job of a chunk, with the fields of result.json except those that its sweep adds."""
+    group, data, summary, jobs = prepared.group.only(chosen), prepared.plan.data, loop.summary, len(chosen)
+    stable_lrs = [np.nan if reference.stable_lr is None else reference.stable_lr for reference in prepared.references]
+    stable_lr = np.array(stable_lrs, float)[prepared.reference_of.numpy()[chosen]]
+    final, lr = measured(loop, loop.parameters, jobs), group.numbers("optimizer", ("lr",), {})["lr"].expand(jobs)
+    verdict = verdicts(group, loop, final["metrics"], lr.numpy(), stable_lr)
+    initial = {name: column(values, jobs) for name, values in summary.first.items() if name != "loss"}
+    if prepared.references[0].optimum:
+        initial["excess_loss"] = column(summary.first["loss"], jobs)
+    best_step, small_at = column(summary.best_step, jobs), column(summary.small_at, jobs)
     seeds = group.columns.get(SEED)
-    seed = pl.repeat(group.config["seed"], jobs, dtype=pl.Int64, eager=True)
-    return finite(pl.DataFrame({
-        "name": group.rows["name"], "status": status, "error": error,
-        "seed": seed if seeds is None else pl.Series(np.array(seeds.values)[seeds.codes]),
-        "config_hash": group.rows["config_hash"], "steps": steps,
-        "seconds": pl.repeat(loop.seconds / len(loop.models), jobs, eager=True), **final,
-        "initial": struct(initial, started),
-        "best": struct({"step": column(summary.best_step), **measured(summary.parameters)}, ever),
-        "steps_above_1_percent": pl.Series(np.where((small := column(summary.small_at).to_numpy()) < 0, steps, small)),
-        "stable_lr": column(stable),
-            "data": pl.repeat(plan.data.fingerprint, jobs, eager=True),
-            "rows": struct({part: pl.repeat(len(x), jobs, eager=True) for part, (x, _) in plan.data.parts.items()}),
-    }))  # fmt: skip
+    columns = {
+        "name": group.rows["name"],
+        "status": verdict["status"],
+        "error": verdict["error"],
+        "seed": np.full(jobs, group.config["seed"]) if seeds is None else np.array(seeds.values)[seeds.codes],
+        "config_hash": group.rows["config_hash"],
+        "steps": verdict["steps"],
+        "seconds": loop.seconds / len(loop.models),
+        **final,
+        "initial": struct(initial, column(summary.diverged_at, jobs).to_numpy() != 0),
+        "best": struct({"step": best_step, **measured(loop, summary.parameters, jobs)}, best_step.to_numpy() >= 0),
+        "steps_above_1_percent": small_at.zip_with(small_at >= 0, verdict["steps"]),
+        "stable_lr": stable_lr,
+        "data": data.fingerprint,
+        "rows": struct({part: pl.repeat(len(x), jobs, eager=True) for part, (x, _) in data.parts.items()}),
+    }
+    return finite(pl.DataFrame(columns))
 
 
-def verdicts(
-    group: Group, loop: Loop, metrics: pl.Series, lr: Tensor, stable: Tensor
-) -> tuple[pl.Series, pl.Series, pl.Series]:
-    """Return status, error and steps of each job, by the rules of one run."""
-    jobs, summary = len(group.rows), loop.summary
-    at, by, value = (
-        values[:jobs].cpu().numpy() for values in (summary.diverged_at, summary.diverged_by, summary.diverged_value)
-    )
-    frame = metrics.struct.unnest()
-    steps = np.where(at < 0, loop.taken, at)
-    lr_of, stable_of = lr.numpy(), stable.numpy()
-    first = summary.first["train/loss"][:jobs].cpu().numpy()
-    last = frame["train/loss"].to_numpy()
+def verdicts(group: Group, loop: Loop, metrics: pl.Series, lr: Array, stable_lr: Array) -> pl.DataFrame:
+    """Return status, error and steps of each job, by the rules of `linear_lab.fitting.divergence`."""
+    summary, frame, jobs = loop.summary, metrics.struct.unnest(), len(group.rows)
+    tensors = (summary.diverged_at, summary.diverged_by, summary.diverged_value, summary.first["train/loss"])
+    at, by, value, first = (column(values, jobs).to_numpy() for values in tensors)
+    steps, last = np.where(at < 0, loop.taken, at), frame["train/loss"].to_numpy()
     with np.errstate(invalid="ignore"):
-        grown = (last > first) & (lr_of > stable_of) & (not group.config["scheduler"])
-    unsound = frame.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
+        grown = (last > first) & (lr > stable_lr) & (not group.config["scheduler"])
+    infinite = frame.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
     errors: list[str | None] = [None] * jobs
     raw = group.config["data"].get("standardize") is False
-    for job in np.flatnonzero((at >= 0) | unsound | grown):
+    for job in np.flatnonzero((at >= 0) | infinite | grown):
         metric, number = "train/loss", last[job]
         if at[job] >= 0:
             metric, number = summary.metrics[by[job]], value[job]
-        elif unsound[job]:
-            metric = next(name for name, found in frame.row(int(job), named=True).items() if found is None)
-            number = np.nan
-        bound = None if np.isnan(stable_of[job]) else float(stable_of[job])
-        errors[job] = explain(metric, float(number), int(steps[job]), float(lr_of[job]), bound, raw=raw)
-    error = pl.Series(errors, dtype=pl.String)
-    status = pl.select(pl.when(error.is_null()).then(pl.lit("completed")).otherwise(pl.lit("diverged"))).to_series()
-    return status, error, pl.Series(steps.astype(np.int64))
+        elif infinite[job]:
+            metric, number = next(name for name in frame.columns if frame[name][int(job)] is None), np.nan
+        bound = None if np.isnan(stable_lr[job]) else float(stable_lr[job])
+        errors[job] = explain(metric, float(number), int(steps[job]), float(lr[job]), bound, raw=raw)
+    verdict = pl.DataFrame({"error": pl.Series(errors, dtype=pl.String), "steps": steps.astype(np.int64)})
+    completed = pl.col("error").is_null()
+    return verdict.with_columns(status=pl.when(completed).then(pl.lit("completed")).otherwise(pl.lit("diverged")))
 
 
-def history_of(prepared: Prepared, chosen: np.ndarray[Any, Any], loop: Loop) -> pl.DataFrame:
+def history_of(prepared: Prepared, chosen: Array, loop: Loop) -> pl.DataFrame:
     """Return losses and parameters at the watched steps, a row for each job and step."""
-    jobs, parts = len(chosen), []
-    names = prepared.group.rows["name"][chosen]
-    for at, step in enumerate(loop.watched[: len(loop.history["train/loss"])]):
-        kept = {name: values[at][:jobs] for name, values in loop.history.items()}
-        losses_of = pl.Series("train/loss", kept.pop("train/loss").cpu().numpy())
-        few = parameter_struct(prepared.plan, kept)
-        parts.append(pl.DataFrame({
-            "name": names, "step": pl.repeat(step, jobs, dtype=pl.Int64, eager=True), "train/loss": losses_of,
-            **({"parameters": struct(few)} if few else {}),
-        }))  # fmt: skip
-    return finite(pl.concat(parts))
+    names, jobs, frames = prepared.group.rows["name"][chosen], len(chosen), []
+    parameters = {name: values for name, values in loop.history.items() if name != "train/loss"}
+    for at, (step, losses) in enumerate(zip(loop.watched, loop.history["train/loss"], strict=False)):
+        of_step = {name: values[at] for name, values in parameters.items()}
+        columns = {"train/loss": column(losses, jobs), **parameter_column(prepared.plan, of_step, jobs)}
+        frames.append(pl.DataFrame({"name": names, "step": np.full(jobs, step), **columns}))
+    return finite(pl.concat(frames))

@@ -1,8 +1,8 @@
-"""What the jobs of a stack share, built; and what differs between them, as tensors."""
+"""Build what the jobs of a stack share, and the tensors in which they differ."""
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,127 +11,112 @@ from lightning.fabric import Fabric
 from lightning.pytorch.plugins.precision import DoublePrecision
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.optim import Optimizer
 
 from linear_lab import UserError
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import user_errors
-from linear_lab.models import SupervisedModule
+from linear_lab.models import SupervisedModule, supervised
 from linear_lab.stacked import losses, optimizers, schedules
-from linear_lab.stacked.columns import ORDER, SEED, Group, distinct
+from linear_lab.stacked.columns import ORDER, SEED, Array, Group, distinct
 from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.step import Models, Plan, Stepper, counted
-from linear_lab.theory.least_squares import Optimum, Reference, reference
+from linear_lab.theory.least_squares import Optimum
+from linear_lab.theory.reference import Reference, reference
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Prepared:
-    """What the jobs of a group share, built.
-
-    Attributes:
-        group: of the jobs that have a start.
-        plan: of their training.
-        parameters: where they start, ``(J, ...)`` by name, on the CPU.
-        wrong: by name why other jobs of the group have no start.
-        references: the distinct ones, and which of them each job has, ``(J,)``.
-    """
+    """Jobs that are ready for training."""
 
     group: Group
     plan: Plan
-    parameters: dict[str, Tensor]
-    wrong: dict[str, str]
-    references: tuple[list[Reference], Tensor] = field(default_factory=lambda: ([Reference()], torch.zeros(0)))
+    parameters: dict[str, Tensor]  # initial values, (J, ...), on the CPU
+    wrong: dict[str, str]  # by name, why other jobs of the group have no initial parameters
+    references: list[Reference]  # the distinct ones
+    reference_of: Tensor  # index into `references` of each job, (J,)
 
 
 def prepare(group: Group) -> Prepared:
-    """Build what the jobs of a group share, and their starts.
-
-    Raises:
-        UserError: what the data, or the classes, refuse; or what cannot be vectorized.
-    """
-    cfg = OmegaConf.create(group.config)
+    """Build what the jobs of a group share; raise UserError for what cannot be built or vectorized."""
+    config = group.config
     try:
-        data, module = build(cfg)
+        data, module = build(OmegaConf.create(config))
     except UserError:
         raise
-    except Exception as error:  # whatever a class of one's own raises
+    except Exception as error:  # A class of the user may raise anything.
         raise UserError((str(error) or repr(error)).splitlines()[0]) from error
     if not isinstance(module, SupervisedModule):
         raise UserError(f"model is {type(module).__name__}, which is no SupervisedModule")
     for name in ("training_step", "configure_optimizers"):
         if getattr(type(module), name) is not getattr(SupervisedModule, name):
             raise UserError(f"{type(module).__name__} has a {name} of its own")
-    config = group.config
+    optimizer: Any = module.configure_optimizers()
+    param_group = (optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer).param_groups[0]
+    modes = {name: param_group.get(name, False) for name in optimizers.MODES}
     rule, (loss, _) = optimizers.RULES[config["optimizer"]["_target_"]], losses.LOSSES[config["loss"]["_target_"]]
-    built: Any = module.configure_optimizers()
-    modes = (built["optimizer"] if isinstance(built, dict) else built).param_groups[0]
     epochs, steps = counted(config["trainer"])
     every = config["trainer"]["check_val_every_n_epoch"]
-    plan = Plan(
-        module, data, rule, {name: modes.get(name, False) for name in optimizers.MODES}, loss, str(cfg.metric),
-        str(config.get("mode", "min")), epochs, steps, every,
-    )  # fmt: skip
-    parameters, wrong = starts(group, plan)
+    metric, mode = module.metric, str(config.get("mode", "min"))
+    plan = Plan(module, data, rule, modes, loss, metric, mode, epochs, steps, every)
+    parameters, wrong = initial_parameters(group, plan)
     if wrong:
         fits = np.flatnonzero(~np.isin(group.rows["name"].to_numpy(), list(wrong)))
         group = group.only(fits) if len(fits) else Group(group.rows.clear(), config, {})
-    prepared = Prepared(group, plan, parameters, wrong)
+    prepared = Prepared(group, plan, parameters, wrong, *references(group, plan))
     if len(group.rows):
-        prepared.references = references(prepared)
         try:
             Loop(plan, models(prepared, np.arange(min(len(group.rows), 2))), Stepper(plan)).attempt(1)
-        except Exception as error:  # whatever vmap does not know
+        except Exception as error:  # vmap raises anything for what it does not support.
             log.info("vmap failed", exc_info=True)
             raise UserError(f"its model cannot be vectorized: {str(error).splitlines()[0]}") from error
     return prepared
 
 
-def starts(group: Group, plan: Plan) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Start each model as single training does, from its seed: by name ``(J, ...)``; and by job why some have none."""
-    module, config = plan.module, group.config
-    double = plan.data.dtype == torch.float64
+def variants(group: Group, name: str) -> list[tuple[dict[str, Any], Array]]:
+    """Return the distinct values of a config group with the jobs that have them, also where all jobs agree."""
+    return list(distinct(group, name)) or [(group.config[name], np.ones(len(group.rows), bool))]
+
+
+def initial_parameters(group: Group, plan: Plan) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Draw each model's parameters as single training does, ``(J, ...)`` by name; also say why some jobs have none."""
+    seeds, names = group.columns.get(SEED), group.rows["name"].to_numpy()
+    codes = np.zeros(len(names), np.int64) if seeds is None else seeds.codes.astype(np.int64)
     wrong: dict[str, str] = {}
-    found: dict[str, Tensor] = {}
-    seeds = group.columns.get(SEED)
-    codes = np.zeros(len(group.rows), np.int64) if seeds is None else seeds.codes
-    specs = list(distinct(group, "model")) or [(config["model"], np.ones(len(group.rows), bool))]
-    with DoublePrecision().module_init_context() if double else nullcontext():
-        for spec, which in specs:
+    parameters: dict[str, Tensor] = {}
+    with DoublePrecision().module_init_context() if plan.data.dtype == torch.float64 else nullcontext():
+        for spec, which in variants(group, "model"):
             try:
-                drawn = drawn_from(spec, seeds.values if seeds else [config["seed"]], plan)
+                of_seeds = draw_parameters(spec, seeds.values if seeds else [group.config["seed"]], plan)
             except UserError as error:
-                wrong |= dict.fromkeys(group.rows["name"].to_numpy()[which].tolist(), str(error))
+                wrong |= dict.fromkeys(names[which].tolist(), str(error))
                 continue
-            for name, values in drawn.items():
-                if name not in found:
-                    found[name] = torch.zeros((len(group.rows), *values.shape[1:]), dtype=values.dtype)
-                found[name][torch.from_numpy(which)] = values[torch.from_numpy(codes[which].astype(np.int64))]
-    fits = torch.from_numpy(~np.isin(group.rows["name"].to_numpy(), list(wrong)))
-    names = {name for name, _ in module.named_parameters()}
-    return {name: values[fits] for name, values in found.items() if name in names}, wrong
+            for name, values in of_seeds.items():
+                if name not in parameters:
+                    parameters[name] = torch.zeros((len(names), *values.shape[1:]), dtype=values.dtype)
+                parameters[name][torch.from_numpy(which)] = values[torch.from_numpy(codes[which])]
+    fits = torch.from_numpy(~np.isin(names, list(wrong)))
+    expected = dict(plan.module.named_parameters())
+    return {name: values[fits] for name, values in parameters.items() if name in expected}, wrong
 
 
-def drawn_from(spec: dict[str, Any], seeds: list[int], plan: Plan) -> dict[str, Tensor]:
-    """Draw the starts of a model from some seeds, ``(S, ...)`` by name.
+def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: Plan) -> dict[str, Tensor]:
+    """Draw the parameters of a model from some seeds, ``(S, ...)`` by name.
 
-    A model is built anew from each seed, unless resetting the layers of one draws the same numbers, ten times as fast.
-
-    Raises:
-        UserError: what the class refuses.
+    A model is built from each seed, unless resetting its layers draws the same numbers, which is ten times as fast.
     """
-
-    def model() -> SupervisedModule:
-        arguments = {**plan.module.hparams, **{key: value for key, value in spec.items() if key != "_target_"}}
-        with user_errors("model"):
-            return type(plan.module)(**arguments)
+    arguments = {**plan.module.hparams} | {key: value for key, value in spec.items() if key != "_target_"}
+    with user_errors("model"):
+        torch.manual_seed(seeds[0])
+        module = type(plan.module)(**arguments)
+    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "reset_parameters")]
 
     def built(seed: int) -> dict[str, Tensor]:
-        torch.manual_seed(seed)
-        return {name: p.detach().clone() for name, p in model().named_parameters()}
-
-    first, module = built(seeds[0]), model()
-    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "reset_parameters")]
+        torch.default_generator.manual_seed(seed)
+        with user_errors("model"):
+            return dict(type(plan.module)(**arguments).named_parameters())
 
     def reset(seed: int) -> dict[str, Tensor]:
         torch.default_generator.manual_seed(seed)
@@ -139,65 +124,56 @@ def drawn_from(spec: dict[str, Any], seeds: list[int], plan: Plan) -> dict[str, 
             layer.reset_parameters()
         return dict(module.named_parameters())
 
-    same = all(torch.equal(values, first[name]) for name, values in reset(seeds[0]).items())
-    stacked = {name: torch.empty((len(seeds), *values.shape), dtype=values.dtype) for name, values in first.items()}
     with torch.no_grad():
+        first = {name: values.clone() for name, values in module.named_parameters()}
+        same = all(torch.equal(values, first[name]) for name, values in reset(seeds[0]).items())
+        stacked = {name: values.new_empty((len(seeds), *values.shape)) for name, values in first.items()}
         for at, seed in enumerate(seeds):
             for name, values in (reset if same else built)(seed).items():
                 stacked[name][at] = values
     return stacked
 
 
-def references(prepared: Prepared) -> tuple[list[Reference], Tensor]:
-    """Return what the jobs are held against: each once, and which of them each job has, ``(J,)``."""
-    group, plan = prepared.group, prepared.plan
-    jobs = len(group.rows)
-    if not group.config["optimum"]:
-        return [Reference()], torch.zeros(jobs, dtype=torch.int64)
-    kind: Any = plan.rule.kind
-    deciding = ("momentum", "dampening", "weight_decay")  # the rate decides neither optimum nor largest stable rate
-    columns = {path: column for path, column in group.columns.items() if path[0] == "optimizer" and path[1] in deciding}
-    of_job = torch.zeros(jobs, dtype=torch.int64)
-    found: list[Reference] = []
-    solved: dict[float, Optimum] = {}
-    only = Group(group.rows, group.config, columns)
-    data, units = plan.data, (plan.data.schema.x_units, plan.data.schema.y_units)
-    for spec, which in list(distinct(only, "optimizer")) or [(group.config["optimizer"], np.ones(jobs, bool))]:
-        optimizer = kind(plan.module.parameters(), **{k: v for k, v in spec.items() if k != "_target_"})
-        of_job[torch.from_numpy(which)] = len(found)
-        found.append(reference(plan.module.network, plan.module.loss, optimizer, *data.raw["train"], *units, solved))
-    return found, of_job
+def references(group: Group, plan: Plan) -> tuple[list[Reference], Tensor]:
+    """Return the distinct references of the jobs, and the index of each job's, ``(J,)``."""
+    index = torch.zeros(len(group.rows), dtype=torch.int64)
+    if not group.config["optimum"] or not len(index):
+        return [Reference()], index
+    # The other numbers, such as lr, change neither the optimum nor the largest stable rate.
+    names = [("optimizer", name) for name in ("momentum", "dampening", "weight_decay")]
+    relevant = Group(group.rows, group.config, {path: group.columns[path] for path in names if path in group.columns})
+    data, network, optima = plan.data, plan.module.network, dict[float, Optimum]()
+    rows = (*data.raw["train"], data.schema.x_units, data.schema.y_units)
+    distinct_references: list[Reference] = []
+    for spec, which in variants(relevant, "optimizer"):
+        optimizer = supervised.build(spec, Optimizer, network.parameters())
+        index[torch.from_numpy(which)] = len(distinct_references)
+        distinct_references.append(reference(network, plan.module.loss, optimizer, *rows, optima))
+    return distinct_references, index
 
 
-def models(prepared: Prepared, chosen: "np.ndarray[Any, Any]") -> Models:
-    """Make the models of some jobs of a group, on the device where they are trained."""
-    group, plan = prepared.group.only(chosen), prepared.plan
-    device, jobs = device_of(group.config), len(chosen)
-    names = plan.rule.numbers
-    kind: Any = plan.rule.kind
-    given = kind([torch.zeros(1, requires_grad=True)]).defaults
-    defaults = {name: given[name] for name in names if name in given}
-    defaults |= {f"betas.{k}": beta for k, beta in enumerate(given.get("betas", ()))}
-    numbers = group.numbers("optimizer", names, defaults)
-    of_loss = losses.LOSSES[group.config["loss"]["_target_"]][1]
-    loss_numbers = group.numbers("loss", tuple(of_loss), of_loss)
-    seeds = group.columns.get(ORDER)
-    order = torch.full((jobs,), group.config["data"].get("order_seed", 0)) if seeds is None else seeds.of_jobs()
-    which = prepared.references[1][torch.from_numpy(chosen)]
+def models(prepared: Prepared, chosen: Array) -> Models:
+    """Return the models of some jobs of a group, on the device where they are trained."""
+    group, plan, which = prepared.group.only(chosen), prepared.plan, torch.from_numpy(chosen)
+    device, config = device_of(group.config), group.config
+    defaults = supervised.build(config["optimizer"], Optimizer, [torch.zeros(1, requires_grad=True)]).defaults
+    defaults |= {f"betas.{k}": beta for k, beta in enumerate(defaults.get("betas", ()))}
+    loss_defaults = losses.LOSSES[config["loss"]["_target_"]][1]
+    numbers = group.numbers("optimizer", plan.rule.numbers, defaults)
+    numbers |= group.numbers("loss", tuple(loss_defaults), loss_defaults)
+    seeds, order_seed = group.columns.get(ORDER), config["data"].get("order_seed", 0)
+    order_seeds = torch.full((len(chosen),), order_seed) if seeds is None else seeds.of_jobs().long()
     optima = []
-    for k, one in enumerate(prepared.references[0]):
-        if one.optimum and (mine := (which == k).nonzero()[:, 0]).numel():
-            optima.append((one.optimum, mine.to(device)))
-    return Models(
-        {name: values[torch.from_numpy(chosen)].to(device) for name, values in prepared.parameters.items()},
-        {name: values.to(device) for name, values in numbers.items()},
-        {name: values.to(device) for name, values in loss_numbers.items()},
-        schedule_of(group, plan, numbers["lr"]), order.long(), optima,
-    )  # fmt: skip
+    for k, one in enumerate(prepared.references):
+        jobs = (prepared.reference_of[which] == k).nonzero()[:, 0]
+        if one.optimum and len(jobs):
+            optima.append((one.optimum, jobs.to(device)))
+    parameters = {name: values[which].to(device) for name, values in prepared.parameters.items()}
+    on_device = {name: values.to(device) for name, values in numbers.items()}
+    return Models(parameters, on_device, schedule_of(group, plan, numbers["lr"]), order_seeds, optima)
 
 
 def schedule_of(group: Group, plan: Plan, base: Tensor) -> schedules.Schedule | None:
-    """Make the schedule of the rates; None if they stay."""
     config, jobs = group.config["scheduler"], len(group.rows)
     if not config:
         return None
@@ -205,14 +181,14 @@ def schedule_of(group: Group, plan: Plan, base: Tensor) -> schedules.Schedule | 
         numbers = group.numbers("scheduler", tuple(schedules.PLATEAU_NUMBERS), schedules.PLATEAU_NUMBERS)
         return schedules.PlateauSchedule(base, numbers, config, jobs)
     specs: list[dict[str, Any]] = []
-    which = torch.zeros(jobs, dtype=torch.int64)
-    for spec, jobs_of_it in list(distinct(group, "scheduler")) or [(config, np.ones(jobs, bool))]:
-        which[torch.from_numpy(jobs_of_it)] = len(specs)
+    index = torch.zeros(jobs, dtype=torch.int64)
+    for spec, which in variants(group, "scheduler"):
+        index[torch.from_numpy(which)] = len(specs)
         specs.append(spec)
-    return schedules.AffineSchedule(base, specs, which, -(-plan.total // plan.batches))
+    return schedules.AffineSchedule(base, specs, index, -(-plan.total // plan.batches))
 
 
 def device_of(config: dict[str, Any]) -> torch.device:
-    """Return the device that a trainer's config asks for."""
+    """Return the device that a trainer's config selects."""
     device: torch.device = Fabric(accelerator=config["trainer"]["accelerator"], devices=1).device
     return device

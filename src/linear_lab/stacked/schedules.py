@@ -1,6 +1,5 @@
-"""Learning rates of many models over the epochs, by PyTorch's own schedulers."""
+"""Learning rates of many models over the epochs, from PyTorch's own schedulers."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,77 +11,43 @@ from torch.optim.lr_scheduler import LRScheduler
 from linear_lab.models.supervised import Spec, build
 
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
-AFFINE = tuple(  # whose rate is, at each epoch, a x base + b
-    f"torch.optim.lr_scheduler.{name}"
-    for name in (
-        "StepLR", "MultiStepLR", "ConstantLR", "LinearLR", "ExponentialLR", "PolynomialLR", "CosineAnnealingLR",
-        "CosineAnnealingWarmRestarts",
-    )
-)  # fmt: skip
 PLATEAU_NUMBERS = {"factor": 0.1, "patience": 10, "threshold": 1e-4, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8}
+NAMES = (  # of the classes whose rate in an epoch is a x base + b
+    "StepLR MultiStepLR ConstantLR LinearLR ExponentialLR PolynomialLR CosineAnnealingLR CosineAnnealingWarmRestarts"
+)
+AFFINE = tuple(f"torch.optim.lr_scheduler.{name}" for name in NAMES.split())
 
 
-class Schedule(ABC):
-    """The rates of J models, ``(J,)`` float64.
+class AffineSchedule:
+    """Rates ``a x base + b``, with a and b of each epoch from two runs of PyTorch's class, from base 1 and base 2.
 
-    Args:
-        base: the rates as they start, ``(J,)`` or 0-dimensional.
-    """
-
-    def __init__(self, base: Tensor) -> None:
-        self.base = base
-
-    @abstractmethod
-    def rates(self, epoch: int) -> Tensor:
-        """Return the rates of an epoch."""
-
-    def after_validation(self, metric: Tensor) -> None:  # noqa: B027  # most schedules do not ask
-        """Look at the metric of each model, ``(J,)``."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        vars(self).update(state)
-
-
-class AffineSchedule(Schedule):
-    """Rates ``a x base + b``, with a and b of each epoch from two runs of PyTorch's class: from base 1 and base 2.
-
-    Args:
-        base: as `Schedule`.
-        specs: the distinct schedulers.
-        which: of them each model has, ``(J,)``.
-        epochs: how many there are.
+    ``base`` holds the initial rates, ``(J,)`` or 0-dimensional, and ``which`` the index of each model's spec, ``(J,)``.
     """
 
     def __init__(self, base: Tensor, specs: Sequence[Spec], which: Tensor, epochs: int) -> None:
-        super().__init__(base)
-        runs = torch.tensor([[followed(spec, lr, epochs) for spec in specs] for lr in (1.0, 2.0)], dtype=torch.float64)
-        self.slope, self.offset, self.which = runs[1] - runs[0], 2 * runs[0] - runs[1], which
+        runs = torch.tensor([[rates_of(spec, lr, epochs) for spec in specs] for lr in (1.0, 2.0)], dtype=torch.float64)
+        self.slope, self.offset, self.base, self.which = runs[1] - runs[0], 2 * runs[0] - runs[1], base, which
 
     def rates(self, epoch: int) -> Tensor:
-        """Return the rates of an epoch."""
         slope, offset = self.slope[:, epoch], self.offset[:, epoch]
         if len(slope) > 1:
             slope, offset = slope[self.which], offset[self.which]
         return slope * self.base + offset
 
+    def after_validation(self, metric: Tensor) -> None:
+        """Do nothing: the rates do not depend on the metric."""
 
-class PlateauSchedule(Schedule):
-    """The rule of ReduceLROnPlateau, with numbers that may differ from model to model.
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
 
-    Args:
-        base: as `Schedule`.
-        numbers: `PLATEAU_NUMBERS`, ``(J,)`` or 0-dimensional each.
-        modes: ``mode`` and ``threshold_mode``, as the class has them.
-        jobs: J.
-    """
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass
 
-    def __init__(self, base: Tensor, numbers: dict[str, Tensor], modes: dict[str, str], jobs: int) -> None:
-        super().__init__(base)
+
+class PlateauSchedule:
+    """The rule of ReduceLROnPlateau, with `PLATEAU_NUMBERS` that may differ between models, ``(J,)`` each."""
+
+    def __init__(self, base: Tensor, numbers: dict[str, Tensor], modes: dict[str, Any], jobs: int) -> None:
         self.numbers, self.lower = numbers, modes.get("mode", "min") == "min"
         self.relative = modes.get("threshold_mode", "rel") == "rel"
         self.lr = base.expand(jobs).clone()
@@ -90,14 +55,13 @@ class PlateauSchedule(Schedule):
         self.bad, self.cooling = torch.zeros(jobs), torch.zeros(jobs)
 
     def rates(self, epoch: int) -> Tensor:
-        """Return the rates as they are."""
         return self.lr
 
     def after_validation(self, metric: Tensor) -> None:
         """Lower the rates of models whose metric has not improved for more than ``patience`` validations."""
         n, sign = self.numbers, -1 if self.lower else 1
-        reach = self.best * (1 + sign * n["threshold"]) if self.relative else self.best + sign * n["threshold"]
-        better = metric < reach if self.lower else metric > reach
+        bound = self.best * (1 + sign * n["threshold"]) if self.relative else self.best + sign * n["threshold"]
+        better = metric < bound if self.lower else metric > bound
         self.best = torch.where(better, metric, self.best)
         self.bad = torch.where(better | (self.cooling > 0), 0.0, self.bad + 1)
         self.cooling = (self.cooling - 1).clamp(min=0)
@@ -107,12 +71,17 @@ class PlateauSchedule(Schedule):
         self.cooling = torch.where(due, n["cooldown"], self.cooling)
         self.bad = torch.where(due, 0.0, self.bad)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+    def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("lr", "best", "bad", "cooling")}
 
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        vars(self).update(state)
 
-def followed(spec: Spec, lr: float, epochs: int) -> list[float]:
+
+Schedule = AffineSchedule | PlateauSchedule
+
+
+def rates_of(spec: Spec, lr: float, epochs: int) -> list[float]:
     """Return the rate of each epoch, and of the one after the last."""
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = build(spec, LRScheduler, optimizer)

@@ -1,4 +1,4 @@
-"""One step of J models that differ in numbers alone: written for one model, and vectorized over the models."""
+"""One step of J models that differ only in numbers: written for one model, and vectorized over the models."""
 
 import math
 from collections.abc import Callable
@@ -19,148 +19,113 @@ from linear_lab.stacked.schedules import Schedule
 from linear_lab.theory.least_squares import Optimum
 
 Parameters = dict[str, Tensor]  # of J models by name, (J, ...)
+State = dict[str, Parameters]  # of the optimizer, by parameter and buffer
 AT_ONCE = 1 << 24  # predictions that are held at once while measuring: bounds memory, not results
 
 
 @dataclass
 class Plan:
-    """What all models of a stack share.
+    """What all models of a stack share."""
 
-    Attributes:
-        module: any one of them; what it computes is asked, its parameters are not.
-        data: what they are trained on.
-        rule: the optimizer's.
-        modes: its switches, such as ``nesterov``.
-        loss: of y_hat, y and numbers.
-        metric: what decides which weights are best.
-        mode: ``min`` or ``max``.
-        epochs: of training.
-        steps: at most so many, which may end an epoch early.
-        every: epochs between two validations; the last step is always followed by one.
-    """
-
-    module: SupervisedModule
+    module: SupervisedModule  # any one of them, for its structure: its parameters are not used
     data: LinearData
     rule: Rule
-    modes: dict[str, Any]
+    modes: dict[str, Any]  # switches of the optimizer, such as nesterov
     loss: Loss
-    metric: str
-    mode: str
+    metric: str  # decides which weights are best
+    mode: str  # min or max
     epochs: int
-    steps: int
-    every: int
+    steps: int  # at most; they may end an epoch early
+    every: int  # epochs between two validations; one more follows the last step
 
     @property
     def batches(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         rows = len(self.data.parts["train"][0])
         return -(-rows // (self.data.batch_size or rows))
 
     @property
     def total(self) -> int:
-        """Steps in all."""
+        """Steps of the whole training."""
         return min(self.epochs * self.batches, self.steps)
 
 
 @dataclass
 class Models:
-    """What differs between the J models of a stack.
+    """What differs between the J models of a stack."""
 
-    Attributes:
-        parameters: where they start.
-        numbers: of the optimizer, by name: ``(J,)``, or 0-dimensional where all agree; float64.
-            ``lr`` is the rate at the start.
-        loss_numbers: likewise.
-        schedule: of the rates; None leaves them as they are.
-        order_seeds: of the order of the rows, ``(J,)`` int64.
-        optima: the least-squares solutions, each with the models that it belongs to; empty where there are none.
-    """
-
-    parameters: Parameters
-    numbers: Numbers
-    loss_numbers: Numbers
-    schedule: Schedule | None
-    order_seeds: Tensor
-    optima: list[tuple[Optimum, Tensor]] = field(default_factory=list)
+    parameters: Parameters  # initial values
+    numbers: Numbers  # of optimizer and loss, (J,), or 0-dimensional where all agree; lr is the initial rate
+    schedule: Schedule | None  # None for constant rates
+    order_seeds: Tensor  # of the order of the rows, (J,) int64
+    optima: list[tuple[Optimum, Tensor]] = field(default_factory=list)  # each with the indices of its models
 
     def __len__(self) -> int:
-        """J."""
         return len(self.order_seeds)
 
 
 class Stepper:
-    """The step of J models, eager or compiled.
-
-    Args:
-        plan: what they share.
-        compiled: whether torch.compile makes one kernel of it, for one J.
-    """
+    """The step of J models; torch.compile compiles it for one J."""
 
     def __init__(self, plan: Plan, *, compiled: bool = False) -> None:
-        rule, modes, module, loss = plan.rule, plan.modes, plan.module, plan.loss
+        self.plan, self.compiled = plan, compiled
+        self.step: Callable[..., Any] = torch.compile(self._step, dynamic=False) if compiled else self._step
 
-        def loss_of(parameters: Parameters, x: Tensor, y: Tensor, loss_numbers: Numbers) -> Tensor:
-            return loss(functional_call(module, parameters, (x,)), y, loss_numbers)
-
-        def of_one(
-            parameters: Parameters, state: dict[str, Parameters], alive: Tensor, n: Numbers, loss_numbers: Numbers,
-            x: Tensor, y: Tensor,
-        ) -> tuple[Parameters, dict[str, Parameters], Tensor]:  # fmt: skip
-            gradients, value = grad_and_value(loss_of)(parameters, x, y, loss_numbers)
-            new, kept = {}, {}
-            for name, p in parameters.items():
-                updated, kept[name] = rule.update(p, gradients[name], state[name], n, modes)
-                new[name] = torch.where(alive, updated, p)  # a model that has diverged stays as it was then
-            return new, kept, value
-
-        def step(
-            parameters: Parameters, state: dict[str, Parameters], alive: Tensor, numbers: Numbers,
-            loss_numbers: Numbers, t: Tensor, x: Tensor, y: Tensor, own_rows: bool,
-        ) -> tuple[Parameters, dict[str, Parameters], Tensor]:  # fmt: skip
-            dtype = next(iter(parameters.values())).dtype
-            n = {name: values.to(dtype) for name, values in rule.derive(numbers, t).items()}
-            rows = 0 if own_rows else None
-            dims = (0, 0, 0, dimensions(n), dimensions(loss_numbers), rows, rows)
-            stepped: Any = vmap(of_one, in_dims=dims)(parameters, state, alive, n, loss_numbers, x, y)
-            return stepped[0], stepped[1], stepped[2]
-
-        def measure(parameters: Parameters, x: Tensor, y: Tensor, loss_numbers: Numbers) -> dict[str, Tensor]:
-            y_hat = functional_call(module, parameters, (x,))
-            found = {"loss": loss(y_hat, y, loss_numbers)}
-            if not y.is_floating_point():
-                found["accuracy"] = (y_hat.argmax(1) == y).double().mean()
-            return found
-
-        self.step: Callable[..., Any] = torch.compile(step, dynamic=False) if compiled else step
-        self.compiled = compiled
-        self.measure_piece = measure
-
-    def measure(self, parameters: Parameters, loss_numbers: Numbers, part: Part) -> dict[str, Tensor]:
-        """Return the metrics of a part, ``(J,)`` float64 each, rounded to the dtype of the parameters as one run's."""
+    def measure(self, parameters: Parameters, numbers: Numbers, part: Part) -> dict[str, Tensor]:
+        """Return the metrics of a part, ``(J,)`` float64 each, rounded to the dtype of the parameters as in one run."""
         x, y = part
         first = next(iter(parameters.values()))
-        dims = (0, None, None, dimensions(loss_numbers))
+        metrics_of_all: Any = vmap(self._metrics, in_dims=(0, dimensions(numbers), None))
         rows = max(min(AT_ONCE // (len(first) * (y.shape[1] if y.ndim > 1 else 1)), EVALUATION_ROWS), 1)
         total: dict[str, Tensor] = {}
         with torch.no_grad():
-            for inputs, targets in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
-                found: Any = vmap(self.measure_piece, in_dims=dims)(parameters, inputs, targets, loss_numbers)
-                for name, values in found.items():
-                    weighted = values.double() * len(inputs)
+            for batch in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
+                for name, values in metrics_of_all(parameters, numbers, batch).items():
+                    weighted = values.double() * len(batch[0])
                     total[name] = total[name] + weighted if name in total else weighted
         return {name: (values / len(x)).to(first.dtype).double() for name, values in total.items()}
 
+    def _step(
+        self, parameters: Parameters, state: State, alive: Tensor, numbers: Numbers, t: Tensor, batch: Part
+    ) -> tuple[Parameters, State, Tensor]:
+        """Step t, from 1, on x ``(B, F)`` or ``(J, B, F)``; returns new parameters and state, and the losses before."""
+        dtype = next(iter(parameters.values())).dtype
+        derived = {name: values.to(dtype) for name, values in self.plan.rule.derive(numbers, t).items()}
+        dims = (0, 0, 0, dimensions(derived), 0 if batch[0].ndim == 3 else None)
+        new: Any = vmap(self._step_of_one, in_dims=dims)(parameters, state, alive, derived, batch)
+        return new[0], new[1], new[2]
+
+    def _step_of_one(
+        self, parameters: Parameters, state: State, alive: Tensor, derived: Numbers, batch: Part
+    ) -> tuple[Parameters, State, Tensor]:
+        gradients, loss = grad_and_value(self._loss)(parameters, derived, batch)
+        new_parameters, new_state = {}, {}
+        for name, p in parameters.items():
+            updated, new_state[name] = self.plan.rule.update(p, gradients[name], state[name], derived, self.plan.modes)
+            new_parameters[name] = torch.where(alive, updated, p)  # A model that has diverged does not change.
+        return new_parameters, new_state, loss
+
+    def _loss(self, parameters: Parameters, numbers: Numbers, batch: Part) -> Tensor:
+        return self.plan.loss(functional_call(self.plan.module, parameters, batch[:1]), batch[1], numbers)
+
+    def _metrics(self, parameters: Parameters, numbers: Numbers, batch: Part) -> dict[str, Tensor]:
+        y_hat, y = functional_call(self.plan.module, parameters, batch[:1]), batch[1]
+        metrics = {"loss": self.plan.loss(y_hat, y, numbers)}
+        if not y.is_floating_point():
+            metrics["accuracy"] = (y_hat.argmax(1) == y).double().mean()
+        return metrics
+
 
 def dimensions(numbers: Numbers) -> dict[str, int | None]:
-    """Say to vmap which numbers differ from model to model."""
+    """Return vmap's ``in_dims`` for numbers, of which some differ between models."""
     return {name: 0 if values.ndim else None for name, values in numbers.items()}
 
 
 def capacity(plan: Plan, memory: int, jobs: int) -> int:
-    """Say how many models may be trained together within so many bytes; less than one if there is no room for one.
+    """Return how many models can be trained together within so many bytes; less than one if there is no room for one.
 
-    Counts the parameters, with their gradients, what the optimizer and the summary keep of them; and what one step
-    holds of the rows: all that the network computes from them, forward and backward, and copies in an order of its own.
+    Counts the parameters, their gradients, their copies in optimizer and summary, and what one step holds of the rows:
+    all that the network computes from them, forward and backward, and their copies in each model's order.
     """
     x, _ = plan.data.parts["train"]
     rows = min(plan.data.batch_size or len(x), len(x))
@@ -179,19 +144,18 @@ def capacity(plan: Plan, memory: int, jobs: int) -> int:
     computed = 4 * rows * sum(sizes)
     ordered = 2 * rows * x.shape[1] if plan.data.batch_size else 0
     parameters = 12 * sum(p.numel() for p in plan.module.parameters())
-    each = (computed + ordered + parameters) * x.element_size() + 200
+    per_model = (computed + ordered + parameters) * x.element_size() + 200
     if plan.data.batch_size:
-        each += 8 * len(x)  # the order of an epoch
-    widest = min(len(x), EVALUATION_ROWS) * sum(sizes) * x.element_size()
-    fixed = min(widest * jobs, 2 * AT_ONCE * x.element_size())
-    return int(max(memory - fixed, 0) // each) if widest * jobs > fixed else int(memory // (each + widest))
+        per_model += 8 * len(x)  # the order of an epoch
+    measured = min(len(x), EVALUATION_ROWS) * sum(sizes) * x.element_size()
+    fixed = min(measured * jobs, 2 * AT_ONCE * x.element_size())
+    if measured * jobs > fixed:
+        return int(max(memory - fixed, 0) // per_model)
+    return int(memory // (per_model + measured))
 
 
 def counted(trainer: dict[str, Any]) -> tuple[int, int]:
-    """Return epochs and steps that a trainer's config asks for, each as large as Lightning has it.
-
-    Lightning trains 1,000 epochs where neither is given.
-    """
+    """Return the largest numbers of epochs and of steps by a trainer's config; like Lightning, 1,000 epochs of none."""
     epochs, steps = trainer["max_epochs"], trainer["max_steps"]
     unlimited = steps in (-1, None)
     if epochs is None:

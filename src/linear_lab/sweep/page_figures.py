@@ -20,11 +20,12 @@ from linear_lab.sweep.board import markdown
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.mistakes import read_config
 from linear_lab.sweep.ranking import Board
-from linear_lab.theory.least_squares import Optimum, Reference, reference
-from linear_lab.tracking.figures import canvas, loss_surface
+from linear_lab.theory.least_squares import Optimum
+from linear_lab.theory.reference import Reference, reference
+from linear_lab.tracking.figures import loss_surface
 from linear_lab.tracking.figures.canvas import Array
-from linear_lab.tracking.figures.heatmap import Map
 from linear_lab.tracking.figures.selection import least_squares_line, surface
+from linear_lab.tracking.figures.sweeps import Map, rates
 from linear_lab.tracking.tensorboard import RunLogger, event_files
 from linear_lab.tracking.tracker import coefficients
 
@@ -72,7 +73,7 @@ def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
         thinned = rows.sort("lr").gather_every(-(-len(rows) // POINTS))
         curves[str(name)] = list(thinned.select("lr", "value").iter_rows())
     if curves:
-        drawn["lr"] = canvas.rates(curves, board.metric)
+        drawn["lr"] = rates(curves, board.metric)
     if heatmap := mapped(jobs, board):
         drawn["map"] = heatmap.render(f"{board.metric} of {len(jobs):,} runs")
     return drawn
@@ -111,7 +112,7 @@ def paths_of(jobs: pl.DataFrame, board: Board) -> dict[str, list[Array]]:
     for name, optimizer in jobs.filter("folder").head(PATHS).select("name", "optimizer").iter_rows():
         with suppress(OSError, RuntimeError, LookupError, ValueError):  # not written yet, or of a run without pictures
             checkpoint = torch.load(board.folder / name / LAST, weights_only=True, map_location="cpu")
-            path = torch.as_tensor(checkpoint["callbacks"]["Dashboard"]["path"], dtype=torch.float64).numpy()[:, 1:]
+            path = torch.as_tensor(checkpoint["callbacks"]["Tracker"]["path"], dtype=torch.float64).numpy()[:, 1:]
             if len(path):
                 paths.setdefault(optimizer, []).append(path)
     return paths

@@ -137,7 +137,7 @@ def _shapes(typed: pl.DataFrame, shaping: list[str], columns: list[str], compose
         fixed = [f"{key}={first[key]}" for key in shaping if first[key] is not None]
         try:
             places = composer.places(fixed, columns)
-            layout.heed()
+            layout.raise_if_interrupted()
         except (OmegaConfBaseException, HydraException) as error:
             firsts = pl.concat([part.head(1) for part in parts]).select(pl.exclude("^_.*$"))
             line = [*fixed, *(f"{key}={first[key]}" for key in columns)]

@@ -143,7 +143,7 @@ class GridSweeper(Sweeper):
             recorded.select("name"), on="name", how="anti"
         )  # an interrupted overwrite has another plan
         jobs = plan_jobs(typed, self.composer, pl.concat([others, recorded.select("name", "config_hash")]), named)
-        layout.heed()
+        layout.raise_if_interrupted()
         before = recorded.select("name", "folder", "trained", before="config_hash")
         changed = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
         trained = changed.filter("trained")  # the rest failed before

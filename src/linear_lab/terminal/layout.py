@@ -1,4 +1,4 @@
-"""How the terminal shows things: numbers, tables, commands to copy. Imports no torch, so that it answers at once."""
+"""Numbers, tables and commands on the terminal. Imports no torch, so that --help answers at once."""
 
 import os
 import re
@@ -18,25 +18,25 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from linear_lab import UserError
+from linear_lab import UserError, compat
 
-SHOWN = 8  # numbers of a row or column that the terminal shows
+SHOWN = 8  # numbers, names or rows that the terminal shows
 ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
-NARROW = 60  # columns below which what stands side by side elsewhere stands one below the other
+NARROW = 60  # width of a terminal below which tables are split
 
 
 def screen() -> Console:
-    """Make the console: plain in a pipe and under NO_COLOR."""
-    return Console(highlight=False, markup=False)  # a column may be called [red]
+    """Return the console: plain in a pipe and under NO_COLOR."""
+    return Console(highlight=False, markup=False)  # without markup: a column may be called [red]
 
 
 def number(value: float | None) -> str:
-    """Six digits, as one writes them: ``2``, ``0.563695``, ``1.2e-13``."""
+    """Write six digits: ``2``, ``0.563695``, ``1.2e-13``."""
     return "-" if value is None else f"{value:.6g}"
 
 
 def pairs(rows: dict[str, str]) -> Table:
-    """Lay out what is what; long values wrap beside their name."""
+    """Return a table of names and values; long values wrap beside their name."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -46,23 +46,23 @@ def pairs(rows: dict[str, str]) -> Table:
 
 
 def names(columns: list[str]) -> str:
-    """List names, cut after `SHOWN`."""
+    """Join names, cut after `SHOWN`."""
     return ", ".join(columns[:SHOWN]) + (f", ... ({len(columns)})" if len(columns) > SHOWN else "")
 
 
 def short(folder: Path) -> Path:
-    """Write a folder as one types it here: relative to where the command runs, if it lies there."""
+    """Write a folder relative to the working directory, if it lies there."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def python() -> str:
-    """Name the interpreter as one types it here: ``python`` only where that is the one with this package."""
+    """Name this interpreter: ``python`` if the shell finds it by that name, else its path."""
     return "python" if shutil.which("python") == sys.executable else str(short(Path(sys.executable)))
 
 
 def quoted(text: str) -> str:
-    """Quote a text for the shell, in the way that is easiest to read.
+    """Quote a text for the shell, with the quotes that are easiest to read.
 
     >>> print(*map(quoted, ["seed=1", "seed=range(3)", "+note='a b'"]))
     seed=1 'seed=range(3)' "+note='a b'"
@@ -71,12 +71,12 @@ def quoted(text: str) -> str:
 
 
 def in_quotes(value: str) -> str:
-    """Quote a value for Hydra's grammar; a backslash counts before a quote alone."""
+    """Quote a value for Hydra's grammar, where a backslash is special before a quote only."""
     return "'" + re.sub(r"(\\*)('|$)", r"\1\1\2", value).replace("'", "\\'") + "'"
 
 
 def looking(folder: Path) -> dict[str, str]:
-    """Write the command that shows a run, and its address, also on a dashboard of all, unless the port is taken."""
+    """Return the command that shows a run, and its address, which works on a dashboard of all runs too."""
     pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression
     return {
         "look": f"make dashboard LOGDIR={quoted(str(short(folder)))}",
@@ -85,7 +85,7 @@ def looking(folder: Path) -> dict[str, str]:
 
 
 def failure(error: UserError) -> SystemExit:
-    """Show a mistake in one line, with its traceback only under HYDRA_FULL_ERROR=1, and end with exit code 1."""
+    """Print a user's mistake in one line, and return the exit with code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
         raise error
     print(f"error: {error}", file=sys.stderr)
@@ -93,11 +93,11 @@ def failure(error: UserError) -> SystemExit:
 
 
 class CtrlC:
-    """Ends a block at Ctrl-C with exit code 130, also where a library would lose the KeyboardInterrupt.
+    """Ends a block at Ctrl-C with exit code 130, also where a library loses the KeyboardInterrupt.
 
-    OmegaConf makes another error of one that comes while it copies a config, which Hydra passes over; Python drops one
-    that comes while it tidies up after an import. So the first one is kept until OmegaConf has returned, and `heed`
-    raises what was lost. Outside the main thread, and where Ctrl-C means something else already, nothing is changed.
+    Python drops one that is raised while it cleans up after an import, and OmegaConf breaks at it. So the first
+    Ctrl-C inside of OmegaConf is only noted, and `raise_if_interrupted` raises what was noted or lost. Outside the main
+    thread, and where Ctrl-C has another handler already, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -113,42 +113,38 @@ class CtrlC:
         return self
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt, now or later."""
         first, self.came = not self.came, True
-        while first and frame:
-            if frame.f_globals.get("__name__", "").startswith("omegaconf"):
-                return
-            frame = frame.f_back
-        raise KeyboardInterrupt
+        if not (first and compat.runs_omegaconf(frame)):
+            raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self.installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        told = isinstance(error, SystemExit) and error.code in (130, 143)
-        if (self.came and not told) or kind is KeyboardInterrupt:
+        reported = isinstance(error, SystemExit) and error.code in (130, 143)
+        if (self.came and not reported) or kind is KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
 
 
-def heed() -> None:
-    """Raise the KeyboardInterrupt that `CtrlC` has kept or a library has lost; to be asked before what takes long."""
+def raise_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt that `CtrlC` has noted or a library has lost; called before long work."""
     handler = signal.getsignal(signal.SIGINT)
     if isinstance(handler, CtrlC) and handler.came:
         raise KeyboardInterrupt
 
 
 def sweeping(typed: Sequence[str]) -> str:
-    """Write the command of a sweep."""
+    """Return the command of a sweep."""
     return " ".join([python(), "-m", "linear_lab.train", "-m", *map(quoted, typed)])
 
 
 def resuming(folder: Path) -> str:
-    """Write the command that goes on with a run."""
+    """Return the command that resumes a run."""
     return f"{python()} -m linear_lab.train {quoted(f'resume={short(folder)}')}"
 
 
 def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: list[str]) -> None:
-    """Print a table with a column each and a row each name; on a narrow terminal a table for each column."""
+    """Print a table with one row per name; on a narrow terminal, one table per column."""
     if console.width < NARROW and len(columns) > 1:
         for heading, column in columns.items():
             show_numbers(console, {heading: column}, rows)
@@ -158,7 +154,7 @@ def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: lis
 
 
 def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table of text and numbers: as wide as it has to be, since a terminal wraps what rich would cut."""
+    """Print a table as wide as its content: rich would cut what a terminal wraps."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
         table.add_column(heading, no_wrap=True)
@@ -169,22 +165,22 @@ def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequenc
 
 
 def show_commands(console: Console, commands: dict[str, str]) -> None:
-    """Print commands to copy: never wrapped by us, so that they paste as they are."""
+    """Print commands, never wrapped, so that they can be copied."""
     width = max(map(len, commands))
     for name, command in commands.items():
-        text = command.encode(errors="replace").decode()  # a file's name need not be text
+        text = command.encode(errors="replace").decode()  # a file's name may hold bytes that are no text
         console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {text}"), soft_wrap=True)
 
 
 def show_interrupted(console: Console, step: int | None, folder: Path) -> None:
-    """Say what a signal left, and how to go on."""
+    """Say what an interrupted run has saved, and how to resume it."""
     saved = "the run is saved as it was then" if step else "what was not saved yet is trained again"
     console.print(f"interrupted{f' after step {step}' if step else ''}; {saved}")
     show_commands(console, {"go on": resuming(folder)})
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table; a line break or a bar in a cell would end it."""
+    """Write a table in Markdown, where line breaks and bars in cells are replaced: they would end the cell."""
     cells = [[cell.replace("\n", "`, `").replace("|", "\\|") for cell in row] for row in [headings, *rows]]
     cells.insert(1, ["---"] * len(headings))
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -13,10 +13,7 @@ PIPE_INTERVAL = 30.0  # seconds between two lines of progress where no bar can m
 
 
 class ProgressBar(Callback):
-    """Second part: one bar for the whole training, with the batch's loss and the time left.
-
-    Where no bar can move (a pipe, a file) it prints a line now and then instead.
-    """
+    """One bar for the whole training, with the batch's loss and the time left; in a pipe or a file, a line at times."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -32,30 +29,25 @@ class ProgressBar(Callback):
         self.interval = 0.1 if console.is_terminal else PIPE_INTERVAL
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the bar up."""
-        total = trainer.estimated_stepping_batches
-        self.task = self.progress.add_task(
-            "", total=None if total == float("inf") else total, completed=trainer.global_step, loss="-"
-        )
+        steps = trainer.estimated_stepping_batches
+        total = None if steps == float("inf") else steps
+        self.task = self.progress.add_task("", total=total, completed=trainer.global_step, loss="-")
         self.shown = time.monotonic()
         if self.console.is_terminal:
             self.progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Move the bar, ten times a second at the most."""
         now = time.monotonic()
         if now - self.shown > self.interval:
             self.shown = now
             self._show(trainer.global_step, outputs["loss"].item() * trainer.accumulate_grad_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the full bar standing."""
         loss = trainer.callback_metrics.get("train/loss")
         self._show(trainer.global_step, None if loss is None else loss.item())
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was found."""
         self._stop()
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: what runs, and its outcome."""
+"""What the terminal shows of a run: what is trained, and its outcome."""
 
 import math
 from pathlib import Path
@@ -9,32 +9,23 @@ from rich.console import Console
 from torch import Tensor
 
 from linear_lab.data import LinearData, Schema
-from linear_lab.terminal.layout import (
-    SHOWN,
-    looking,
-    names,
-    number,
-    pairs,
-    python,
-    quoted,
-    resuming,
-    short,
-    show_commands,
-    show_numbers,
-)
-from linear_lab.theory.least_squares import Reference
+from linear_lab.terminal import layout
+from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
+from linear_lab.theory.reference import Reference
+
+POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y in the unit of a loss
 
 
 def numbers(values: Tensor) -> str:
     """Write a tensor as ``0.5``, ``[1, 2]`` or rows of such, cut after `SHOWN` entries."""
     if values.numel() == 1:
         return number(values.item())
-    cut = [number(v.item()) if v.ndim == 0 else numbers(v.reshape(-1)) for v in values[:SHOWN]]
-    return "[" + ", ".join(cut) + (", ..." if len(values) > SHOWN else "") + "]"
+    shown = [number(v.item()) if v.ndim == 0 else numbers(v.reshape(-1)) for v in values[:SHOWN]]
+    return "[" + ", ".join(shown) + (", ..." if len(values) > SHOWN else "") + "]"
 
 
 def line(parameters: dict[str, Any], columns: dict[str, list[str]] | None = None) -> str:
-    """Write weight and bias as a formula, with the names of the columns; without them ``x1`` and so on.
+    """Write weight and bias as a formula, with the names of the columns; by default ``x1`` and so on.
 
     >>> line({"weight": [[2.0, -1.0]], "bias": [0.5]})
     'y = 2 x1 - 1 x2 + 0.5'
@@ -50,37 +41,36 @@ def line(parameters: dict[str, Any], columns: dict[str, list[str]] | None = None
     left_sides = [f"logit of {label}" for label in labels] if labels else columns["y"]
     formulas = []
     for left, coefficients, constant in zip(left_sides, weight[:SHOWN], bias[:SHOWN], strict=False):
-        terms = [(value, f" {name}") for value, name in zip(coefficients, columns["x"], strict=True)]
-        signed = [f" {'-' if value < 0 else '+'} {number(abs(value))}{name}" for value, name in terms]
-        if len(signed) > SHOWN:
-            signed[SHOWN:] = [" + ..."]
+        terms = [_signed(value, f" {name}") for value, name in zip(coefficients, columns["x"], strict=True)]
+        if len(terms) > SHOWN:
+            terms[SHOWN:] = [" + ..."]
         if constant is not None:
-            signed.append(f" {'-' if constant < 0 else '+'} {number(abs(constant))}")
-        right = "".join(signed)
-        right = "-" + right[3:] if coefficients[0] < 0 else right[3:]
-        formulas.append(f"{left} = {right}")
+            terms.append(_signed(constant))
+        right = "".join(terms)
+        formulas.append(f"{left} = {'-' if coefficients[0] < 0 else ''}{right[3:]}")
     return "\n".join(formulas + (["..."] if len(weight) > SHOWN else []))
 
 
+def _signed(value: float, name: str = "") -> str:
+    return f" {'-' if value < 0 else '+'} {number(abs(value))}{name}"
+
+
 def loss_unit(loss: dict[str, Any], schema: Schema) -> str | None:
-    """Say what a loss of 1 means: ``c^2``, ``(1.25 c)^2`` where c is standardized, nats; None for a loss of one's own.
+    """Return the unit of a loss: ``c^2``, ``(1.25 c)^2`` where c is standardized, nats; None for a user's loss.
 
     >>> loss_unit({"_target_": "torch.nn.MSELoss"}, Schema.plain(1, 1))
     'y^2'
     """
     kind = str(loss["_target_"]).rpartition(".")[2]
-    power = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}.get(kind)
     if kind == "CrossEntropyLoss":
         return "nats"
-    if power is None:
+    if kind not in POWERS:
         return None
+    units, power = schema.y, POWERS[kind]
     if any(scale != 1 for scale in schema.y_scale):
         units = [f"{number(scale)} {name}" for name, scale in zip(schema.y, schema.y_scale, strict=True)]
-    else:
-        units = schema.y
-    shown = [f"({unit}){power}" if power and " " in unit else f"{unit}{power}" for unit in units[:SHOWN]] + (
-        ["..."] if len(units) > SHOWN else []
-    )
+    shown = [f"({unit}){power}" if power and " " in unit else f"{unit}{power}" for unit in units[:SHOWN]]
+    shown += ["..."] if len(units) > SHOWN else []
     return shown[0] if len(units) == 1 else f"the mean of {', '.join(shown)}"
 
 
@@ -90,11 +80,11 @@ def show_plan(
     data: LinearData,
     model: LightningModule,
     trainer: Trainer,
-    known: Reference,
+    reference: Reference,
     folder: Path,
     step: int,
 ) -> None:
-    """First part: what runs."""
+    """First part: what is trained."""
     schema, batch = data.schema, plain["data"].get("batch_size")
     counts = ", ".join(f"{len(x)} {name}" for name, (x, _) in data.parts.items())
     limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
@@ -109,70 +99,80 @@ def show_plan(
         "loss": describe(plain["loss"]),
         "optimizer": describe(plain["optimizer"]),
         "scheduler": describe(plain["scheduler"]) if plain["scheduler"] else "",
-        "stable lr": f"below {known.stable_lr:.4g}" if known.stable_lr else "",
+        "stable lr": f"below {reference.stable_lr:.4g}" if reference.stable_lr else "",
         "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
         "folder": str(short(folder)),
     }
     if schema == Schema.plain(len(schema.x), len(schema.y), schema.labels):
         del rows["columns"]
     console.print(pairs({name: value for name, value in rows.items() if value}))
-    if known.optimum and known.optimum.rank < known.optimum.parameters:
+    if reference.optimum and reference.optimum.rank < reference.optimum.parameters:
         console.print(
-            f"The columns depend on each other (rank {known.optimum.rank} of {known.optimum.parameters}): many "
+            f"The columns depend on each other (rank {reference.optimum.rank} of {reference.optimum.parameters}): many "
             "parameters reach the least loss; the optimum shown is the one of minimum norm."
         )
     console.print()
 
 
 def show_outcome(console: Console, record: dict[str, Any], folder: Path, *, dashboard: bool) -> None:
-    """Third part: what was learned, against the start and the optimum, and the commands to go on with."""
-    optimum, columns, shown = record["optimum"], record["columns"], outcomes(record)
+    """Third part: what was learned, beside the start and the optimum, and the commands to go on with."""
+    columns, models = record["columns"], outcomes(record)
     if "weight" in record["initial"]:
-        console.print(pairs({name: line(values, columns) for name, values in shown.items()}))
+        console.print(pairs({name: line(values, columns) for name, values in models.items()}))
         console.print()
-    show_numbers(console, shown, measures(record))
+    show_numbers(console, models, measures(record))
     if record["loss_unit"]:
         console.print(f"unit of the losses: {record['loss_unit']}", style="dim")
-    if optimum and record["weight_decay"]:
+    if record["optimum"] and record["weight_decay"]:
         console.print("optimum and excess loss are those of the loss and the penalty of weight decay", style="dim")
     console.print()
-    commands = looking(folder) if dashboard else {}
+    commands = layout.looking(folder) if dashboard else {}
     if record["best"]:
         run = quoted(f"run={short(folder)}")
-        commands["evaluate"] = f"{python()} -m linear_lab.evaluate {run}"
+        commands["evaluate"] = f"{layout.python()} -m linear_lab.evaluate {run}"
         example = f"x=[{','.join('0' for _ in columns['x'])}]" if len(columns["x"]) <= SHOWN else "input=<file>"
-        commands["predict"] = f"{python()} -m linear_lab.predict {run} {quoted(example)}"
-    commands["go on"] = f"{resuming(folder)} trainer.max_epochs=<more>"
+        commands["predict"] = f"{layout.python()} -m linear_lab.predict {run} {quoted(example)}"
+    commands["go on"] = f"{layout.resuming(folder)} trainer.max_epochs=<more>"
     show_commands(console, commands)
 
 
+def outcome_text(record: dict[str, Any]) -> str:
+    """Write a run's record as Markdown, for TensorBoard: how it ended, what it learned, and its losses."""
+    models = outcomes(record)
+    parts = [f"**{record['error'] or record['status']}**"]
+    if "weight" in record["parameters"]:
+        formulas = [[name, f"`{line(values, record['columns'])}`"] for name, values in models.items()]
+        parts.append(layout.markdown_table(["", "learned"], formulas))
+    rows = [[name.replace("_", " "), *(number(m.get(name)) for m in models.values())] for name in measures(record)]
+    parts.append(layout.markdown_table(["", *models], rows))
+    if record["loss_unit"]:
+        parts.append(f"unit of the losses: `{record['loss_unit']}`")
+    return "\n\n".join(parts)
+
+
 def outcomes(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what there is to compare at the end, by name: the start, the final model, the best one, the optimum."""
-    final = {**record["metrics"], **record["parameters"], "excess_loss": record["excess_loss"]}
-    found = {"start": record["initial"]} if "initial" in record else {}  # it may have diverged before that
-    found[f"step {record['steps']}"] = final
-    best = record["best"]
+    """Return parameters and losses of the models to compare: at the start, the final and the best one, the optimum."""
+    models = {"start": record["initial"]} if "initial" in record else {}  # missing if the first validation diverged
+    final, best = f"step {record['steps']}", record["best"]
+    models[final] = {**record["metrics"], **record["parameters"], "excess_loss": record["excess_loss"]}
     if best and best["step"] != record["steps"] and best["metrics"] != record["metrics"]:
-        found[f"step {best['step']}, best"] = {
-            **best["metrics"], **best["parameters"], "excess_loss": best["excess_loss"]
-        }  # fmt: skip
-    return found | ({"optimum": record["optimum"]} if record["optimum"] else {})
+        numbers = {**best["metrics"], **best["parameters"], "excess_loss": best["excess_loss"]}
+        models[f"step {best['step']}, best"] = numbers
+    return models | ({"optimum": record["optimum"]} if record["optimum"] else {})
 
 
 def measures(record: dict[str, Any]) -> list[str]:
-    """Name the numbers to compare."""
+    """Name the losses to compare."""
     return [*record["metrics"], *(["excess_loss"] if record["optimum"] else [])]
 
 
 def show_export(console: Console, target: Path, kind: str, meaning: dict[str, Any], difference: float) -> None:
     """Say what was written, and how to use it."""
-    console.print(
-        f"{short(target)}: checked, differs from predict by {difference:.1g} of the largest value", soft_wrap=True
-    )
+    checked = f"{short(target)}: checked, differs from predict by {difference:.1g} of the largest value"
     returns = f"probabilities of {names(meaning['labels'])}" if meaning["labels"] else names(meaning["y"])
-    console.print(
-        f"x (rows, {len(meaning['x'])}), float64: {names(meaning['x'])} -> (rows, ...): {returns}", soft_wrap=True
-    )
+    signature = f"x (rows, {len(meaning['x'])}), float64: {names(meaning['x'])} -> (rows, ...): {returns}"
+    for text in (checked, signature):
+        console.print(text, soft_wrap=True)
     file = repr(str(short(target)))
     uses = {
         "pt2": f"torch.export.load({file}).module()(x)",
@@ -182,7 +182,7 @@ def show_export(console: Console, target: Path, kind: str, meaning: dict[str, An
 
 
 def show_losses(console: Console, columns: dict[str, dict[str, float]]) -> None:
-    """Print the table of evaluate: each part's metrics as they are now, beside those that the run recorded."""
+    """Print the table of evaluate: each part's metrics as measured now, beside those that the run recorded."""
     metrics, recorded = columns.values()
     show_numbers(console, columns, list(metrics))
     if recorded and any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):

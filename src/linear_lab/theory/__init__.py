@@ -1,1 +1,1 @@
-"""What is known of a linear model without training it."""
+"""What is known about a linear model without training it."""

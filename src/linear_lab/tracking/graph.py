@@ -20,41 +20,33 @@ class Forward(nn.Module):
         self.network, self.loss = model.network, model.loss
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch."""
         loss: Tensor = self.loss(self.network(x), y)
         return loss
 
 
-def graph(model: SupervisedModule, x: Tensor, y: Tensor) -> GraphDef | None:
-    """Trace the model from a row of x ``(1, F)`` and y to the loss, with the shapes of all that flows.
-
-    Returns:
-        the graph; None for a network whose way depends on values, which cannot be traced.
-    """
-    module = Forward(model)
+def trace(model: SupervisedModule, x: Tensor, y: Tensor) -> GraphDef | None:
+    """Trace the model from one row of x ``(1, F)`` and y to the loss; None if it has control flow on values."""
     if type(model).forward is not SupervisedModule.forward:
         return None
+    module, dtype = Forward(model), next(model.parameters()).dtype
     try:
         traced = fx.symbolic_trace(module)
-        dtype = next(model.parameters()).dtype
-        ShapeProp(traced).propagate(
-            x.to(model.device, dtype), y.to(model.device, dtype if y.is_floating_point() else None)
-        )
-    except Exception:  # whatever a network of one's own raises: the page stays empty, the run goes on
+        targets = y.to(model.device, dtype if y.is_floating_point() else None)
+        ShapeProp(traced).propagate(x.to(model.device, dtype), targets)
+    except Exception:  # a user's network may raise anything while it is traced: the page stays empty
         return None
-    found = GraphDef()
-    modules = dict(module.named_modules())
+    graph, modules = GraphDef(), dict(module.named_modules())
     for node in traced.graph.nodes:
         inputs = [parent.name for parent in node.all_input_nodes]
         operation = str(node.target)
         if node.op == "call_module":
-            operation = type(modules[operation]).__name__
-            for name, parameter in modules[str(node.target)].named_parameters(recurse=False):
+            for name, parameter in modules[operation].named_parameters(recurse=False):
                 inputs.append(f"{node.name}/{name}")
-                found.node.append(_node(inputs[-1], "Parameter", [], tuple(parameter.shape)))
+                graph.node.append(_node(inputs[-1], "Parameter", [], tuple(parameter.shape)))
+            operation = type(modules[operation]).__name__
         meta = node.meta.get("tensor_meta")
-        found.node.append(_node(node.name, operation, inputs, tuple(meta.shape) if meta else None))
-    return found
+        graph.node.append(_node(node.name, operation, inputs, tuple(meta.shape) if meta else None))
+    return graph
 
 
 def _node(name: str, operation: str, inputs: list[str], shape: tuple[int, ...] | None) -> NodeDef:

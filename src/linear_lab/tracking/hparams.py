@@ -1,15 +1,12 @@
 """A run's row on TensorBoard's HPARAMS page.
 
-Lightning and PyTorch write a row in one piece: as a success before the first step, or in a folder of its own. Here
-the start is one record and the end another, in a file of its own, which a run that goes on takes back. There is no
-record of the experiment: TensorBoard then finds out itself which columns there are and which of them differ, so that
-runs with different hyperparameters keep all of theirs. It ticks the first five of each kind, by name: those called
-hp/ come first.
+Lightning and PyTorch write a row at once: as a success before the first step, or in a folder of its own. Here its start
+and its end are files of their own, and a resumed run removes the end. Without a record of the experiment, TensorBoard
+collects the columns of all runs itself. It shows the first five of each kind, by name: those called hp/ come first.
 """
 
 import io
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,151 +23,120 @@ from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.tracking.tensorboard import event_files
 
-# Event files of their own: TensorBoard keeps to the first start and the first end that it reads, by the order of names
+# Event files of their own: TensorBoard uses the first start and the first end that it reads, in the order of names
 START = "events.out.tfevents.0000000000.start"
 END = ".end"  # behind the name of the run's last event file
 STATUSES = {"completed": STATUS_SUCCESS, "pruned": STATUS_SUCCESS, "diverged": STATUS_FAILURE, "failed": STATUS_FAILURE}
-OF_THE_TRAINER = (  # the others change no number, or only where a run is cut into parts
+TRAINER_COLUMNS = (  # the other keys of trainer change no number, or only where a run is cut into parts
     "accelerator", "devices", "strategy", "precision", "max_epochs", "max_steps", "max_time", "limit_train_batches",
     "overfit_batches", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
 )  # fmt: skip
 LONGEST = 100  # characters of a value
 
+Cell = bool | float | str
+Number = float | None
 
-def hyperparameters(plain: dict[str, Any], optimizer: Optimizer, train_rows: int) -> dict[str, bool | float | str]:
-    """Return the columns of a run's row: the five that every run has, then what else its config says.
 
-    ``lr`` and ``momentum`` are those of the optimizer, typed or not. ``momentum`` is a text, ``-`` for an optimizer
-    without: TensorBoard's plots leave out rows with an empty cell. ``batch_size`` is the number of rows a step, also
-    where gradients of several batches add up.
+def hyperparameters(plain: dict[str, Any], optimizer: Optimizer, train_rows: int) -> dict[str, Cell]:
+    """Return the columns of a run's row: those that every run has, then what else its config says.
 
-    Args:
-        plain: the config as plain containers; what refers to another value, as in ``${seed}``, is that value's.
-        optimizer: as it starts.
-        train_rows: rows of the train part.
+    ``momentum`` is a text, ``-`` for an optimizer without: TensorBoard's plots leave out rows with an empty cell.
+    ``batch_size`` is the number of rows per step, also where the gradients of several batches are accumulated.
+    Interpolations in the config, as ``${seed}``, are left out.
     """
     momentum = optimizer.defaults.get("momentum")
     batch = (plain["data"].get("batch_size") or train_rows) * (plain["trainer"].get("accumulate_grad_batches") or 1)
     columns: dict[str, Any] = {
-        "optimizer": class_name(plain["optimizer"]),
+        "optimizer": _class_name(plain["optimizer"]),
         "lr": optimizer.defaults.get("lr"),
         "momentum": "-" if momentum is None else f"{momentum:g}",
         "batch_size": min(batch, train_rows),
         "seed": plain["seed"],
-        "data": class_name(plain["data"]),
-        "loss": class_name(plain["loss"]),
-        "scheduler": class_name(plain["scheduler"]) if plain["scheduler"] else "-",
+        "data": _class_name(plain["data"]),
+        "loss": _class_name(plain["loss"]),
+        "scheduler": _class_name(plain["scheduler"]) if plain["scheduler"] else "-",
     }
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer"):
         for key, value in (plain[group] or {}).items():
-            if group == "trainer" and key not in OF_THE_TRAINER:
-                continue
-            if key != "_target_" and key not in columns:
+            if key != "_target_" and key not in columns and (group != "trainer" or key in TRAINER_COLUMNS):
                 columns[f"{group}.{key}"] = value
-    return dict(cells(columns))
-
-
-def cells(columns: dict[str, Any]) -> Iterator[tuple[str, bool | float | str]]:
-    """Yield what a cell can hold: no None, no nested value, no reference to another value."""
+    cells: dict[str, Cell] = {}
     for name, value in columns.items():
         if isinstance(value, (bool, int, float)):
-            yield name, value
+            cells[name] = value
         elif isinstance(value, (str, list)) and "${" not in str(value):
-            yield name, str(value)[:LONGEST]
+            cells[name] = str(value)[:LONGEST]
+    return cells
 
 
-def class_name(spec: dict[str, Any]) -> str:
-    """Name the class of a config group without its module."""
+def _class_name(spec: dict[str, Any]) -> str:
     return str(spec["_target_"]).rpartition(".")[2]
 
 
 def metrics(
-    metric: str, train_loss: float | None, excess: float | None, value: float | None, best: float | None,
-    steps_above: int | None,
-) -> dict[str, float]:  # fmt: skip
-    """Return the row's numbers by tag; those that are None are left out.
-
-    Args:
-        metric: what decides which weights are best.
-        train_loss: of the model as it is.
-        excess: over the least loss, likewise.
-        value: of the metric, likewise.
-        best: value of the metric.
-        steps_above: steps until the loss was at most 1 % of its start.
-    """
+    metric: str, train_loss: Number, excess: Number, value: Number, best: Number, steps_above: Number
+) -> dict[str, float]:
+    """Return the row's numbers by tag, without those that are None; ``value`` and ``best`` are those of the metric."""
     name = metric.replace("/", "_")
-    found = {
-        "hp/train_loss": train_loss, "hp/excess_loss": excess, f"hp/{name}": value, f"hp/best_{name}": best,
-        "hp/steps_above_1_percent": steps_above,
-    }  # fmt: skip
-    return {tag: number for tag, number in found.items() if number is not None}
+    numbers = {"hp/train_loss": train_loss, "hp/excess_loss": excess, f"hp/{name}": value, f"hp/best_{name}": best}
+    numbers["hp/steps_above_1_percent"] = steps_above
+    return {tag: number for tag, number in numbers.items() if number is not None}
 
 
-def start(folder: Path, columns: dict[str, bool | float | str]) -> None:
-    """Open a run's row, in place of one that was there; until it has an end its status is UNKNOWN."""
-    write(folder / START, started(columns))
+def start(folder: Path, columns: dict[str, Cell]) -> None:
+    """Write the start of a run's row, or replace it; until the row has an end, its status is UNKNOWN."""
+    _write(folder / START, _start_record(columns))
 
 
-def write_row(
-    folder: Path, columns: dict[str, bool | float | str], numbers: dict[str, float], step: int, status: str
-) -> None:
-    """Write a whole row, of a run that has ended."""
+def end(folder: Path, status: str | None) -> None:
+    """Write how a run ended, if it has a row without an end; the row of an interrupted run stays UNKNOWN."""
+    files = event_files(folder)
+    if status in STATUSES and (folder / START).exists() and files and not _ends(folder):
+        with suppress(UserError):  # the disk is full, which the run's own error says
+            _write(files[-1].with_name(files[-1].name + END), _end_record(status))
+
+
+def take_back_end(folder: Path) -> None:
+    """Remove the end of a run that is resumed."""
+    for path in _ends(folder):
+        path.unlink()
+
+
+def write_row(folder: Path, columns: dict[str, Cell], numbers: dict[str, float], step: int, status: str) -> None:
+    """Write the whole row of a run that has ended."""
     values = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()])
-    write(folder / START, started(columns), values, ended(status), step=step)
+    _write(folder / START, _start_record(columns), values, _end_record(status), step=step)
 
 
-def started(columns: dict[str, bool | float | str]) -> Summary:
-    """Return the record that opens a row.
+def _ends(folder: Path) -> list[Path]:
+    return list(folder.glob(f"events.out.tfevents.*{END}"))
 
-    It names no trial: TensorBoard then calls the row as the run, by its folder, so that neither equal columns nor the
-    copy of a folder make one row of two. Its own ``hparams_pb`` always names one, by default by the columns.
-    """
+
+def _start_record(columns: dict[str, Cell]) -> Summary:
+    # Without a trial's name TensorBoard names the row by the run's folder, so that runs with equal columns and copies
+    # of a folder are rows of their own. Its `hparams_pb` always writes one, by default a hash of the columns.
     info = SessionStartInfo(start_time_secs=time.time())
     for name, value in columns.items():
         kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(info.hparams[name], kind, value)
-    return record(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+    return _record(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
 
 
-def end(folder: Path, status: str | None) -> None:
-    """Write how a run ended, if it has a row: SUCCESS or FAILURE. An interrupted one goes on later, and has no end."""
-    found = event_files(folder)
-    if status in STATUSES and (folder / START).exists() and found and not ends(folder):
-        with suppress(UserError):  # a full disk has been told already
-            write(found[-1].with_name(found[-1].name + END), ended(status))
-
-
-def ended(status: str) -> Summary:
-    """Return the record that ends a row."""
+def _end_record(status: str) -> Summary:
     info = SessionEndInfo(status=STATUSES[status], end_time_secs=time.time())
-    return record(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+    return _record(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
 
 
-def record(tag: str, content: HParamsPluginData) -> Summary:
-    """Return a record as the HPARAMS plugin wants it."""
-    summary, described = Summary(), metadata.create_summary_metadata(content)
-    summary.value.add(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)
-    return summary
+def _record(tag: str, content: HParamsPluginData) -> Summary:
+    described = metadata.create_summary_metadata(content)
+    return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)])
 
 
-def take_back_end(folder: Path) -> None:
-    """Forget the end of a run that goes on."""
-    for path in ends(folder):
-        path.unlink()
-
-
-def ends(folder: Path) -> list[Path]:
-    """Find the record of a run's end."""
-    return list(folder.glob(f"events.out.tfevents.*{END}"))
-
-
-def write(path: Path, *summaries: Summary, step: int = 0) -> None:
-    """Write an event file of its own, as a whole."""
+def _write(path: Path, *summaries: Summary, step: int = 0) -> None:
+    """Write an event file atomically."""
     content, now = io.BytesIO(), time.time()
     writer = RecordWriter(content)
-    for event in (
-        Event(file_version="brain.Event:2", wall_time=now),
-        *(Event(summary=summary, wall_time=now, step=step) for summary in summaries),
-    ):
+    events = [Event(summary=summary, wall_time=now, step=step) for summary in summaries]
+    for event in (Event(file_version="brain.Event:2", wall_time=now), *events):
         writer.write(event.SerializeToString())
     atomic.replace(path, content.getvalue())

@@ -1,7 +1,7 @@
 """The run folder's event file."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class RunLogger(TensorBoardLogger):
     Args:
         save_dir: the run folder.
         purge_step: TensorBoard forgets what was logged from this step on: a resumed run logs it again.
-        pictures: whether to log what costs most: pictures and histograms.
+        pictures: whether to log pictures and histograms, which cost most.
 
     Raises:
         ValueError: if pictures is neither true nor false.
@@ -38,95 +38,68 @@ class RunLogger(TensorBoardLogger):
         if purge_step is not None:
             wait_for_a_new_second(Path(save_dir))
         self.pictures = pictures
-        self.kept: list[Event] = []
-        self.saved = 0.0  # when
+        self.pending: list[Event] = []
+        self.saved = 0.0  # time of the last write
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, max_queue=1000)
 
-    @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Write nothing: Lightning's record would say -1, or SUCCESS too soon; `hparams` writes a true one."""
+        """No-op: Lightning's record would report success before training; `hparams` writes the row."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write scalars, but for NaN and what is infinite in float32: TensorBoard's HPARAMS view breaks on them."""
+        """Log the scalars that are finite in float32: TensorBoard's HPARAMS page breaks at others."""
         finite = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items() if abs(v) <= LARGEST]
-        self.log_summary(Summary(value=finite), step)  # all in one event: add_scalar would make one of each
+        self._log(Summary(value=finite), step)
 
-    @rank_zero_only
     def log_picture(self, tag: str, png: bytes, step: int) -> None:
-        """Write a PNG as it is."""
-        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of its header
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # in a PNG's header
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
-        self.log_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        self._log(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
-    @rank_zero_only
     def log_histogram(self, tag: str, values: np.ndarray[Any, Any], step: int) -> None:
-        """Write how values are spread, but for NaN and infinity."""
         values = values[np.isfinite(values)]
         if len(values):
             self.experiment.add_histogram(tag, values, step, bins=BINS)
 
-    @rank_zero_only
     def log_text(self, tag: str, markdown: str, step: int) -> None:
-        """Write what the Text page shows."""
         self.experiment.add_text(tag, markdown, step)
 
-    @rank_zero_only
-    def log_layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Write which charts the Custom Scalars page shows: category -> title -> regular expressions of tags."""
-        layout = {
-            category: {title: ["Multiline", list(tags)] for title, tags in titles.items()}
-            for category, titles in charts.items()
-        }
-        self.experiment.add_custom_scalars(layout)
+    def log_graph_of(self, graph: GraphDef | None) -> None:
+        if graph:
+            self.experiment.file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
-    @rank_zero_only
-    def log_graph_of(self, graph: GraphDef) -> None:
-        """Write what the Graphs page shows."""
-        self.experiment._get_file_writer().add_event(Event(graph_def=graph.SerializeToString()))
-
-    @rank_zero_only
-    def log_summary(self, summary: Summary, step: int | None = None) -> None:
-        """Write a summary as it is, together with what else is logged within `INTERVAL` seconds.
-
-        One by one they would wake PyTorch's writing thread, which then takes its turns from training.
-        """
-        self.kept.append(Event(wall_time=time.time(), step=step, summary=summary))
+    def _log(self, summary: Summary, step: int | None) -> None:
+        # Written one by one, summaries wake SummaryWriter's thread, which then competes with training: a run that
+        # validates after each step took 15 s instead of 13 s.
+        self.pending.append(Event(wall_time=time.time(), step=step, summary=summary))
         if time.monotonic() - self.saved > INTERVAL:
             self.save()
 
     @rank_zero_only
     def save(self) -> None:
-        """Put what was logged on disk.
+        """Write all that was logged to disk.
 
         Raises:
-            UserError: if it is full.
+            UserError: if the disk is full.
         """
-        self.saved = time.monotonic()
+        events, self.pending, self.saved = self.pending, [], time.monotonic()
         try:
-            self._hand_over()
+            for event in events:
+                self.experiment.file_writer.add_event(event, walltime=event.wall_time)
             self.experiment.flush()
         except OSError as error:
-            raise UserError(
-                f"cannot write events into {self.root_dir}: {error.strerror or error}; make room"
-            ) from error
+            reason = error.strerror or error
+            raise UserError(f"cannot write events into {self.root_dir}: {reason}; make room") from error
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Keep the event file open: Lightning finalizes after each of validate and fit, which would open another."""
+        """Save, and keep the file open: Lightning finalizes after validate, and fit would open another one."""
         self.save()
 
     @rank_zero_only
     def close(self) -> None:
-        """Put what was logged on disk, and close the event file."""
-        with suppress(OSError):  # `save` has told
-            self._hand_over()
+        with suppress(UserError, OSError):  # an earlier `save` has raised it
+            self.save()
             self.experiment.close()
-
-    def _hand_over(self) -> None:
-        kept, self.kept = self.kept, []
-        for event in kept:
-            self.experiment._get_file_writer().add_event(event, walltime=event.wall_time)
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -135,7 +108,7 @@ def event_files(folder: Path) -> list[Path]:
 
 
 def wait_for_a_new_second(folder: Path) -> None:
-    """Wait until a new event file sorts behind those that are there: their names begin with the second."""
+    """Wait until a new event file sorts behind the present ones: TensorBoard reads by name, which begins by second."""
     newest = max((int(path.name.split(".")[3]) for path in event_files(folder)), default=0)
-    while int(time.time()) <= newest <= time.time() + 1:  # a clock that was set back is not waited for
+    while int(time.time()) <= newest <= time.time() + 1:  # not where the clock was set back
         time.sleep(0.05)

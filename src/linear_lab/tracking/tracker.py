@@ -1,200 +1,163 @@
-"""What a run logs for TensorBoard, and when."""
+"""What a run logs to TensorBoard, and when."""
 
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
+from torch import Tensor
 from torch.optim import Optimizer
 
 from linear_lab.data import LinearData
+from linear_lab.data.datamodule import EVALUATION_ROWS
 from linear_lab.fitting.summary import Summary
 from linear_lab.models import SupervisedModule
-from linear_lab.theory.least_squares import Reference
+from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
-from linear_lab.tracking.figures.selection import Pictures
-from linear_lab.tracking.gradients import gradient_norms, untouched
-from linear_lab.tracking.graph import graph
+from linear_lab.tracking.figures.selection import Pictures, is_plain
+from linear_lab.tracking.graph import trace
 from linear_lab.tracking.tensorboard import RunLogger
 
-SINGLY = 16  # coefficients that have a curve each; of more there is the norm
-KEPT = ("path", "logged", "drawn", "lr")  # in the checkpoint
+MOST_CURVES = 16  # coefficients with a curve each; of more coefficients only the norm is logged
+STATE = ("path", "logged", "drawn", "lr")  # attributes that a checkpoint holds
 
 
-class Dashboard(Callback):
-    """Logs a run's curves, its HPARAMS row, pictures, histograms, graph and texts.
+class Tracker(Callback):
+    """Logs a run's curves, HPARAMS row, pictures, histograms, graph and texts.
 
-    Curves go on at each validation, with the weights it measured, from the untouched model at step 0 to the final one.
-    Pictures and histograms are made at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model.
-
-    Args:
-        logger: where to; its ``pictures`` says whether to log pictures and histograms.
-        data: what the model is trained on.
-        known: what the run is held against.
-        config: the config as plain containers, without references resolved.
-        yaml: the config as a text.
-        metric: what decides which weights are best.
-        summary: what is remembered of the run, kept up to date by whoever acts before.
+    Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
+    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.pictures`` is true.
+    ``config`` holds plain containers, interpolations not resolved. `StopOnDivergence`, which acts before, updates
+    ``summary``.
     """
 
     def __init__(
         self,
         logger: RunLogger,
         data: LinearData,
-        known: Reference,
+        model: SupervisedModule,
+        reference: Reference,
         config: dict[str, Any],
-        yaml: str,
-        metric: str,
         summary: Summary,
     ) -> None:
-        self.logger, self.data, self.known = logger, data, known
-        self.config, self.yaml = config, yaml
-        self.metric, self.summary = metric, summary
-        self.pictures: Pictures | None = None
-        self.path: list[list[float]] = []  # [step, weight, bias] of one-feature models
-        self.seen = -1  # the last step that was looked at
-        self.caught_up = False  # whether the last numbers are not those of a validation
+        self.logger, self.data, self.model, self.reference = logger, data, model, reference
+        self.config, self.summary = config, summary
+        self.pictures = Pictures(data, model, reference) if logger.pictures else None
+        self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
         self.logged = -1  # the last step whose numbers were logged
         self.drawn = -1  # the last step that has pictures
+        self.caught_up = False  # whether `finish` logged the last numbers, and not a validation
         self.lr: float | None = None  # of the last step
-        self.since: tuple[int, float] | None = None  # step and time when training went on after a validation
-        self.speed: float | None = None
+        self.training_since: tuple[int, float] | None = None  # step and time of the first batch after a validation
+        self.speed: float | None = None  # steps per second between the last two validations
 
-    def begin(self, model: SupervisedModule) -> None:
-        """Log what does not change, and pictures of the untouched model."""
-        self.describe(model, 0)
-        self.logger.log_layout(layout(self._coefficients("param", model.learned())))
-        with untouched(model):
-            traced = graph(model, *(values[:1] for values in self.data.parts["train"]))
-        if traced:
-            self.logger.log_graph_of(traced)
-        if self.logger.pictures:
-            self._follow(0, model)
-            self._log_pictures(0, model)
+    def begin(self) -> None:
+        """Log what does not change, and pictures of the initial model."""
+        self.describe(0)
+        self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
+        with evaluation_mode(self.model):
+            self.logger.log_graph_of(trace(self.model, *(values[:1] for values in self.data.parts["train"])))
+        self._log_pictures(0)
 
-    def describe(self, model: SupervisedModule, step: int) -> None:
-        """Open the run's row, or open it anew where a run goes on otherwise than it began; and show the config."""
-        optimizers: Any = model.configure_optimizers()
+    def describe(self, step: int) -> None:
+        """Write the hyperparameters into the run's row, and log the config; a resumed run may have changed them."""
+        optimizers: Any = self.model.configure_optimizers()
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
-        self.lr = optimizer.param_groups[0].get("lr")  # a scheduler may have set it already
+        self.lr = optimizer.param_groups[0].get("lr")  # a scheduler may have changed it already
         columns = hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
         hparams.start(Path(self.logger.root_dir), columns)
-        self.logger.log_text("config", f"```yaml\n{self.yaml}```", step)
+        yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)
+        self.logger.log_text("config", f"```yaml\n{yaml}```", step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the time that training took since the last validation."""
         step, now = trainer.global_step, time.perf_counter()
-        self.speed = (step - self.since[0]) / (now - self.since[1]) if self.since and step > self.since[0] else None
-        self.since = None
+        first, started = self.training_since or (step, now)
+        self.speed = (step - first) / (now - started) if step > first else None
+        self.training_since = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SupervisedModule) -> None:  # type: ignore[override]
-        """Log what belongs to the weights that were measured."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            measured = {name: value.item() for name, value in trainer.callback_metrics.items()}
-            self._log_scalars(trainer.global_step, pl_module, measured)
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            self._log_scalars(trainer.global_step, metrics)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Start the clock, if a validation has stopped it."""
-        self.since = self.since or (trainer.global_step, time.perf_counter())
-        self.seen = trainer.global_step
+        self.training_since = self.training_since or (trainer.global_step, time.perf_counter())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Take the rate of the step; once it is done, a scheduler may have changed it for the next."""
-        self.lr = optimizer.param_groups[0].get("lr")
+        self.lr = optimizer.param_groups[0].get("lr")  # after the step, a scheduler may set that of the next one
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: SupervisedModule, *_: Any) -> None:  # type: ignore[override]
-        """Follow the optimizer's path, and take pictures at some steps."""
-        step = trainer.global_step
-        if step == self.seen or not trainer.is_global_zero:  # gradients add up over batches
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        step, started = trainer.global_step, time.perf_counter()
+        if not trainer.is_global_zero:
             return
-        self.seen = step
-        if self.logger.pictures:
-            if on_path(step):
-                self._follow(step, pl_module)
-            if has_pictures(step):
-                started = time.perf_counter()
-                self._log_pictures(step, pl_module)
-                if self.since:  # drawing is not training
-                    self.since = self.since[0], self.since[1] + time.perf_counter() - started
+        if on_path(step):
+            self._follow(step)
+        if has_pictures(step):
+            self._log_pictures(step)
+            if self.training_since:  # the time of drawing does not count for the speed
+                self.training_since = self.training_since[0], self.training_since[1] + time.perf_counter() - started
 
-    def finish(self, step: int, model: SupervisedModule, measured: dict[str, float]) -> None:
-        """Take pictures of the final model, and log its numbers if no validation came to it, as in a run that diverged.
-
-        Args:
-            step: how many steps were taken.
-            model: the final one.
-            measured: its metrics.
-        """
+    def finish(self, step: int, metrics: dict[str, float]) -> None:
+        """Log pictures of the final model, and its numbers if no validation has, as in a run that diverged."""
         self.caught_up = step != self.logged
         if self.caught_up:
-            excess = self.known.excess(model.network)
-            loss = measured["train/loss"] if excess is None else excess
-            self.summary.note_small(step, torch.tensor([loss]))
-            self._log_scalars(step, model, measured)
-        if self.logger.pictures and step != self.drawn:
-            self._log_pictures(step, model)
+            excess = self.reference.excess(self.model.network)
+            self.summary.note_small(step, torch.tensor([metrics["train/loss"] if excess is None else excess]))
+            self._log_scalars(step, metrics)
+        self._log_pictures(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep in the checkpoint what a resumed run cannot see again."""
-        path = torch.tensor(self.path, dtype=torch.float64).reshape(-1, 3)  # one object, for speed
-        return {name: getattr(self, name) for name in KEPT} | {"path": path}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from the checkpoint."""
-        for name in KEPT:
-            setattr(self, name, state_dict[name])
-        path = state_dict["path"]  # a list in the checkpoint of an older version
-        self.path = torch.as_tensor(path, dtype=torch.float64).tolist()
+        vars(self).update({name: state_dict[name] for name in STATE})
 
-    def _log_scalars(self, step: int, model: SupervisedModule, measured: dict[str, float]) -> None:
-        known, self.logged = self.known, step
-        excess = known.excess(model.network)
-        value, small = measured[self.metric], int(self.summary.small_at)
-        # of checkpoints; the untouched model has none
-        best = float(self.summary.best if self.summary.best_step >= 0 else self.summary.first.get(self.metric, value))
-        with untouched(model):
-            norm, _ = gradient_norms(model, *self.data.near("train"), of_rows=False)
-        parameters = self.data.schema.in_file_units(model.learned())
+    def _log_scalars(self, step: int, metrics: dict[str, float]) -> None:
+        self.logged = step
+        excess, optimum = self.reference.excess(self.model.network), self.reference.optimum
+        summary, metric, small_at = self.summary, self.summary.metric, int(self.summary.small_at)
+        # the initial model has no checkpoint, so it counts as best only until there is one
+        best = summary.best if summary.best_step >= 0 else summary.first.get(metric, metrics[metric])
+        steps_above = step if small_at < 0 else small_at
+        with evaluation_mode(self.model):
+            norm, _ = gradient_norms(self.model, *self.data.near("train"), of_rows=False)
         scalars: dict[str, float | None] = {
             "train/excess": excess,
             "train/log10_excess": math.log10(excess) if excess else None,
             "optim/lr": self.lr,
             "optim/grad_norm": norm,
             "time/steps_per_second": self.speed,
-            **self._coefficients("param", parameters),
-            **hparams.metrics(self.metric, measured["train/loss"], excess, value, best, step if small < 0 else small),
+            **self._coefficients("param", self.data.schema.in_file_units(self.model.learned())),
+            **hparams.metrics(metric, metrics["train/loss"], excess, metrics[metric], float(best), steps_above),
         }
-        if known.optimum:
-            bias = known.optimum.bias
-            optimal = {"weight": known.optimum.weight.tolist(), "bias": None if bias is None else bias.tolist()}
-            scalars |= {"optimum/loss": known.optimum.loss, **self._coefficients("optimum", optimal)}
+        if optimum:
+            scalars |= {"optimum/loss": optimum.loss, **self._coefficients("optimum", optimum.learned())}
         self.logger.log_metrics({name: number for name, number in scalars.items() if number is not None}, step)
 
     def _coefficients(self, group: str, parameters: dict[str, Any]) -> dict[str, float]:
         schema = self.data.schema
         return coefficients(group, parameters, schema.x, schema.labels or schema.y)
 
-    def _follow(self, step: int, model: SupervisedModule) -> None:
-        if self._pictures(model).has_path:
-            values = self.data.schema.in_file_units(model.learned())
+    def _follow(self, step: int) -> None:
+        if self.pictures and self.pictures.surface and [point[0] for point in self.path[-1:]] != [step]:
+            values = self.data.schema.in_file_units(self.model.learned())
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 
-    def _pictures(self, model: SupervisedModule) -> Pictures:
-        self.pictures = self.pictures or Pictures(self.data, model, self.known)
-        return self.pictures
-
-    def _log_pictures(self, step: int, model: SupervisedModule) -> None:
-        pictures = self._pictures(model)
+    def _log_pictures(self, step: int) -> None:
+        if self.pictures is None or step == self.drawn:  # a batch whose gradient is only accumulated takes no step
+            return
         self.drawn = step
-        if pictures.has_path and [point[0] for point in self.path[-1:]] != [step]:
-            self._follow(step, model)
-        with untouched(model):
-            drawn = pictures.draw(step, [point[1:] for point in self.path])
-            histograms = pictures.residuals()
-            _, norms = gradient_norms(model, *self.data.near("train"))
+        self._follow(step)
+        with evaluation_mode(self.model):
+            drawn = self.pictures.draw(step, [point[1:] for point in self.path])
+            histograms = self.pictures.residuals()
+            _, norms = gradient_norms(self.model, *self.data.near("train"))
         if norms is not None:
             histograms["gradient_norms"] = norms.numpy()
         for tag, png in drawn.items():
@@ -204,7 +167,7 @@ class Dashboard(Callback):
 
 
 def on_path(step: int) -> bool:
-    """Tell whether a step is a point of the path: all up to 64, then 32 whenever their number has doubled.
+    """Tell whether a step is a point of the path: every step up to 64, then 32 steps per doubling.
 
     >>> [step for step in range(124, 140) if on_path(step)]
     [124, 126, 128, 132, 136]
@@ -222,37 +185,81 @@ def has_pictures(step: int) -> bool:
 
 
 def coefficients(group: str, parameters: dict[str, Any], x: list[str], y: list[str]) -> dict[str, float]:
-    """Name coefficients as tags: ``param/weight``, or ``param/weight/<y>/<x>`` where there are several; norms of many.
+    """Name coefficients as tags: ``param/weight``, or ``param/weight/<y>/<x>`` for several; of many only the norms.
 
     >>> coefficients("param", {"weight": [[2.0, 1.0]], "bias": [0.5]}, ["a", "b"], ["c"])
     {'param/weight/a': 2.0, 'param/weight/b': 1.0, 'param/bias': 0.5}
     """
     weight, bias = parameters.get("weight"), parameters.get("bias")
-    if weight is None or len(x) * len(y) > SINGLY:
-        norms = {name: torch.tensor(v, dtype=torch.float64).norm() for name, v in parameters.items() if v is not None}
-        return {f"{group}/{name}_norm": norm.item() for name, norm in norms.items()}
-    of_y = [f"/{name}" for name in y] if len(y) > 1 else [""]
-    of_x = [f"/{name}" for name in x] if len(x) > 1 else [""]
+    if weight is None or len(x) * len(y) > MOST_CURVES:
+        tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in parameters.items() if v is not None}
+        return {f"{group}/{name}_norm": tensor.norm().item() for name, tensor in tensors.items()}
+    targets = [f"/{name}" for name in y] if len(y) > 1 else [""]
+    features = [f"/{name}" for name in x] if len(x) > 1 else [""]
     tags = {
         f"{group}/weight{target}{feature}": weight[row][column]
-        for row, target in enumerate(of_y)
-        for column, feature in enumerate(of_x)
+        for row, target in enumerate(targets)
+        for column, feature in enumerate(features)
     }
-    return tags | {f"{group}/bias{target}": bias[row] for row, target in enumerate(of_y) if bias is not None}
+    return tags | {f"{group}/bias{target}": bias[row] for row, target in enumerate(targets) if bias is not None}
 
 
-def layout(coefficients: dict[str, float]) -> dict[str, dict[str, list[str]]]:
-    """Say what the Custom Scalars page shows: losses together, the excess loss, each parameter with its optimum."""
+def charts(coefficients: dict[str, float]) -> dict[str, dict[str, list[Any]]]:
+    """Return the charts of the Custom Scalars page: the losses, the excess loss, each parameter with its optimum."""
 
-    def exactly(*tags: str) -> list[str]:
-        return [f"^{re.escape(tag)}$" for tag in tags]
+    def chart(*tags: str) -> list[Any]:
+        return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
 
     return {
         "loss": {
-            "train, val and the least": exactly("train/loss", "val/loss", "optimum/loss"),
-            "excess loss, log10": exactly("train/log10_excess"),
+            "train, val and the least": chart("train/loss", "val/loss", "optimum/loss"),
+            "excess loss, log10": chart("train/log10_excess"),
         },
         "parameters and optimum": {
-            tag.removeprefix("param/"): exactly(tag, tag.replace("param/", "optimum/", 1)) for tag in coefficients
+            tag.removeprefix("param/"): chart(tag, tag.replace("param/", "optimum/", 1)) for tag in coefficients
         },
     }
+
+
+@contextmanager
+def evaluation_mode(model: SupervisedModule) -> Iterator[None]:
+    """Run a model in evaluation mode, and restore each module's mode and the random state afterwards."""
+    training = {module: module.training for module in model.modules()}
+    devices = [model.device] if model.device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def gradient_norms(
+    model: SupervisedModule, x: Tensor, y: Tensor, *, of_rows: bool = True
+) -> tuple[float, Tensor | None]:
+    """Norm of the gradient of the loss over all rows, and the norms ``(B,)`` of the gradients of each row's loss.
+
+    With ``g`` the derivative of a row's loss by its y_hat, its gradient is ``g x^T`` for the weight and ``g`` for the
+    bias, so that its norm is ``|g| sqrt(|x|^2 + 1)``. For other networks than nn.Linear the norms of rows are None. The
+    parameters' ``grad`` does not change.
+    """
+    linear = model.network if of_rows and is_plain(model) else None
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    dtype = parameters[0].dtype  # with half precision, Lightning rounds the batches too
+    total, norms = torch.zeros((), dtype=torch.float64), []
+    with torch.inference_mode(False), torch.enable_grad():  # Lightning validates without gradients
+        for start in range(0, len(x), EVALUATION_ROWS):
+            rows = slice(start, start + EVALUATION_ROWS)
+            inputs = x[rows].to(model.device, dtype)
+            targets = y[rows].to(model.device, dtype if y.is_floating_point() else None)
+            y_hat = model(inputs)
+            variables = parameters if linear is None else [*parameters, y_hat]
+            loss = model.loss(y_hat, targets)
+            gradients = torch.autograd.grad(loss, variables, allow_unused=True, materialize_grads=True)
+            flat = torch.cat([values.flatten() for values in gradients[: len(parameters)]])
+            total = total + flat.cpu().double() * (len(inputs) / len(x))
+            if linear is not None:
+                length = inputs.square().sum(1) + (linear.bias is not None)
+                norms.append((gradients[-1].norm(dim=1) * len(inputs) * length.sqrt()).cpu().double())
+    return total.norm().item(), torch.cat(norms) if norms else None

@@ -7,21 +7,19 @@ import numpy as np
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.lines import Line2D
 
-from linear_lab.tracking.figures.canvas import COLOURS, Array, Picture, cut, grid, look, span, spread
+from linear_lab.tracking.figures.canvas import COLOURS, Array, Picture, cut, look, span, spread
 
 
 class Regions(Picture):
-    """The regions of two features in which each of C classes wins, and the data.
+    """The regions of two features in which each of C classes has the largest score, and the data.
 
-    ``x`` is ``(n, 2)``, of which 250 rows are shown, ``classes`` the indices ``(n,)`` of ``labels``; from the ninth
-    class on colours and markers repeat.
+    ``x`` is ``(n, 2)``, of which 250 rows are shown, ``classes`` the indices ``(n,)`` of ``labels``; colours and
+    markers repeat after eight classes.
     """
 
     def __init__(self, x: Array, classes: Array, labels: list[str], x_names: list[str]) -> None:
         super().__init__()
-        self.across, self.up = (
-            grid(np.array(span(column)), points) for column, points in zip(x.T, (360, 240), strict=True)
-        )
+        self.across, self.up = np.linspace(*span(x[:, 0]), 360), np.linspace(*span(x[:, 1]), 240)
         light = ListedColormap([tuple(0.65 + 0.35 * part for part in to_rgb(colour)) for colour in COLOURS])
         extent = (self.across[0], self.across[-1], self.up[0], self.up[-1])
         style: dict[str, Any] = {"cmap": light, "vmin": -0.5, "vmax": 7.5, "aspect": "auto", "origin": "lower"}
@@ -38,7 +36,7 @@ class Regions(Picture):
         self.explain(x_names[0], x_names[1], right=True)
 
     def draw(self, step: int, weight: Array, bias: Array) -> bytes:
-        """Draw the regions of ``argmax(x W^T + b)``, W ``(C, 2)``, b ``(C,)``; none where that is not finite."""
+        """Draw the regions of ``argmax(x W^T + b)``, W ``(C, 2)``, b ``(C,)``, where that is finite."""
         with np.errstate(all="ignore"):
             scores = weight[:, :1, None] * self.across + (weight[:, 1:] * self.up + bias[:, None])[:, :, None]
             self.image.set_data(np.where(np.isfinite(scores.sum(axis=0)), scores.argmax(axis=0) % len(COLOURS), np.nan))
@@ -46,9 +44,9 @@ class Regions(Picture):
 
 
 class Confusion(Picture):
-    """How often each true class, a row, was taken for each of C classes, a column.
+    """The confusion matrix: one row per true class, one column per predicted one.
 
-    Colours are shares of a row; up to 10 classes the counts stand in the cells, and none where a cell is empty.
+    Colours are shares of a row; up to 10 classes, cells that are not empty show their count.
     """
 
     def __init__(self, labels: list[str]) -> None:
@@ -68,14 +66,13 @@ class Confusion(Picture):
         self.explain("predicted class", "true class")
 
     def draw(self, step: int, true: Array, predicted: Array) -> bytes:
-        """Draw how often the pairs of true and predicted class occur, both indices ``(n,)``."""
+        """Draw the counts of pairs of true and predicted class, both indices ``(n,)``."""
         pairs = np.asarray(true, int) * self.count + np.asarray(predicted, int)
         counts = np.bincount(pairs, minlength=self.count**2).reshape(self.count, self.count)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         self.image.set_data(shares)
         for text, number, share in zip(self.texts, counts.flat, shares.flat, strict=False):
-            short = (
-                f"{number or ''}" if number < 10_000 else f"{number / 1e3:.0f}k" if number < 1e6 else f"{number:.0e}"
-            )
+            large = f"{number / 1e3:.0f}k" if number < 1e6 else f"{number:.0e}"
+            short = f"{number or ''}" if number < 10_000 else large
             text.set(text=short, color="black" if share > 0.5 else "white")
         return self.render(f"step {step}: {100 * np.trace(counts) / max(len(pairs), 1):.3g} % correct")

@@ -9,22 +9,12 @@ from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.lines import Line2D
 
-from linear_lab.tracking.figures.canvas import (
-    COLOURS,
-    DASHES,
-    OPTIMIZERS,
-    REACH,
-    RED,
-    Array,
-    Picture,
-    finite,
-    grid,
-    span,
-)
+from linear_lab.tracking.figures import canvas
+from linear_lab.tracking.figures.canvas import REACH, Array, Picture, finite, span
 
 Loss = Callable[[Array, Array], Array]  # of weights and biases, (n,) each
 
-GRID = 32  # points a side at which the loss is measured
+GRID = 32  # points per side at which the loss is measured
 PALE = ListedColormap(0.35 + 0.65 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3])  # paths stand out on it
 
 
@@ -35,27 +25,17 @@ class Landscape(Picture):
         super().__init__()
         self.loss, self.optimum = loss, np.array([] if optimum is None else [optimum], float).reshape(-1, 2)
         self.limits: Array | None = None  # (low, high) x (weight, bias)
-        self.shown: list[Any] = []
+        self.contours: list[Any] = []
 
     def mark_optimum(self) -> None:
-        """Mark the optimum, if it is known, by a star."""
         if len(self.optimum):
             style: dict[str, Any] = {"marker": "*", "markersize": 13, "color": "white", "markeredgecolor": "black"}
             self.add("optimum", *self.optimum.T, linestyle="", **style)
 
-    def near(self, path: Array) -> Array:
-        """Choose the points that the limits shall hold: finite, and not run away."""
-        if not len(path := finite(path)):
-            return path
-        # without an optimum the first half says how far a path goes that does not run away
-        centre, known = (self.optimum, path[:1]) if len(self.optimum) else (path[:1], path[: max(3, len(path) // 2)])
-        reach = REACH * max(np.hypot(*(known - centre).T).max(), 1e-3 * np.hypot(*centre[0]))
-        return path[np.hypot(*(path - centre).T) <= reach] if reach else path
-
     def hold(self, paths: Iterable[Array]) -> None:
-        """Widen the limits where the paths leave them, and only then measure the loss anew."""
-        held = np.concatenate([*map(self.near, paths), self.optimum])
-        low, high = (held.min(axis=0), held.max(axis=0)) if len(held) else np.zeros((2, 2))
+        """Widen the limits where the paths leave them, and only then measure the loss again."""
+        points = np.concatenate([*map(self._near, paths), self.optimum])
+        low, high = (points.min(axis=0), points.max(axis=0)) if len(points) else np.zeros((2, 2))
         if (old := self.limits) is None:
             flat = (high - low <= 1e-13 * max(high - low)) * max(high - low) / 2  # as wide as the other axis
             self.limits = np.array([span(axis, margin=0.2) for axis in zip(low - flat, high + flat, strict=True)]).T
@@ -65,43 +45,54 @@ class Landscape(Picture):
             self.limits = np.array([np.minimum(low, old[0]), np.maximum(high, old[1])])
         else:
             return
-        self.measure(self.limits)
-
-    def measure(self, limits: Array) -> None:
-        """Show the loss within the limits."""
-        weights, biases = (axis.reshape(-1) for axis in np.meshgrid(*(grid(axis, GRID) for axis in limits.T)))
-        with np.errstate(all="ignore"):
-            values = self.loss(np.append(weights, self.optimum[:, 0]), np.append(biases, self.optimum[:, 1]))
-            values, of_optimum = values[: GRID**2], values[GRID**2 :]
-            least = [values.min(where=np.isfinite(values), initial=np.inf), *of_optimum]
-            above = values.reshape(GRID, GRID) - min(least)
-        known = above < 1e290
-        most = above.max(where=known, initial=0.0)
-        top = math.ceil(2 * math.log10(most if most > 1e-290 else 1.0)) / 2
-        fine = refinement()
-        levels = 10 ** np.arange(top - 4, top + 0.1, 0.5)
-        above = np.clip(fine @ np.where(known, above, levels[-1]) @ fine.T, levels[0], levels[-1])
-        for old in self.shown:
-            old.remove()
-        across, up = grid(limits[:, 0], len(fine)), grid(limits[:, 1], len(fine))
-        filled = self.axes.contourf(across, up, above, levels, norm=LogNorm(levels[0], levels[-1]), cmap=PALE)
-        self.shown = [bar := self.figure.colorbar(filled, ax=self.axes, label="loss above the least", pad=0.02), filled]
-        decades = 10.0 ** np.arange(math.ceil(top - 4), math.floor(top) + 1)
-        bar.set_ticks(decades.tolist(), labels=[f"{decade:g}" for decade in decades])
-        bar.minorticks_off()
-        if len(inner := levels[(levels > above.min()) & (levels < above.max())]):
-            self.shown.append(self.axes.contour(across, up, above, inner, colors="white", linewidths=0.6))
-        self.axes.set(xlim=limits[:, 0], ylim=limits[:, 1])
-        self.axes.locator_params(nbins=5)
-        self.still = None
+        self._draw_loss(self.limits)
 
     def place(self, line: Line2D, path: Array, edge: float = 100) -> None:
-        """Give a line the points of a path, at most so many widths off: rendering overflows far away."""
+        """Give a line the points of a path, cut off ``edge`` widths outside of the limits: rendering may overflow."""
         assert self.limits is not None
-        if len(path) > 1000:  # the first steps are the longest: most of the points are for them
+        if len(path) > 1000:  # most of the points show the first steps, which are the longest
             path = path[np.unique(np.geomspace(1, len(path), 1000).astype(int)) - 1]
         width = edge * (self.limits[1] - self.limits[0])
         line.set_data(*np.clip(path, self.limits[0] - width, self.limits[1] + width).T)
+
+    def _near(self, path: Array) -> Array:
+        """Choose the points of a path that the limits shall hold: finite, and not diverging."""
+        path = finite(path)
+        if not len(path):
+            return path
+        # without an optimum, the first half of the path says how far a path goes that does not diverge
+        centre, scale = (self.optimum, path[:1]) if len(self.optimum) else (path[:1], path[: max(3, len(path) // 2)])
+        reach = REACH * max(np.hypot(*(scale - centre).T).max(), 1e-3 * np.hypot(*centre[0]))
+        return path[np.hypot(*(path - centre).T) <= reach] if reach else path
+
+    def _draw_loss(self, limits: Array) -> None:
+        weights, biases = (axis.reshape(-1) for axis in np.meshgrid(*np.linspace(limits[0], limits[1], GRID).T))
+        with np.errstate(all="ignore"):
+            values = self.loss(np.append(weights, self.optimum[:, 0]), np.append(biases, self.optimum[:, 1]))
+            values, at_optimum = values[: GRID**2], values[GRID**2 :]
+            least = [values.min(where=np.isfinite(values), initial=np.inf), *at_optimum]
+            above = values.reshape(GRID, GRID) - min(least)
+        measured = above < 1e290
+        most = above.max(where=measured, initial=0.0)
+        top = math.ceil(2 * math.log10(most if most > 1e-290 else 1.0)) / 2
+        fine = refinement()
+        levels = 10 ** np.arange(top - 4, top + 0.1, 0.5)
+        above = np.clip(fine @ np.where(measured, above, levels[-1]) @ fine.T, levels[0], levels[-1])
+        for old in self.contours:
+            old.remove()
+        across, up = np.linspace(limits[0], limits[1], len(fine)).T
+        filled = self.axes.contourf(across, up, above, levels, norm=LogNorm(levels[0], levels[-1]), cmap=PALE)
+        bar = self.figure.colorbar(filled, ax=self.axes, label="loss above the least", pad=0.02)
+        self.contours = [bar, filled]
+        decades = 10.0 ** np.arange(math.ceil(top - 4), math.floor(top) + 1)
+        bar.set_ticks(decades.tolist(), labels=[f"{decade:g}" for decade in decades])
+        bar.minorticks_off()
+        inner = levels[(levels > above.min()) & (levels < above.max())]
+        if len(inner):
+            self.contours.append(self.axes.contour(across, up, above, inner, colors="white", linewidths=0.6))
+        self.axes.set(xlim=limits[:, 0], ylim=limits[:, 1])
+        self.axes.locator_params(nbins=5)
+        self.background = None
 
 
 def refinement(points: int = GRID, finer: int = 4) -> Array:
@@ -120,8 +111,8 @@ def refinement(points: int = GRID, finer: int = 4) -> Array:
 class Surface(Landscape):
     """The loss over weight and bias, the optimizer's path on it, and the optimum.
 
-    Colours are logarithmic in the loss above its least value. Limits hold path and optimum, and widen only when the
-    path leaves them; a path that runs away is cut off at 3 times the way from its start to the optimum.
+    Colours are logarithmic in the loss above its least value. The limits hold path and optimum, and widen only when the
+    path leaves them; a diverging path is cut off at 3 times the way from its start to the optimum.
     ``loss(weights, biases)`` is called with 32 x 32 points, and the optimum, whenever the limits change.
     """
 
@@ -130,31 +121,27 @@ class Surface(Landscape):
         self.path = self.add("", [], [], color="black", linewidth=1.5)
         self.mark_optimum()
         edge: dict[str, Any] = {"markeredgecolor": "black", "linestyle": "", "markersize": 8}
-        self.start = self.add("start", [], [], marker="o", color=COLOURS[4], **edge)
-        self.now = self.add("now", [], [], marker="^", **RED, **edge)
+        self.start = self.add("start", [], [], marker="o", color=canvas.COLOURS[4], **edge)
+        self.now = self.add("now", [], [], marker="^", **canvas.RED, **edge)
         self.explain("weight", "bias")
 
     def draw(self, step: int, path: Array) -> bytes:
-        """Draw the path ``(n, 2)`` of weight and bias; points that are not finite are left out."""
+        """Draw the path ``(n, 2)`` of weight and bias, without points that are not finite."""
         self.hold([path])
         points = finite(path)
         self.place(self.path, points)
         self.place(self.start, points[:1], edge=0)
-        self.place(self.now, points[-1:], edge=0)  # at the edge once it has left
+        self.place(self.now, points[-1:], edge=0)  # at the edge, if it is outside of the limits
         weight, bias = path[-1] if len(path) else (math.nan, math.nan)
         return self.render(f"step {step}: weight {weight:.3g}, bias {bias:.3g}")
 
 
 def paths(loss: Loss, optimum: tuple[float, float] | None, paths: dict[str, list[Array]]) -> bytes:
-    """Draw the paths ``(n, 2)`` of all runs of several optimizers on one `Surface`, a colour and dash an optimizer."""
+    """Draw the paths ``(n, 2)`` of all runs of several optimizers, one colour and dash per optimizer."""
     picture = Landscape(loss, optimum)
     picture.hold(path for runs in paths.values() for path in runs)
     for i, (name, runs) in enumerate(paths.items()):
-        style: dict[str, Any] = {
-            "color": OPTIMIZERS[i % 7],
-            "linestyle": DASHES[i % 4],
-            "linewidth": 1.6,
-        }
+        style: dict[str, Any] = {"color": canvas.OPTIMIZERS[i % 7], "linestyle": canvas.DASHES[i % 4], "linewidth": 1.6}
         for j, path in enumerate(runs):
             picture.place(picture.add("" if j else name, [], [], **style), finite(path))
     picture.mark_optimum()

@@ -8,69 +8,47 @@ from linear_lab.data import LinearData
 from linear_lab.data.schema import restore, standardize
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal import layout
-from linear_lab.theory.least_squares import Reference
-from linear_lab.tracking.figures import canvas, classification, loss_surface
-from linear_lab.tracking.figures.canvas import Array
+from linear_lab.theory.reference import Reference
+from linear_lab.tracking.figures import classification, loss_surface, regression
+from linear_lab.tracking.figures.canvas import Array, spread
 
 
 class Pictures:
-    """The pictures of a run, in the units of the file, of at most 1,000 rows a part.
+    """The pictures of a run, in the units of the file, of at most 1,000 rows per part.
 
-    One feature and one target: the data with the fitted line beside the least-squares line, and the loss surface over
-    weight and bias with the optimizer's path. More of them: predicted against true values, and the coefficients learned
-    against the optimal ones. Classes: the decision regions of two features, else a confusion matrix. Of another network
-    than nn.Linear only what it predicts is shown.
-
-    Args:
-        data: what the model is trained on.
-        model: drawn as it is at each call.
-        known: what it is held against.
+    One feature and one target: the data with the fitted and the least-squares line, and the loss surface with the
+    optimizer's path. More of them: predicted against true values, and learned against optimal coefficients. Classes:
+    the decision regions of two features, else a confusion matrix. Of other networks than nn.Linear: the predictions.
     """
 
-    def __init__(self, data: LinearData, model: SupervisedModule, known: Reference) -> None:
+    def __init__(self, data: LinearData, model: SupervisedModule, reference: Reference) -> None:
         self.data, self.model = data, model
-        schema = data.schema
-        self.rows = {
-            name: torch.from_numpy(canvas.spread(len(x))) for name, (x, _) in data.parts.items() if name != "test"
-        }
+        schema, linear = data.schema, is_plain(model)
+        self.rows = {name: torch.from_numpy(spread(len(x))) for name, (x, _) in data.parts.items() if name != "test"}
         raw = {name: [values[rows].numpy() for values in data.raw[name]] for name, rows in self.rows.items()}
-        linear = is_plain(model)
-        single = linear and not schema.labels and data.in_features == data.out_features == 1
         self.fit = self.surface = self.agreement = self.coefficients = self.regions = self.confusion = None
         if schema.labels and linear and data.in_features == 2:
             x, y = raw["train"]
             self.regions = classification.Regions(x, y, schema.labels, schema.x)
         elif schema.labels:
             self.confusion = classification.Confusion(schema.labels)
-        elif single:
+        elif linear and data.in_features == data.out_features == 1:
             points = {name: (x[:, 0], y[:, 0]) for name, (x, y) in raw.items()}
-            optimal = least_squares_line(known)
-            self.fit = canvas.Fit(points, schema.x[0], schema.y[0], optimal)
+            best_line = least_squares_line(reference)
+            self.fit = regression.Fit(points, schema.x[0], schema.y[0], best_line)
             if model.learned()["bias"] is not None:
-                self.surface = loss_surface.Surface(surface(data, model), optimal)
+                self.surface = loss_surface.Surface(surface(data, model), best_line)
         else:
-            self.agreement = canvas.Agreement({name: y for name, (_, y) in raw.items()}, schema.y)
+            self.agreement = regression.Agreement({name: y for name, (_, y) in raw.items()}, schema.y)
             if linear:
                 several = len(schema.y) > 1
                 names = [f"{y}: {x}" if several else x for y in schema.y for x in schema.x]
-                best = known.optimum.solution[: data.in_features].T.reshape(-1).numpy() if known.optimum else None
-                self.coefficients = canvas.Coefficients(names, best, schema.standardized)
-
-    @property
-    def has_path(self) -> bool:
-        """Whether the optimizer's path is shown."""
-        return self.surface is not None
+                optimum = reference.optimum
+                solution = optimum.solution[: data.in_features].T.reshape(-1).numpy() if optimum else None
+                self.coefficients = regression.Coefficients(names, solution, schema.standardized)
 
     def draw(self, step: int, path: list[list[float]]) -> dict[str, bytes]:
-        """Draw the model as it is.
-
-        Args:
-            step: for the titles.
-            path: weight and bias along the way, in the units of the file.
-
-        Returns:
-            PNG files by name.
-        """
+        """Draw the current model and the path of weight and bias up to it; returns PNG files by name."""
         drawn = {}
         if self.fit or self.regions:
             values = self.data.schema.in_file_units(self.model.learned())
@@ -86,7 +64,7 @@ class Pictures:
             y_hat = {name: restore(self._y_hat(name), *self.data.schema.y_units).numpy() for name in self.rows}
             drawn["predictions"] = self.agreement.draw(step, y_hat)
         if self.coefficients:
-            weight = dict(self.model.network.named_parameters())["weight"].detach().cpu().double().numpy().reshape(-1)
+            weight = self.model.network.get_parameter("weight").detach().cpu().double().numpy().reshape(-1)
             drawn["coefficients"] = self.coefficients.draw(step, weight)
         if self.confusion:
             true = self.data.parts["train"][1][self.rows["train"]].numpy()
@@ -94,15 +72,14 @@ class Pictures:
         return drawn
 
     def residuals(self) -> dict[str, Array]:
-        """Return what is left of the training part: ``y_hat - y`` of a target, or ``1 - p[y]`` of classes."""
+        """Return the residuals of the training part: ``y_hat - y`` of each target, or ``1 - p[y]`` of classes."""
         y_hat, y = self._y_hat("train"), self.data.parts["train"][1][self.rows["train"]]
         if self.data.schema.labels:
             return {"residuals": 1 - y_hat.softmax(1).gather(1, y[:, None])[:, 0].numpy()}
-        rest = ((y_hat - y) * self.data.schema.y_units[1]).numpy()
-        names = self.data.schema.y
+        residuals, names = ((y_hat - y) * self.data.schema.y_units[1]).numpy(), self.data.schema.y
         if len(names) == 1:
-            return {"residuals": rest[:, 0]}
-        return {f"residuals/{name}": rest[:, column] for column, name in enumerate(names[: layout.SHOWN])}
+            return {"residuals": residuals[:, 0]}
+        return {f"residuals/{name}": residuals[:, column] for column, name in enumerate(names[: layout.SHOWN])}
 
     @torch.no_grad()
     def _y_hat(self, part: str) -> Tensor:
@@ -111,39 +88,36 @@ class Pictures:
         return y_hat.cpu().double()
 
 
-def least_squares_line(known: Reference) -> tuple[float, float] | None:
+def least_squares_line(reference: Reference) -> tuple[float, float] | None:
     """Return the optimal weight and bias of one feature and one target; a model without bias has 0."""
-    if known.optimum is None:
+    if reference.optimum is None:
         return None
-    return known.optimum.weight.item(), 0.0 if known.optimum.bias is None else known.optimum.bias.item()
+    weight, bias = reference.optimum.weight, reference.optimum.bias
+    return weight.item(), 0.0 if bias is None else bias.item()
 
 
 def is_plain(model: SupervisedModule) -> bool:
-    """Tell nn.Linear as it is from networks that compute something else."""
+    """Tell whether a model is nn.Linear alone: not a class derived from it, and nothing before or after it."""
     return type(model.network) is nn.Linear and type(model).forward is SupervisedModule.forward
 
 
 def surface(data: LinearData, model: SupervisedModule) -> loss_surface.Loss:
-    """Make the loss of one feature and one target a function of weight and bias, in the units of the file.
-
-    The loss itself is in the units of training, as everywhere.
-    """
-    schema = data.schema
-    rows = torch.from_numpy(canvas.spread(len(data.raw["train"][0])))
+    """Return the loss, in training's units, as a function of weight and bias in the units of the file."""
+    units = data.schema.y_units
+    rows = torch.from_numpy(spread(len(data.raw["train"][0])))
     x, y = (values[rows] for values in data.raw["train"])
-    y = standardize(y, *schema.y_units)
+    y = standardize(y, *units)
 
-    def at(weight: Tensor, bias: Tensor) -> Tensor:
-        of_one: Tensor = model.loss(standardize(x * weight + bias, *schema.y_units), y)
-        return of_one
+    def loss_at(weight: Tensor, bias: Tensor) -> Tensor:
+        value: Tensor = model.loss(standardize(x * weight + bias, *units), y)
+        return value
 
     def loss(weights: Array, biases: Array) -> Array:
         points = torch.from_numpy(weights), torch.from_numpy(biases)
         try:
-            values = torch.vmap(at)(*points)
-        except RuntimeError:  # a loss that looks at its values takes one point after the other
-            values = torch.stack([at(*point) for point in zip(*points, strict=True)])
-        found: Array = values.detach().numpy()  # a loss may have parameters of its own
-        return found
+            values = torch.vmap(loss_at)(*points)
+        except RuntimeError:  # a loss with control flow on its values cannot be vectorized
+            values = torch.stack([loss_at(*point) for point in zip(*points, strict=True)])
+        return np.asarray(values.detach())  # a loss may have parameters
 
     return loss
