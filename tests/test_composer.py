@@ -19,7 +19,7 @@ from linear_lab import UserError, cli
 from linear_lab import train as entry
 from linear_lab.cli import CONF
 from linear_lab.runs import fingerprints
-from linear_lab.sweep import grid, plan
+from linear_lab.sweep import plan
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import is_steering
 
@@ -47,7 +47,7 @@ def by_hydra(overrides):
 
 def combinations(*typed, limit=10_000):
     parser = OverridesParser.create(config_loader=loader())
-    return grid.grid(parser.parse_overrides(list(typed)), limit, "")
+    return plan.grid(parser.parse_overrides(list(typed)), limit, "")
 
 
 def alone(overrides):
@@ -83,7 +83,7 @@ def check(typed):
     configs = [deciding(overrides) for overrides in jobs]
     pairs = {*zip(configs, found["config_hash"], strict=True)}
     assert len(pairs) == len({*configs}) == found["config_hash"].n_unique()  # equal if and only if these are
-    planned = plan.plan(typed, shared())
+    planned = plan.plan_jobs(typed, shared())
     assert planned["config_hash"].to_list() == found["config_hash"].unique(maintain_order=True).to_list()
     assert planned["name"].n_unique() == len(planned)
     return found
@@ -188,8 +188,8 @@ def test_each_kind_of_value(name):
 
 
 def test_one_job_for_which_no_key_was_typed():
-    (job,) = plan.jobs(plan.plan(combinations(), shared()))
-    assert job == plan.Job("sgd", fingerprints.config_hash(shared()([])), [])
+    (job,) = plan.planned_jobs(plan.plan_jobs(combinations(), shared()))
+    assert job == plan.PlannedJob("sgd", fingerprints.config_hash(shared()([])), [])
 
 
 def test_jobs_that_set_other_keys_than_others():
@@ -226,7 +226,7 @@ def test_ranges_have_the_values_that_hydra_gives_them_in_decimals(text):
         assert len(wanted) - 1 <= len(texts) <= len(wanted)
     else:
         assert texts == wanted
-    assert len(found) == 2 * len(texts) == 2 * grid.count_of(override)
+    assert len(found) == 2 * len(texts) == 2 * plan.count_of(override)
 
 
 def test_hydra_composes_once_for_each_choice_of_groups():
@@ -235,11 +235,11 @@ def test_hydra_composes_once_for_each_choice_of_groups():
     typed = combinations(
         "optimizer=sgd,adam", "optimizer.lr=range(0.1,0.3,0.01)", "seed=range(20)", "model.bias=true,false"
     )
-    found = plan.plan(typed, made)
+    found = plan.plan_jobs(typed, made)
     assert len(found) == len(typed) == 2 * 20 * 20 * 2
     assert sorted(loaded) == [("optimizer=adam",), ("optimizer=sgd",)]
     for row in np.random.default_rng(0).choice(len(found), 8, replace=False):
-        job = plan.jobs(found[int(row)])[0]
+        job = plan.planned_jobs(found[int(row)])[0]
         assert job.hash == fingerprints.config_hash(made(job.overrides))
     first, second = (made([f"optimizer.lr={lr}", "optimizer=adam"]) for lr in (1, 2))
     assert second["optimizer"] == first["optimizer"] | {"lr": 2}

@@ -517,15 +517,16 @@ def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch, caplog):
     put(tmp_path, "a")
     board.write(tmp_path)
     put(tmp_path, "b", 0.5)
-    write_bytes = Path.write_text
+    write_bytes = Path.write_bytes
 
-    def half(path, text, **options):
-        write_bytes(path, text[: len(text) // 2], **options)
+    def half(path, content):
+        write_bytes(path, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     assert board.write(tmp_path).best.name == "b"
-    assert f"the leaderboard of {tmp_path} could not be written: No space left on device" in caplog.text
+    said = f"cannot write {tmp_path}/leaderboard.csv: No space left on device; make room"
+    assert f"the leaderboard of {tmp_path} could not be written: {said}" in caplog.text
     assert [row["job"] for row in rows(tmp_path)] == ["a"]  # whole, if older
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".leaderboard.lock", "a", "b", "leaderboard.csv", "leaderboard.md"

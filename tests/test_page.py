@@ -21,7 +21,7 @@ from test_leaderboard import plan, stack
 from linear_lab import train as train_entry
 from linear_lab.sweep import board, page, page_figures, results
 from linear_lab.sweep.page import refresh, write_page
-from linear_lab.sweep.plan import of_job
+from linear_lab.sweep.plan import job_fields
 from linear_lab.tracking.figures import sweeps
 
 TRAINED = [(name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5")]  # the fixture's jobs as typed
@@ -43,7 +43,7 @@ def leaderboard(folder):
 def as_job(folder, *overrides):
     """Have a run's record say that it is a job of a sweep."""
     config = page_figures.read_config(folder) | {"metric": "val/loss", "mode": "min"}
-    job = of_job(config, overrides, "-".join(overrides))
+    job = job_fields(config, overrides, "-".join(overrides))
     (folder / "result.json").write_text(json.dumps(record(folder) | {"job": job}))
 
 

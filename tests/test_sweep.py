@@ -19,7 +19,7 @@ from runs import command, composer, record
 
 from linear_lab import train as entry
 from linear_lab.runs.folder import Run
-from linear_lab.sweep import board, dispatch, job, mistakes, naming, page, plan, results
+from linear_lab.sweep import board, dispatch, job, mistakes, page, plan, results
 from linear_lab.terminal import layout
 
 FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
@@ -292,7 +292,7 @@ def test_hostile_values(trained, tmp_path):
 
 
 def names(rows, optimizer="sgd"):
-    return naming.names(plan.listed(rows), optimizer).to_list()
+    return plan.names(plan.listed(rows), optimizer).to_list()
 
 
 def test_names_have_what_differs_in_the_order_typed():
@@ -303,14 +303,14 @@ def test_names_have_what_differs_in_the_order_typed():
     assert names(rows) == ["seed=1-adam", "seed=2-sgd"]
     assert names([["seed=1"]], "adam") == ["adam"]
     assert names([["optimizer=adam", "seed=1"], ["optimizer=adam", "seed=2"]]) == ["adam-seed=1", "adam-seed=2"]
-    assert naming.names(plan.listed(rows[:1]), "sgd", ["seed"]).to_list() == ["adam-seed=1"]
+    assert plan.names(plan.listed(rows[:1]), "sgd", ["seed"]).to_list() == ["adam-seed=1"]
     two = [[f"optimizer.weight_decay={a}", f"model.weight_decay={b}"] for a in "12" for b in "12"]
     assert names(two)[0] == "sgd-optimizer.weight_decay=1-model.weight_decay=1"  # both in full
 
 
 def test_jobs_whose_names_would_be_alike_have_their_fingerprints_in_them():
     alike = [["+a=2", "optimizer=sgd"], ["+a=1-sgd"], ["+a=1", "optimizer=sgd"]]
-    found = plan.plan(plan.listed(alike), composer())
+    found = plan.plan_jobs(plan.listed(alike), composer())
     assert found["name"].to_list() == ["a=2-sgd", *(f"a=1-sgd-{found['config_hash'][row][:8]}" for row in (1, 2))]
     assert found["name"].n_unique() == 3
 
@@ -326,14 +326,14 @@ def test_names_are_unique_and_safe(values):
     rows = [[f"optimizer.lr={one}", f"+data.path={two}"] for one, two in values]
     found = names(rows)
     assert len(set(found)) == len(found)
-    for name in [*found, *(naming.safe(f"{one}-{two}") for one, two in values)]:
+    for name in [*found, *(plan.safe(f"{one}-{two}") for one, two in values)]:
         assert re.fullmatch(r"[A-Za-z0-9+=][A-Za-z0-9._=+-]*", name)
         assert len(name) <= 120
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True))
 def test_safe_names_differ_where_the_given_ones_do(texts):
-    assert naming.safe(texts[0]) != naming.safe(texts[1])
+    assert plan.safe(texts[0]) != plan.safe(texts[1])
 
 
 def test_differences_of_configs():
@@ -373,7 +373,9 @@ def test_what_two_commands_plan_is_added(tmp_path):
     assert [end(pid) for pid in [fork(add, tmp_path, letter) for letter in "ab"]] == [0, 0]
     found = plan.read_plan(tmp_path)
     assert sorted(found["name"]) == sorted(f"{letter}{number}" for letter in "ab" for number in range(20))
-    assert [job.overrides for job in plan.jobs(found)] == [[f"+{job.name[0]}={job.name}"] for job in plan.jobs(found)]
+    assert [job.overrides for job in plan.planned_jobs(found)] == [
+        [f"+{job.name[0]}={job.name}"] for job in plan.planned_jobs(found)
+    ]
 
 
 STACKED = ("launch=stacked", "hydra.launcher.keep=0")

@@ -1,1 +1,3 @@
 """Many runs from one command: what is planned, what each job does, what they found."""
+
+PLAN, SETTINGS = "plan.parquet", "sweep.json"  # in the sweep's folder: its jobs; the metric and the mode

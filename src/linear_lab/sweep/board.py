@@ -1,26 +1,25 @@
-"""A sweep's leaderboard: its jobs best first, and what they found over seeds.
+"""A sweep's leaderboard: its jobs best first, and their means over seeds.
 
 Any process may write it at any time: it is made of the plan and the jobs' records alone.
 """
 
-import fcntl
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import polars as pl
 from rich.cells import cell_len
 from rich.console import Console
 
-from linear_lab.sweep.inventory import KEYS, finite, read_jobs
-from linear_lab.sweep.plan import PLAN, SETTINGS
+from linear_lab import UserError
+from linear_lab.runs import atomic
+from linear_lab.sweep import PLAN, SETTINGS
+from linear_lab.sweep.inventory import KEYS, read_jobs
 from linear_lab.sweep.ranking import Board, read
-from linear_lab.sweep.results import RESULTS
+from linear_lab.sweep.results import RESULTS, locked
 from linear_lab.terminal.layout import markdown_table, number, quoted, short, show_table
-
-if TYPE_CHECKING:
-    import polars as pl
 
 __all__ = ["Board", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_sparingly"]
 
@@ -28,15 +27,19 @@ TABLE, SEEDS, TEXT = "leaderboard.csv", "leaderboard_seeds.csv", "leaderboard.md
 LOCK = ".leaderboard.lock"
 TOP = 20  # rows on the terminal
 MOST = 1000  # rows of leaderboard.md
-LONGEST = 32  # characters of a value there
-SHARE = 0.05  # of a process's time that may go into the leaderboard while jobs run
+LONGEST = 32  # characters of a value on the terminal
+SHARE = 0.05  # of a process's time that may go into leaderboard and page while jobs run
+NUMBERS = ("mean", "standard_deviation", "best", "worst")  # of a group
+EXCESS = pl.when(pl.col("status") == "completed").then("excess_loss").alias("excess_loss")
+
+Rows = list[list[str]]
 
 log = logging.getLogger(__name__)
 _written: dict[Path, tuple[float, float]] = {}  # when it was written last, and how long that took
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is one of a sweep, be it with its plan lost."""
+    """Whether a folder is that of a sweep, even if its plan is lost."""
     if any((folder / name).exists() for name in (PLAN, SETTINGS, RESULTS, "multirun.yaml")):
         return True
     return bool(read_jobs(folder)[0]["typed"].is_not_null().any())
@@ -45,179 +48,150 @@ def is_sweep(folder: Path) -> bool:
 def write(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
     """Write leaderboard.csv, leaderboard.md and, where there are seeds, leaderboard_seeds.csv; arguments as `read`.
 
-    Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that does not
-    let itself be written costs a warning: the records are what counts.
+    Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that is full
+    or not writable costs a warning only, since the leaderboard can be made again from the records.
     """
-    folder, board, started = Path(folder), None, time.monotonic()
+    folder, started = Path(folder), time.monotonic()
+    board = read(folder, metric, mode)
     try:
-        with (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            board = read(folder, metric, mode)
-            replace(folder / TABLE, table(board))
-            replace(folder / TEXT, markdown(board, MOST))
+        with locked(folder / LOCK):
+            board = read(folder, metric, mode)  # again: another process may have held the lock meanwhile
+            texts = {TABLE: table(board), TEXT: markdown(board, MOST)}
             if len(board.groups):
-                replace(folder / SEEDS, seeds_table(board))
+                texts[SEEDS] = seeds_table(board)
             else:
                 (folder / SEEDS).unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("the leaderboard of %s could not be written: %s", folder, error.strerror or error)
+            for name, text in texts.items():
+                atomic.replace(folder / name, text.encode(errors="surrogateescape"))
+    except (OSError, UserError) as error:
+        log.warning("the leaderboard of %s could not be written: %s", folder, error)
     _written[folder] = time.monotonic(), time.monotonic() - started
-    return board or read(folder, metric, mode)
+    return board
 
 
 def write_sparingly(folder: Path) -> None:
-    """Write as `write`, but only as often as `SHARE` of this process's time allows: for between the jobs."""
-    ended, took = _written.get(folder, (0.0, 0.0))
-    if time.monotonic() - ended >= took / SHARE:
+    """Write between the jobs, only as often as `SHARE` of this process's time allows."""
+    if is_due(*_written.get(folder, (0.0, 0.0))):
         write(folder)
 
 
-def replace(path: Path, text: str) -> None:
-    """Replace a file atomically, within the lock; not on disk at once, since the records can make it again."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8", errors="surrogateescape")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def is_due(ended: float, seconds: float) -> bool:
+    """Whether what last took so many seconds, until ``ended``, may be done again within `SHARE` of the time."""
+    return time.monotonic() - ended >= seconds / SHARE
 
 
 def table(board: Board) -> str:
-    """Write all jobs as CSV; what is not there is empty."""
+    """Write all jobs as CSV, with an empty cell for a missing value."""
     keys = [KEYS + key for key in board.differing]
-    rows = board.ranked.select("rank", "name", *keys, "value", excess(), "steps", "status", "seconds", "error")
-    names = ["rank", "job", *board.differing, board.metric, "excess_loss", "steps", "status", "seconds", "error"]
-    return as_csv(names, rows)
+    rows = board.ranked.select("rank", "name", *keys, "value", EXCESS, "steps", "status", "seconds", "error")
+    columns = ["rank", "job", *board.differing, board.metric, "excess_loss", "steps", "status", "seconds", "error"]
+    return _as_csv(columns, rows)
 
 
 def seeds_table(board: Board) -> str:
     """Write the groups over seeds as CSV."""
     keys = [key for key in board.differing if key != "seed"]
-    numbers = ["mean", "standard_deviation", "best", "worst"]
-    rows = board.groups.select("rank", *(KEYS + key for key in keys), "n", "lost", *numbers)
-    return as_csv(["rank", *keys, "n", "diverged_or_failed", *numbers], rows)
+    rows = board.groups.select("rank", *(KEYS + key for key in keys), "n", "lost", *NUMBERS)
+    return _as_csv(["rank", *keys, "n", "diverged_or_failed", *NUMBERS], rows)
 
 
-def as_csv(headings: Sequence[str], rows: "pl.DataFrame") -> str:
-    """Write rows with all their digits; a key that was typed may be called as another column is."""
-    import polars as pl
-
-    first = pl.DataFrame([headings], orient="row")
+def _as_csv(columns: Sequence[str], rows: pl.DataFrame) -> str:
+    first = pl.DataFrame([columns], orient="row")  # by itself, since a typed key may have another column's name
     return first.write_csv(include_header=False) + rows.write_csv(include_header=False)
 
 
-def excess() -> "pl.Expr":
-    """The final model's excess loss, if the job was completed."""
-    import polars as pl
+def _short_keys(keys: Sequence[str]) -> list[str]:
+    """Remove ``optimizer.`` where no two columns get one name.
 
-    return pl.when(pl.col("status") == "completed").then("excess_loss").alias("excess_loss")
-
-
-def headings(keys: Sequence[str]) -> list[str]:
-    """Leave ``optimizer.`` out where no two columns get one name.
-
-    >>> headings(["optimizer", "optimizer.lr", "optimizer.gamma", "gamma"])
+    >>> _short_keys(["optimizer", "optimizer.lr", "optimizer.gamma", "gamma"])
     ['optimizer', 'lr', 'optimizer.gamma', 'gamma']
     """
-    brief = [key.removeprefix("optimizer.") for key in keys]
-    return [name if brief.count(name) == 1 else key for key, name in zip(keys, brief, strict=True)]
+    short_keys = [key.removeprefix("optimizer.") for key in keys]
+    return [name if short_keys.count(name) == 1 else key for key, name in zip(keys, short_keys, strict=True)]
 
 
-def job_rows(board: Board, limit: int) -> list[list[str]]:
-    """Make the rows of people's table of jobs, headings first."""
-    rows = [["rank", *headings(board.differing), board.metric, "excess loss", "steps", "status", "seconds", "job"]]
-    for job in board.ranked.head(limit).with_columns(excess()).iter_rows(named=True):
-        steps, seconds = job["steps"], finite(job["seconds"])
-        rows.append([
-            str(job["rank"] or "-"), *(printable(job[KEYS + key] or "-") for key in board.differing),
-            number(job["value"]), number(job["excess_loss"]), "-" if steps is None else str(steps),
-            job["status"], "-" if seconds is None else f"{seconds:.1f}", job["name"],
-        ])  # fmt: skip
-    return rows
+def _job_rows(board: Board, limit: int) -> Rows:
+    """Make the table of jobs for people, headings first."""
+    keys = [KEYS + key for key in board.differing]
+    seconds = pl.col("seconds").map_elements("{:.1f}".format, pl.String)
+    rows = board.ranked.head(limit).select("rank", *keys, "value", EXCESS, "steps", "status", seconds, "name")
+    columns = [*_short_keys(board.differing), board.metric, "excess loss", "steps", "status", "seconds", "job"]
+    return [["rank", *columns], *([_cell(value) for value in row] for row in rows.iter_rows())]
 
 
-def seed_rows(board: Board, limit: int) -> list[list[str]]:
-    """Make the rows of people's table over seeds, headings first."""
+def _seed_rows(board: Board, limit: int) -> Rows:
+    """Make the table over seeds for people, headings first."""
     keys = [key for key in board.differing if key != "seed"]
-    lost = bool((board.groups["lost"] > 0).any())
-    rows = [["rank", *headings(keys), "n", *["lost"] * lost, "mean", "standard deviation", "best", "worst"]]
-    for group in board.groups.head(limit).iter_rows(named=True):
-        values = [printable(group[KEYS + key] or "-") for key in keys]
-        counts = [str(group["n"]), *[str(group["lost"])] * lost]
-        numbers = [number(group[name]) for name in ("mean", "standard_deviation", "best", "worst")]
-        rows.append([str(group["rank"] or "-"), *values, *counts, *numbers])
-    return rows
+    counts = ["n", "lost"] if (board.groups["lost"] > 0).any() else ["n"]
+    rows = board.groups.head(limit).select("rank", *(KEYS + key for key in keys), *counts, *NUMBERS)
+    columns = ["rank", *_short_keys(keys), *counts, *(name.replace("_", " ") for name in NUMBERS)]
+    return [columns, *([_cell(value) for value in row] for row in rows.iter_rows())]
 
 
-def printable(text: str) -> str:
-    """Replace what would steer a terminal or break a line."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+def _cell(value: Any) -> str:
+    """Show a value, without characters that would control a terminal or break a line."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else "?" for c in value) or "-"
+    return str(value) if isinstance(value, int) else number(value)
 
 
-def caption(board: Board) -> str:
+def _caption(board: Board) -> str:
     """Say how far the sweep is: ``6 jobs: 4 completed, 1 diverged, 1 waiting``."""
     counts = ", ".join(f"{count} {status}" for status, count in board.counts.items())
     return f"{len(board.jobs)} job{'s' if len(board.jobs) != 1 else ''}: {counts}" if len(board.jobs) else "no jobs"
 
 
-def verdict(board: Board) -> dict[str, str]:
-    """Give the command that trains the winner again, or say why there is none."""
-    if board.best is None:
-        return {"train again": "no job was completed, so none has won"}
-    return {"train again": board.best.command or f"as {board.best.folder / '.hydra'} says"}
-
-
-def markdown(board: Board, rows: int) -> str:
-    """Write both tables, of so many rows each, and the command that trains the winner again, as Markdown."""
+def markdown(board: Board, limit: int) -> str:
+    """Write both tables, of ``limit`` rows at most, and the command that trains the winner again, as Markdown."""
     better = "higher" if board.mode == "max" else "lower"
-    parts = [f"{caption(board)}; a {better} {board.metric} is better", as_markdown(job_rows(board, rows))]
-    if len(board.jobs) > rows:
-        parts.append(f"{len(board.jobs) - rows} more jobs are not shown.")
+    columns, *rows = _job_rows(board, limit)
+    parts = [f"{_caption(board)}; a {better} {board.metric} is better", markdown_table(columns, rows)]
+    if len(board.jobs) > limit:
+        parts.append(f"{len(board.jobs) - limit} more jobs are not shown.")
     if len(board.groups):
-        parts += [f"{board.metric} over seeds", as_markdown(seed_rows(board, rows))]
+        columns, *rows = _seed_rows(board, limit)
+        parts += [f"{board.metric} over seeds", markdown_table(columns, rows)]
     parts += board.notes
-    if board.best and board.best.command:
-        parts.append(f"Train the best again:\n\n```sh\n{board.best.command}\n```")
-    else:
-        parts += verdict(board).values()
+    command = board.best.command if board.best else None
+    parts.append(f"Train the best again:\n\n```sh\n{command}\n```" if command else _train_again(board))
     return "\n\n".join(parts) + "\n"
-
-
-def as_markdown(rows: list[list[str]]) -> str:
-    """Write a table whose first row are its headings."""
-    return markdown_table(rows[0], rows[1:])
 
 
 def show(screen: Console, board: Board, top: int = TOP) -> None:
     """Print both tables, of ``top`` rows at most, and how far the sweep is."""
-    rows = job_rows(board, top)
-    hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names that say the same again
-    show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
-    show_left(screen, len(board.jobs) - top, board.folder / TABLE)
+    rows = _job_rows(board, top)
+    hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names, which repeat the keys
+    _show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
+    _show_rest(screen, len(board.jobs) - top, board.folder / TABLE)
     if len(board.groups):
         screen.print(f"\n{board.metric} over seeds", style="dim")
-        show_rows(screen, seed_rows(board, top))
-        show_left(screen, len(board.groups) - top, board.folder / SEEDS)
-    screen.print("\n" + "\n".join([caption(board), *board.notes]), soft_wrap=True)
+        _show_rows(screen, _seed_rows(board, top))
+        _show_rest(screen, len(board.groups) - top, board.folder / SEEDS)
+    screen.print("\n" + "\n".join([_caption(board), *board.notes]), soft_wrap=True)
 
 
 def commands(board: Board) -> dict[str, str]:
     """Name what to do next with a leaderboard."""
-    return verdict(board) | {"leaderboard": quoted(str(short(board.folder / TEXT)))}
+    return {"train again": _train_again(board), "leaderboard": quoted(str(short(board.folder / TEXT)))}
 
 
-def show_rows(screen: Console, rows: list[list[str]]) -> None:
-    """Print a table; on a terminal that is too narrow for it a paragraph a row."""
-    cut = [[cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}..." for cell in row] for row in rows]
-    width = sum(max(map(cell_len, column)) + 2 for column in zip(*cut, strict=True)) - 2
+def _train_again(board: Board) -> str:
+    if board.best is None:
+        return "no job was completed, so none has won"
+    return board.best.command or f"as {board.best.folder / '.hydra'} says"
+
+
+def _show_rows(screen: Console, rows: Rows) -> None:
+    """Print a table; on a terminal that is too narrow for it one paragraph per row."""
+    columns, *rows = [[cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}..." for cell in row] for row in rows]
+    width = sum(max(map(cell_len, column)) + 2 for column in zip(columns, *rows, strict=True)) - 2
     if screen.width >= width or not screen.is_terminal:
-        show_table(screen, cut[0], cut[1:])
+        show_table(screen, columns, rows)
         return
-    for row in cut[1:]:
-        screen.print(", ".join(f"{name} {cell}" for name, cell in zip(cut[0], row, strict=True) if cell != "-"))
+    for row in rows:
+        screen.print(", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True) if cell != "-"))
 
 
-def show_left(screen: Console, left: int, file: Path) -> None:
-    """Say where the rows are that were not shown."""
-    if left > 0:
-        screen.print(f"... {left} more in {short(file)}", soft_wrap=True)
+def _show_rest(screen: Console, count: int, file: Path) -> None:
+    if count > 0:
+        screen.print(f"... {count} more in {short(file)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The configs of a sweep's jobs: Hydra composes once for each choice of groups, single values are put into copies."""
+"""The configs of a sweep's jobs: Hydra composes once per choice of groups, and single values are put into copies."""
 
 import copy
 import functools
@@ -18,74 +18,59 @@ from linear_lab.runs.fingerprints import leaves
 
 NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 PATH = "data.path"
-MARK = "\0{}\0"  # stands for the value of a key, where it goes is where the value goes
+MARK = "\0{}\0"  # composed in place of a key's value, to find out where that value goes
 MARKS = re.compile("\0(\\d+)\0")
-FUNCTION = re.compile(r"\$\{[^{}]*:")  # in a text; OmegaConf calls it resolver
+RESOLVER = re.compile(r"\$\{[^{}]*:")  # a call of one of OmegaConf's resolvers, in a text
+Load = Callable[[list[str]], DictConfig]
+Options = Callable[[str], list[str]]
 
 
 class Patch(NamedTuple):
-    """An override, parsed.
+    """An override, parsed."""
 
-    Attributes:
-        line: as typed.
-        key: whose value it sets.
-        value: to what.
-        structural: whether it changes the config's shape: chooses a group, adds a key, or takes one away.
-        plain: whether the value takes the place of what was there as it stands.
-    """
-
-    line: str
+    line: str  # as typed
     key: str
     value: Any
-    structural: bool = False
-    plain: bool = True
+    structural: bool = False  # it changes the config's shape: chooses a group, adds a key, or removes one
+    plain: bool = True  # its value replaces the one in the config as it stands
 
 
 class Patcher:
-    """Composes with Hydra once for each choice of groups, and puts single values into copies, as Hydra does.
+    """Composes with Hydra once per choice of groups, and puts single values into copies, as Hydra does.
 
-    Args:
-        load: composes a config from overrides.
-        options: lists the options of a group; empty for what is none.
+    ``load`` composes a config from overrides; ``options`` lists the options of a group, and is empty for other keys.
     """
 
-    def __init__(self, load: Callable[[list[str]], DictConfig], options: Callable[[str], list[str]]) -> None:
+    def __init__(self, load: Load, options: Options) -> None:
         self.load, self.options = load, functools.cache(options)  # Hydra looks at the disk
         self.loaded: dict[tuple[str, ...], DictConfig] = {}
         self.parser = OverridesParser.create()
-        self.parse_once = functools.cache(self.parse_anew)  # a grid repeats them
+        self.parse_by_grammar = functools.cache(self._parse_by_grammar)  # the jobs of a grid repeat their overrides
 
     def parse(self, line: str) -> Patch:
-        """Parse an override."""
         number = NUMBER.fullmatch(line)
-        if number and not self.is_structural(number[1]):  # Hydra's grammar takes half a millisecond
+        if number and not self.is_structural(number[1]):  # Hydra's grammar takes 0.5 ms, or minutes for a million
             kind = float if number[2] or number[3] else int
             return Patch(line, number[1], kind(line.partition("=")[2]))
-        return self.parse_once(line)
+        return self.parse_by_grammar(line)
 
-    def parse_anew(self, line: str) -> Patch:
-        """Parse an override by Hydra's grammar."""
+    def _parse_by_grammar(self, line: str) -> Patch:
         (override,) = self.parser.parse_overrides([line])
         key, value = override.key_or_group, override.value()
         structural = override.type is not OverrideType.CHANGE or self.is_structural(key)
         return Patch(str(override.input_line), key, value, structural, is_plain(value))
 
     def is_structural(self, key: str) -> bool:
-        """Tell a group, and a value that decides how Hydra composes, from any other value."""
+        """Whether a key is a group, or decides how Hydra composes."""
         return bool(self.options(key)) or (key.startswith("hydra.") and key != "hydra.sweep.subdir")
 
     def split(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Patch]]:
-        """Return what changes the shape, and the values to put in."""
+        """Separate the overrides that change the shape from those that set values."""
         patches = [self.parse(line) for line in overrides]
         return tuple(p.line for p in patches if p.structural), [p for p in patches if not p.structural]
 
     def config(self, shape: tuple[str, ...], values: Sequence[tuple[str, Any]]) -> DictConfig:
-        """Compose.
-
-        Raises:
-            OmegaConfBaseException: for a key that the chosen groups do not have.
-            HydraException: for what Hydra refuses.
-        """
+        """Compose; OmegaConf raises for a key that the chosen groups do not have, and Hydra for what it refuses."""
         if shape not in self.loaded:
             self.loaded[shape] = self.load(list(shape))
         cfg = copy.deepcopy(self.loaded[shape])
@@ -95,111 +80,82 @@ class Patcher:
 
 
 class Places(NamedTuple):
-    """Where the values of some keys stand in a resolved config.
+    """Where the values of some keys stand in a resolved config."""
 
-    Attributes:
-        of_key: for each key the paths of the leaves that are its value; those that refer to it are among them.
-        fixed: all other leaves.
-    """
-
-    of_key: dict[str, list[fingerprints.Path]]
-    fixed: list[tuple[fingerprints.Path, Any]]
+    of_key: dict[str, list[fingerprints.Path]]  # paths of the leaves with a key's value, also those that refer to it
+    fixed: list[tuple[fingerprints.Path, Any]]  # all other leaves
 
 
 class Composer:
     """Composes the configs of a sweep's jobs.
 
-    Args:
-        load: composes a config from overrides, as Hydra does.
-        options: lists the options of a group; empty for what is none.
-        default: names the option of a group where none is typed.
-        folder: where relative paths start.
-
-    Attributes:
-        steering: overrides that each job has besides its own.
+    ``load`` and ``options`` are those of `Patcher`, ``default`` names the option of a group where none is typed, and
+    relative paths start in ``folder``.
     """
 
-    def __init__(
-        self,
-        load: Callable[[list[str]], DictConfig],
-        options: Callable[[str], list[str]],
-        default: Callable[[str], str],
-        folder: str | Path,
-    ) -> None:
-        self.patcher = Patcher(lambda lines: without_hydra(load(lines)), options)
+    def __init__(self, load: Load, options: Options, default: Callable[[str], str], folder: str | Path) -> None:
+        self.patcher = Patcher(lambda overrides: without_hydra(load(overrides)), options)
         self.options, self.default, self.folder = self.patcher.options, default, folder
-        self.steering: Sequence[str] = ()
+        self.steering: Sequence[str] = ()  # overrides that each job has besides its own
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Compose, with references resolved.
-
-        Raises:
-            OmegaConfBaseException: for a key that the chosen groups do not have.
-            HydraException: for what Hydra refuses.
-        """
-        plain: Any = OmegaConf.to_container(self.config(overrides), resolve=True)
-        return dict(plain)
+        """Compose, with references resolved; raises as `Patcher.config`."""
+        config: Any = OmegaConf.to_container(self.config(overrides), resolve=True)
+        return dict(config)
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose, with references as they stand; raises as a call."""
-        shape, patches = self.patcher.split([*overrides, *self.steering])
-        cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
+        """Compose, with references as they stand; raises as `Patcher.config`."""
+        cfg = self._composed(overrides)
         absolute_paths(cfg, self.folder)
         return cfg
 
+    def _composed(self, overrides: Sequence[str]) -> DictConfig:
+        shape, patches = self.patcher.split([*overrides, *self.steering])
+        return self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
+
     def value(self, key: str, text: str) -> Any:
-        """Return the value that an override gives."""
         patch = self.patcher.parse(f"{key}={text}")
         return absolute(patch.value, self.folder) if patch.key == PATH else patch.value
 
     def is_column(self, key: str, text: str) -> bool:
-        """Tell whether an override sets a single value, which can be put into a config without composing it anew."""
+        """Whether an override sets a single value, which can be put into a config that is composed already."""
         patch = self.patcher.parse(f"{key}={text}")
         return patch.plain and not patch.structural
 
     def places(self, overrides: Sequence[str], keys: Sequence[str]) -> Places | set[str]:
-        """Find where the values of some keys go, by composing with marks in their places.
+        """Find where the values of varying keys go, by composing with marks in their places.
 
-        Args:
-            overrides: all others of a job.
-            keys: whose values vary.
-
-        Returns:
-            the places; or those keys whose values become a part of another one, as in ``${seed}-${data.seed}``, or may
-            decide one by a function, as in ``${oc.env:HOME,${seed}}``.
-
-        Raises:
-            as a call.
+        Returns instead those keys whose values become part of another one, as in ``${seed}-${data.seed}``, or may
+        decide one by a resolver, as in ``${oc.env:HOME,${seed}}``. Raises as `Patcher.config`.
         """
         overlapping = {one for one in keys for other in keys if one != other and one.startswith(f"{other}.")}
         if overlapping:
             return overlapping
-        shape, patches = self.patcher.split([*overrides, *self.steering])
-        cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
+        cfg = self._composed(overrides)
         groups = {key for key in keys if isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig)}
         if groups:
-            return groups  # they take some values, and others not
+            return groups  # they accept some values and refuse others
         for number, key in enumerate(keys):
             OmegaConf.update(cfg, key, MARK.format(number), merge=True)
-        if keys and any(FUNCTION.search(str(value)) for _, value in leaves(OmegaConf.to_container(cfg))):
-            return set(keys)  # what it makes of a mark says nothing
+        if keys and any(RESOLVER.search(str(value)) for _, value in leaves(OmegaConf.to_container(cfg))):
+            return set(keys)  # what a resolver makes of a mark says nothing
         if PATH not in keys:
             absolute_paths(cfg, self.folder)
         try:
-            found = [*leaves(OmegaConf.to_container(cfg, resolve=True))]
-        except OmegaConfBaseException:  # as of a reference to a part of a list
+            resolved = [*leaves(OmegaConf.to_container(cfg, resolve=True))]
+        except OmegaConfBaseException:  # for example of a reference to an element of a list
             if not keys:
                 raise
             return set(keys)
         of_key: dict[str, list[fingerprints.Path]] = {key: [] for key in keys}
         inside: set[str] = set()
-        for path, value in found:
+        for path, value in resolved:
             if isinstance(value, str) and "\0" in value:
                 if mark := MARKS.fullmatch(value):
                     of_key[keys[int(mark[1])]].append(path)
                 else:
                     inside |= {keys[int(number)] for number in MARKS.findall(value)}
-        return inside or Places(of_key, [leaf for leaf in found if "\0" not in str(leaf[1])])
+        return inside or Places(of_key, [leaf for leaf in resolved if "\0" not in str(leaf[1])])
 
     def choices(self, overrides: Sequence[str]) -> list[str]:
         """Return those overrides that choose an option of a group."""
@@ -212,12 +168,7 @@ class Composer:
 
 
 def composer_of(hydra_context: Any, config: Any) -> Composer:
-    """Make the composer of a command's jobs.
-
-    Args:
-        hydra_context: as Hydra hands it to its plugins.
-        config: of the command.
-    """
+    """Make the composer of a command's jobs from what Hydra hands to its plugins."""
     loader, choices = hydra_context.config_loader, config.hydra.runtime.choices
     return Composer(
         lambda overrides: loader.load_configuration(config.hydra.job.config_name, overrides, run_mode=RunMode.RUN),
@@ -228,30 +179,26 @@ def composer_of(hydra_context: Any, config: Any) -> Composer:
 
 
 def absolute_paths(cfg: DictConfig, folder: str | Path) -> None:
-    """Have a config find its file from any folder; a relative path starts where the command was typed."""
+    """Make the path of a config's data absolute; a relative one starts where the command was typed."""
     if cfg.data.get("path"):
         cfg.data.path = absolute(cfg.data.path, folder)
 
 
 def absolute(path: Any, folder: str | Path) -> Any:
-    """Return a path, if it is one, as seen from any folder."""
+    """Make a path absolute; None and an empty one stay."""
     return str(Path(folder, Path(str(path)).expanduser()).absolute()) if path else path
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Take Hydra's own node out of a config."""
     with open_dict(cfg):
         cfg.pop("hydra", None)
     return cfg
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value stays as it stands: no reference, and nothing that is merged."""
+    """Whether OmegaConf takes a value as it stands: it is no reference, not missing, and is merged with nothing."""
     if type(value) is list:
         return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float) or (type(value) is str and not is_special(value))
-
-
-def is_special(text: str) -> bool:
-    """Tell what OmegaConf takes for a reference, or for missing."""
-    return "${" in text or text == "???"
+    if type(value) is str:
+        return "${" not in value and value != "???"
+    return value is None or type(value) in (bool, int, float)

@@ -1,38 +1,43 @@
 """What a sweep has left on disk, as one table: plan, results of stacks, and records of run folders."""
 
+import functools
 import json
 import math
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from linear_lab import UserError
 from linear_lab.runs.folder import RESULT, is_held
-from linear_lab.sweep import results
-from linear_lab.sweep.plan import COLUMNS, PLAN, read_plan
-from linear_lab.sweep.results import RESULTS
+from linear_lab.sweep import PLAN, results
+from linear_lab.sweep.plan import COLUMNS, EMPTY, read_plan
 
-if TYPE_CHECKING:
-    import polars as pl
-
-ENDED = ("completed", "diverged", "pruned")  # what is not run again
+ENDED = ("completed", "diverged", "pruned")  # statuses of jobs that are not run again
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "hydra"}  # keys that no job is trained with
 NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
-WHOLE = ("seed", "steps")  # those of them that are whole ones
+INTEGERS = ("seed", "steps")  # among them
 TEXTS = ("status", "error", "config_hash")
-OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # of what it says of its job
-KEYS = "key:"  # before the names of columns that hold what was typed for a key
+OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # fields of a record's `job`
+KEYS = "key:"  # prefix of the columns with what was typed for a key
+SCHEMA: dict[str, Any] = {
+    **{"name": pl.String, "folder": pl.Boolean, "trained": pl.Boolean, "typed": pl.List(pl.String)},
+    **dict.fromkeys((*TEXTS, *OF_JOB), pl.String),
+    **dict.fromkeys((*NUMBERS, "lr"), pl.Float64),
+    **dict.fromkeys(INTEGERS, pl.Int64),
+    "pictures": pl.Boolean,
+}
+Stamp = tuple[int, int, int]
 
-# As read last, by the stamps of the files: a sweep is read often, and by two threads
-_records: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
-_jobs: dict[Path, "tuple[Any, pl.DataFrame, list[str]]"] = {}
+# The table of each sweep as read last, and the stamps of its files then: it is read often, and by two threads.
+_jobs: dict[Path, tuple[Any, pl.DataFrame, list[str]]] = {}
 _reading = threading.Lock()
 
 
-@cache
 def is_steering(override: str) -> bool:
     """Tell what steers the sweep from what a job is trained with.
 
@@ -43,234 +48,164 @@ def is_steering(override: str) -> bool:
     return key.partition("/")[0].partition(".")[0] in STEERING
 
 
-def finite(value: Any) -> float | None:
-    """Return a finite number, None for anything else."""
+def read_jobs(folder: Path) -> tuple[pl.DataFrame, list[str]]:
+    """Read all jobs of a sweep, in the order planned, and what could not be read.
+
+    Returns:
+        a table with one row per job, and notes for the reader. Columns:
+
+        - ``name``; ``planned``, the plan's fingerprint of the config; ``folder``, whether a run folder has its record;
+        - `TEXTS` and `NUMBERS` of the record or the results, and ``trained``, whether training has begun; ``status``
+          is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
+        - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides where a record or
+          the results of an unplanned job have it;
+        - for each key that was typed ``key:<key>``, its value as text.
+    """
+    with _reading:
+        records, stamps = _read_folders(folder)
+        stamps = [stamp(folder / PLAN), stamp(folder / results.RESULTS), *stamps]
+        if folder not in _jobs or _jobs[folder][0] != stamps:
+            _jobs.pop(folder, None)  # before the new table is made: one of a million jobs is large
+            _jobs[folder] = stamps, *_read_all(folder, records)
+        return _jobs[folder][1:]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return modification time, size and inode of a file, which change when it is replaced; None without a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read_all(folder: Path, records: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    notes, planned, stacked = [], EMPTY, pl.DataFrame(schema=SCHEMA)
+    try:
+        planned = read_plan(folder)
+    except UserError as error:
+        notes.append(f"{error}, so jobs that never started are not listed")
+    try:
+        stacked = read_stacked(folder, planned)
+    except UserError as error:
+        notes.append(str(error))
+    # A job that ended in a stack, and was trained alone too, has the stack's numbers: they compare with the others'.
+    ended = pl.col("status").is_in(ENDED)
+    also_alone = records.filter(ended).select("name", "config_hash", folder=True)
+    stacked = stacked.drop("folder", strict=False)
+    stacked = stacked.join(also_alone, on=["name", "config_hash"], how="left", maintain_order="left")
+    records = records.join(stacked.filter(ended), on="name", how="anti")
+    stacked = stacked.join(records, on="name", how="anti", maintain_order="left")
+    jobs = pl.concat([pl.DataFrame(schema=SCHEMA), stacked, records], how="diagonal_relaxed")
+    jobs = jobs.sort(pl.col("name").str.split("-").list.first().str.len_chars(), "name")  # 2-sgd before 10-sgd
+    of_plan = planned.select("name", planned="config_hash", planned_group="group", planned_problem="problem")
+    jobs = of_plan.join(jobs, on="name", how="full", coalesce=True, maintain_order="left_right")
+    filled = [pl.coalesce(name, f"planned_{name}") for name in ("group", "problem")]
+    filled += [pl.col("status").fill_null("waiting"), pl.col("folder", "trained").fill_null(False)]
+    jobs = jobs.with_columns(filled).drop("planned_group", "planned_problem")
+    return _with_keys(jobs, planned), notes
+
+
+def read_stacked(folder: Path, planned: pl.DataFrame) -> pl.DataFrame:
+    """Read the results of stacks; the overrides only of jobs that are not planned, since a million lists are large."""
+    schema = results.schema(folder)
+    if not schema:
+        return pl.DataFrame(schema=SCHEMA)
+    of_job = {name: pl.col("job").struct.field(name) for name in fields(schema, "job")}
+    columns: list[str | pl.Expr] = [name for name in ("name", *TEXTS, *NUMBERS, "metrics") if name in schema]
+    columns += [of_job[name] for name in OF_JOB if name in of_job]
+    columns.append((pl.col("status") != "failed").alias("trained"))
+    if "overrides" in of_job:
+        is_planned = pl.col("name").is_in(planned["name"].implode())
+        columns.append(pl.when(~is_planned).then(of_job["overrides"]).alias("typed"))
+    stacked = results.read_results(folder, columns)
+    assert stacked is not None
+    return stacked
+
+
+def fields(schema: Mapping[str, pl.DataType], column: str) -> list[str]:
+    """Return the names of a struct's fields; none if there is no such column."""
+    kind = schema.get(column)
+    return [field.name for field in kind.fields] if isinstance(kind, pl.Struct) else []
+
+
+def _with_keys(jobs: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
+    """Add the columns of the typed keys: by the record, or else by the plan."""
+    columns: dict[str, list[str]] = {}
+    for column in planned.columns:
+        if column not in COLUMNS and not is_steering(column):
+            columns.setdefault(column.lstrip("+~"), []).append(column)  # x=1 of one command, ++x=2 of another
+    of_plan = planned.select("name", *(pl.coalesce(names).alias(KEYS + key) for key, names in columns.items()))
+    recorded = jobs.filter((pl.col("folder") | pl.col("planned").is_null()) & pl.col("typed").is_not_null())
+    rows = [{"name": name} | _keys(typed) for name, typed in recorded.select("name", "typed").iter_rows()]
+    of_records = pl.DataFrame(rows or {"name": []}, infer_schema_length=None)
+    keys = pl.concat([of_plan.join(recorded, on="name", how="anti"), of_records], how="diagonal_relaxed")
+    return jobs.join(keys, on="name", how="left", maintain_order="left")
+
+
+def _keys(typed: list[str]) -> dict[str, str]:
+    pairs = (item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
+    return {KEYS + key: value for key, value in pairs}
+
+
+def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
+    """Read the records of all run folders of a sweep; the list returned changes whenever one of them does."""
+    rows: list[dict[str, Any]] = []
+    stamps: list[Any] = []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name[0] not in "_." and entry.is_dir()]
+    for name in names:
+        version = stamp(folder / name / RESULT)
+        record = _read_record(folder / name / RESULT, version)
+        if not record or _text(name) != name:  # no job's folder has a name that is not UTF-8
+            continue
+        if record["status"] == "running" and not is_held(folder / name):
+            record = record | {"status": "interrupted"}  # it was killed
+        rows.append({"name": name, "folder": True} | record)
+        stamps.append((name, record["status"], version))
+    of_rows = [pl.DataFrame(rows, infer_schema_length=None)] if rows else []
+    return pl.concat([pl.DataFrame(schema=SCHEMA), *of_rows], how="diagonal_relaxed"), stamps
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what a sweep needs of a record; one that cannot be read says so, and one that is not there is empty."""
+    return _read_record(path, stamp(path))
+
+
+@functools.lru_cache(1 << 18)
+def _read_record(path: Path, version: Stamp | None) -> dict[str, Any]:
+    try:
+        return {} if version is None else _as_row(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
+
+
+def _as_row(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError("it is no record of a run")
+    status, metrics, job = record.get("status"), record.get("metrics", {}), record.get("job", {})
+    typed = job.get("overrides") if isinstance(job, dict) else ""
+    of_texts = typed is None or (isinstance(typed, list) and all(isinstance(item, str) for item in typed))
+    if not isinstance(status, str) or not isinstance(metrics, dict) or not of_texts:
+        raise ValueError("it is no record of a run")
+    row: dict[str, Any] = {name: _text(record.get(name)) for name in TEXTS}
+    row |= {name: _finite(record.get(name)) for name in NUMBERS}
+    row |= {name: None if row[name] is None or abs(row[name]) >= 2**63 else int(row[name]) for name in INTEGERS}
+    row |= {name: _text(job.get(name)) for name in OF_JOB}
+    row |= {"lr": _finite(job.get("lr")), "pictures": job.get("pictures") is True, "trained": "initial" in record}
+    if metrics:
+        row["metrics"] = {str(_text(name)): _finite(value) for name, value in metrics.items()}
+    readable = typed is None or all(_text(item) == item for item in typed)  # others cannot be typed again
+    return row | {"typed": typed if readable else None}
+
+
+def _finite(value: Any) -> float | None:
     with suppress(OverflowError):
         if type(value) in (int, float) and math.isfinite(value):
             return float(value)
     return None
 
 
-def read_jobs(folder: Path) -> "tuple[pl.DataFrame, list[str]]":
-    """Read all jobs of a sweep: in the order planned, then those that no plan tells.
-
-    Returns:
-        a row for each job, and what is the matter with what was read. Columns:
-
-        - ``name``; ``planned``, the fingerprint that the plan has; ``folder``, whether the job has one, with a record;
-        - `TEXTS` and `NUMBERS` as the record or the results have them, and ``trained``, whether training has begun;
-          ``status`` is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
-        - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides, if it is known;
-        - for each key that was typed ``key:<key>``, its value as text.
-    """
-    with _reading:
-        records, stamps = read_folders(folder)
-        stamps = (*(stamp(folder / name) for name in (PLAN, RESULTS)), stamps)
-        if folder not in _jobs or _jobs[folder][0] != stamps:
-            _jobs.pop(folder, None)  # first, since a million jobs take room
-            _jobs[folder] = stamps, *put_together(folder, records)
-        return _jobs[folder][1:]
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return what a file has another of when it was written anew; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def put_together(folder: Path, records: "pl.DataFrame") -> "tuple[pl.DataFrame, list[str]]":
-    """Read plan and results, and add the records of run folders; see `read_jobs`."""
-    import polars as pl
-
-    notes: list[str] = []
-    try:
-        planned = read_plan(folder)
-        if planned["name"].has_nulls():
-            raise UserError(f"{PLAN} cannot be read (it names no jobs)")
-    except UserError as error:
-        notes.append(f"{error}, so jobs that never started are not listed")
-        planned = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
-    try:
-        stacked = read_stacked(folder, planned)
-    except UserError as error:
-        notes.append(str(error))
-        stacked = empty()
-    # What has ended in a stack is compared by the numbers that it has there, as the others of that stack are.
-    ended = pl.col("status").is_in(ENDED)
-    alone = records.filter(ended).select("name", "config_hash", alone=True)
-    stacked = stacked.join(alone, on=["name", "config_hash"], how="left", maintain_order="left")
-    stacked = stacked.with_columns(folder=pl.col("alone").fill_null(False)).drop("alone")
-    records = records.join(stacked.filter(ended), on="name", how="anti")
-    stacked = stacked.join(records.select("name"), on="name", how="anti", maintain_order="left")
-    found = pl.concat([empty(), stacked, records], how="diagonal_relaxed")
-    others = found.join(planned.select("name"), on="name", how="anti").select("name")
-    others = others.sort(pl.col("name").str.split("-").list.first().str.len_chars(), "name")  # 2-sgd, 10-sgd
-    order = pl.concat([planned.select("name"), others])
-    of_plan = planned.select("name", "problem", planned="config_hash", group="group")
-    jobs = order.join(found, on="name", how="left", maintain_order="left")
-    jobs = jobs.join(of_plan, on="name", how="left", maintain_order="left", suffix=" of plan")
-    jobs = jobs.with_columns(
-        *(pl.coalesce(name, f"{name} of plan").alias(name) for name in ("group", "problem")),
-        pl.col("status").fill_null("waiting"), pl.col("folder", "trained").fill_null(False),
-    ).drop("group of plan", "problem of plan")  # fmt: skip
-    return with_keys(jobs, planned), notes
-
-
-def read_stacked(folder: Path, planned: "pl.DataFrame") -> "pl.DataFrame":
-    """Read what is wanted of the results of stacks; overrides only of jobs that no plan tells.
-
-    Raises:
-        UserError: if they cannot be read.
-    """
-    import polars as pl
-
-    columns = results.schema(folder)
-    if not columns:
-        return empty()
-    job = columns.get("job")
-    names = [field.name for field in job.fields] if isinstance(job, pl.Struct) else []
-    of_job = [pl.col("job").struct.field(name) for name in OF_JOB if name in names]
-    own = [name for name in ("name", *TEXTS, *NUMBERS, "metrics") if name in columns]
-    found = results.read_results(folder, [*own, *of_job])
-    assert found is not None
-    found = found.with_columns(trained=pl.col("status") != "failed")
-    unknown = found.join(planned.select("name"), on="name", how="anti")["name"]
-    if len(unknown):
-        typed = [pl.col("name"), pl.col("job").struct.field("overrides").alias("typed")]
-        told = results.read_results(folder, typed, pl.col("name").is_in(unknown.implode()))
-        assert told is not None
-        found = found.join(told, on="name", how="left", maintain_order="left")
-    return found
-
-
-def empty() -> "pl.DataFrame":
-    """Return the table of no jobs."""
-    import polars as pl
-
-    kinds: dict[str, Any] = {
-        "name": pl.String,
-        "folder": pl.Boolean,
-        "trained": pl.Boolean,
-        "typed": pl.List(pl.String),
-    }
-    kinds |= dict.fromkeys((*TEXTS, *OF_JOB), pl.String) | dict.fromkeys((*NUMBERS, "lr"), pl.Float64)
-    return pl.DataFrame(schema=kinds | {"seed": pl.Int64, "steps": pl.Int64, "pictures": pl.Boolean})
-
-
-def fields(frame: "pl.DataFrame", column: str) -> list[str]:
-    """Return the names of a struct's fields; none if there is no such column."""
-    import polars as pl
-
-    kind = frame.schema.get(column)
-    return [field.name for field in kind.fields] if isinstance(kind, pl.Struct) else []
-
-
-def with_keys(jobs: "pl.DataFrame", planned: "pl.DataFrame") -> "pl.DataFrame":
-    """Add what was typed for each key: by the record, or else by the plan."""
-    import polars as pl
-
-    keys: dict[str, list[str]] = {}
-    for column in planned.columns:
-        if column not in COLUMNS and not is_steering(column):
-            keys.setdefault(column.lstrip("+~"), []).append(column)  # x=1 of one command, ++x=2 of another
-    of_plan = planned.select("name", *(pl.coalesce(columns).alias(KEYS + key) for key, columns in keys.items()))
-    told = jobs.filter((pl.col("folder") | pl.col("planned").is_null()) & pl.col("typed").is_not_null())
-    rows = [
-        {"name": name} | {KEYS + key: value for key, value in as_keys(typed).items()}
-        for name, typed in told.select("name", "typed").iter_rows()
-    ]
-    known = pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"name": pl.String})
-    silent = jobs.join(told.select("name"), on="name", how="anti").select("name")
-    every = pl.concat([of_plan.join(silent, on="name", how="semi"), known], how="diagonal_relaxed")
-    return jobs.join(every, on="name", how="left", maintain_order="left")
-
-
-def as_keys(typed: list[str]) -> dict[str, str]:
-    """Return overrides by their keys, but for those that only steer the sweep."""
-    return dict(item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
-
-
-def read_folders(folder: Path) -> "tuple[pl.DataFrame, Any]":
-    """Read the records of all run folders of a sweep; returns also what changes where one does."""
-    import polars as pl
-
-    rows = []
-    with os.scandir(folder) as found:
-        names = [entry.name for entry in found if entry.name[0] not in "_." and entry.is_dir()]
-    names = [name for name in names if is_utf8(name)]  # the others are none of ours
-    for name in names:
-        of_job, of_record = paths(folder, name)
-        record = read_record(of_record)
-        if not record:
-            continue
-        if record["status"] == "running" and not is_held(of_job):
-            record = record | {"status": "interrupted"}  # killed
-        rows.append({"name": name, "folder": True} | record)
-    stamps = tuple((row["name"], row["status"], _records[paths(folder, row["name"])[1]][0]) for row in rows)
-    if not rows:
-        return empty(), stamps
-    return pl.concat([empty(), pl.DataFrame(rows, infer_schema_length=None)], how="diagonal_relaxed"), stamps
-
-
-@cache  # a sweep is read often, and making paths would take most of the time
-def paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return a job's folder and its record."""
-    return folder / name, folder / name / RESULT
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read what is wanted of a record; one that cannot be read says so, and one that is not there is empty."""
-    now = stamp(path)
-    if now is None:
-        return {}
-    if path not in _records or _records[path][0] != now:
-        try:
-            record = as_row(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            record = {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
-        _records[path] = now, record
-    return _records[path][1]
-
-
-def as_row(record: Any) -> dict[str, Any]:
-    """Take from a record what a sweep wants of it.
-
-    Raises:
-        ValueError: if it is none.
-        TypeError: likewise.
-    """
-    kinds = {"status": str, "metrics": dict, "job": dict}
-    if not isinstance(record, dict) or any(
-        not isinstance(record.get(key, kind()), kind) for key, kind in kinds.items()
-    ):
-        raise ValueError("it is no record of a run")
-    job = record.get("job", {})
-    typed = job.get("overrides")
-    if "status" not in record or not (typed is None or are_texts(typed)):
-        raise ValueError("it is no record of a run")
-    row: dict[str, Any] = {name: text(record.get(name)) for name in TEXTS}
-    row |= {name: finite(record.get(name)) for name in NUMBERS}
-    row |= {name: None if row[name] is None or abs(row[name]) >= 2**63 else int(row[name]) for name in WHOLE}
-    row |= {name: text(job.get(name)) for name in OF_JOB}
-    row |= {"lr": finite(job.get("lr")), "pictures": job.get("pictures") is True}
-    metrics = {str(text(name)): finite(value) for name, value in record.get("metrics", {}).items()}
-    known = typed if typed is None or all(map(is_utf8, typed)) else None  # others could not be typed again
-    return row | ({"metrics": metrics} if metrics else {}) | {"typed": known, "trained": "initial" in record}
-
-
-def text(value: Any) -> str | None:
-    """Return a text such as a table holds; None for anything else."""
+def _text(value: Any) -> str | None:
+    """Replace what is not UTF-8 in a text; None for anything else."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
-
-
-def is_utf8(value: str) -> bool:
-    """Whether a text can be written, unlike some names of files."""
-    return text(value) == value
-
-
-def are_texts(value: Any) -> bool:
-    """Whether a value is a list of texts."""
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -30,7 +30,7 @@ from linear_lab.sweep import board, results
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import is_steering
 from linear_lab.sweep.launchers import log_to_file
-from linear_lab.sweep.plan import group_hash, of_job
+from linear_lab.sweep.plan import group_hash, job_fields
 from linear_lab.sweep.sweeper import STOP
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
         cfg.resume, overrides = str(run.path), []  # the run folder has them already
     else:
         run.clear()
-        job = of_job(config, overrides, group_hash(cfg))
+        job = job_fields(config, overrides, group_hash(cfg))
         run.write(status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint, job=job)
     board.write_sparingly(sweep)
     callbacks = []

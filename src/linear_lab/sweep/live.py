@@ -1,41 +1,34 @@
-"""What the terminal shows while a sweep runs: one line, whatever launcher its jobs have."""
+"""What the terminal shows while a sweep runs: one line, whatever launches its jobs."""
 
 import threading
 import time
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from linear_lab.sweep import board
 from linear_lab.terminal.layout import NARROW, number
 
-if TYPE_CHECKING:
-    import polars as pl
-
 INTERVAL = 0.5  # seconds between two looks at the jobs' records
-SHARE = 0.05  # of a core's time that these may take: of many jobs they are rarer
+SHARE = 0.05  # of a core's time that looking may take: a sweep of many jobs is looked at less often
 FAILURES = 20  # lines of jobs that failed
-PIPE_INTERVAL = 30.0  # seconds between two lines where nothing can move
+PIPE_INTERVAL = 30.0  # seconds between two lines where no bar can move
+FAILED = pl.col("status") == "failed"
 
 
 class Watch:
-    """Shows how far a sweep is, from what its jobs leave; a job that fails gets a line at once.
-
-    Args:
-        screen: where.
-        folder: the sweep's.
-    """
+    """Shows how far a sweep is, from what its jobs leave; a job that fails gets a line at once."""
 
     def __init__(self, screen: Console, folder: Path) -> None:
         self.screen, self.folder = screen, folder
         self.names: pl.Series | None = None
         self.total: int | None = None
         self.before = 0  # jobs that had ended when a stack began
-        self.stack: tuple[int, int, int, int] | None = None  # as `stacked` was told last
-        self.told: dict[str, Any] = {}  # failures that stand on the terminal, or are of an earlier command
+        self.stack: tuple[int, int, int, int] | None = None  # the last arguments of `stacked`
+        self.failures: dict[str, Any] = {}  # that were shown, or are of an earlier command: seconds by name
         self.last = time.monotonic()
         self.progress = Progress(
             *([TextColumn("sweep"), BarColumn(bar_width=30)] if screen.width >= NARROW else []),
@@ -52,13 +45,12 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def show(self, names: "pl.Series") -> None:
-        """Add jobs to those that are shown; the first ones put the line up."""
-        import polars as pl
-
+    def show(self, names: pl.Series) -> None:
+        """Add jobs to those that are shown; the first ones start the line."""
         self.names = names if self.names is None else pl.concat([self.names, names]).unique(maintain_order=True)
         if not self.thread.is_alive():
-            self.told = dict(self.failed(board.read(self.folder).jobs).select("name", "seconds").iter_rows())
+            failed = board.read(self.folder).jobs.filter(FAILED)
+            self.failures = dict(failed.select("name", "seconds").iter_rows())
             if self.screen.is_terminal:
                 self.progress.start()
             self.thread.start()
@@ -73,20 +65,8 @@ class Watch:
             self.screen.print()
 
     def stacked(self, ended: int, training: int, step: int, steps: int) -> None:
-        """Show how far stacks are.
-
-        Args:
-            ended: jobs that have ended.
-            training: jobs that train.
-            step: how many steps these have taken.
-            steps: of how many.
-        """
+        """Show how far stacks are: jobs that have ended, jobs that train, and how many of their steps are done."""
         self.stack = ended, training, step, steps
-
-    @staticmethod
-    def failed(jobs: "pl.DataFrame") -> "pl.DataFrame":
-        """Return the jobs that have failed."""
-        return jobs.filter(jobs["status"] == "failed")
 
     def _watch(self) -> None:
         pause = INTERVAL
@@ -100,23 +80,28 @@ class Watch:
         total = self.total or len(self.names)
         if self.stack:
             ended, training, step, steps = self.stack
-            done = self.before + ended + training * step // steps  # the time left is told from the first step on
+            done = self.before + ended + training * step // steps  # steps count, for the time that is left
             texts = [f"step {step}/{steps} of {training:,} jobs at once"]
         else:
-            found = board.read(self.folder)
-            mine = found.jobs.filter(found.jobs["name"].is_in(self.names.implode()))
-            for name, seconds, error in self.failed(mine).select("name", "seconds", "error").head(FAILURES).iter_rows():
-                if self.told.get(name, -1.0) != seconds:
-                    self.told[name] = seconds
-                    self.screen.print(f"failed  {name}: {error}", soft_wrap=True)
-            counts: Counter[str] = Counter(dict(mine["status"].value_counts().iter_rows()))
-            done = self.before = sum(counts[kind] for kind in ("completed", "diverged", "pruned", "failed"))
-            texts = [f"{kind} {counts[kind]}" for kind in ("running", "failed", "diverged", "pruned") if counts[kind]]
-            if found.best:
-                texts.append(f"best {number(found.best.value)} ({found.best.name})")
+            done, texts = self._progress_of_jobs(self.names)
         self.progress.update(self.task, completed=done, total=total, counts=", ".join(texts))
         if self.screen.is_terminal:
             self.progress.refresh()
         elif time.monotonic() - self.last > PIPE_INTERVAL:
             self.last = time.monotonic()
             self.screen.print(f"sweep  {done}/{total}  {', '.join(texts)}", soft_wrap=True)
+
+    def _progress_of_jobs(self, names: pl.Series) -> tuple[int, list[str]]:
+        sweep = board.read(self.folder)
+        jobs = sweep.jobs.filter(pl.col("name").is_in(names.implode()))
+        for name, seconds, error in jobs.filter(FAILED).select("name", "seconds", "error").head(FAILURES).iter_rows():
+            if self.failures.get(name, -1.0) != seconds:
+                self.failures[name] = seconds
+                self.screen.print(f"failed  {name}: {error}", soft_wrap=True)
+        counts = dict(jobs["status"].value_counts().iter_rows())
+        self.before = sum(counts.get(status, 0) for status in ("completed", "diverged", "pruned", "failed"))
+        shown = [status for status in ("running", "failed", "diverged", "pruned") if status in counts]
+        texts = [f"{status} {counts[status]}" for status in shown]
+        if sweep.best:
+            texts.append(f"best {number(sweep.best.value)} ({sweep.best.name})")
+        return self.before, texts

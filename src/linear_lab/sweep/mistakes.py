@@ -17,32 +17,32 @@ from linear_lab.sweep.composer import Composer
 SHOWN = 8  # differences that a message names
 
 
-def mistake(grid: Sequence[Sequence[str]], overrides: Sequence[str], compose: Composer, error: Exception) -> str:
-    """Say what is wrong with a job's overrides: above all a key that only some of the chosen options have."""
-    for item in compose.choices(overrides):
-        if not composes(compose, [item]):
+def mistake(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Composer, error: Exception) -> str:
+    """Say what is wrong with a job's overrides: above all a key that only some options chosen by ``jobs`` have."""
+    choices = compose.choices(overrides)
+    for item in choices:
+        if not _composes(compose, [item]):
             return f"{item}: choose one of {', '.join(compose.options(item.partition('=')[0]))}"
-    wrong = next((item for item in overrides if not composes(compose, [*compose.choices(overrides), item])), None)
+    wrong = next((item for item in overrides if not _composes(compose, [*choices, item])), None)
     if wrong is None:
         return f"{' '.join(overrides)}: {error}"
     key = wrong.partition("=")[0]
     group, _, name = key.partition(".")
-    mine = compose.option(overrides, group)
-    others = {compose.option(row, group) for row in grid if composes(compose, [*compose.choices(row), wrong])}
+    option = compose.option(overrides, group)
+    others = {compose.option(row, group) for row in jobs if _composes(compose, [*compose.choices(row), wrong])}
     if not others or not name:
-        there = compose(compose.choices(overrides)).get(group)
-        meant = difflib.get_close_matches(name, list(there) if isinstance(there, dict) else [], n=1)
-        hint = f"; did you mean {group}.{meant[0]}?" if meant else ""
+        keys = compose(choices).get(group)
+        close = difflib.get_close_matches(name, list(keys) if isinstance(keys, dict) else [], n=1)
+        hint = f"; did you mean {group}.{close[0]}?" if close else ""
         return f"{wrong}: {str(error).splitlines()[0]}{hint}"
     return (
-        f"{wrong}: {group}={mine} has no {name}, which {', '.join(sorted(others))} has; make it two commands with one "
-        f"name=<name>, which add to one sweep: one with {group}={','.join(sorted(others))} and {key}=..., "
-        f"one with {group}={mine} without it"
+        f"{wrong}: {group}={option} has no {name}, which {', '.join(sorted(others))} has; make it two commands with "
+        f"one name=<name>, which add to one sweep: one with {group}={','.join(sorted(others))} and {key}=..., "
+        f"one with {group}={option} without it"
     )
 
 
-def composes(compose: Composer, overrides: Sequence[str]) -> bool:
-    """Tell whether overrides can be composed."""
+def _composes(compose: Composer, overrides: Sequence[str]) -> bool:
     try:
         compose(overrides)
     except (OmegaConfBaseException, HydraException):
@@ -51,7 +51,7 @@ def composes(compose: Composer, overrides: Sequence[str]) -> bool:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield what differs between two configs, but for what decides no number.
+    """Yield the differences of two configs, except in keys that decide no number.
 
     >>> list(differences({"optimizer": {"lr": 0.1}, "name": "a"}, {"optimizer": {"lr": 0.2}, "seed": 1}))
     ['optimizer.lr was 0.1, is 0.2', 'seed was -, is 1']
@@ -66,12 +66,18 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
             yield f"{prefix}{key} was {old}, is {new}"
 
 
-def changed(folder: Path, config: dict[str, Any]) -> str:
-    """Say in what the config of a job differs from the one that its run folder has."""
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Read the config of a run folder, with references resolved; None if it cannot be read."""
     try:
-        before: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True)
-        found = list(differences(before, config))
-    except (OSError, YAMLError, OmegaConfBaseException, AttributeError):
-        found = []
-    left = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + left or "it has another config, which cannot be read"
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def changed(folder: Path, config: dict[str, Any]) -> str:
+    """Say in what the config of a job differs from the one in its run folder."""
+    before = read_config(folder)
+    lines = [] if before is None else list(differences(before, config))
+    more = f", and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return ", ".join(lines[:SHOWN]) + more or "it has another config, which cannot be read"

@@ -1,6 +1,5 @@
 """A sweep's own page in TensorBoard, the run ``_sweep``: when it is written anew."""
 
-import fcntl
 import hashlib
 import logging
 import time
@@ -8,14 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from linear_lab.sweep import board
-from linear_lab.sweep.plan import PLAN
-from linear_lab.sweep.results import RESULTS
+from linear_lab.sweep import PLAN
 
 PAGE = "_sweep"  # a folder beside the jobs; no job's name begins so
 SHOWN = "shown"  # in it, the fingerprint of what the page shows
 LOCK = ".page.lock"
-SHARE = 0.05  # of a sweep's time that may go into its page while jobs run
 
 log = logging.getLogger(__name__)
 _written: dict[Path, tuple[float, float]] = {}  # when the page was looked at last, and how long that took
@@ -23,12 +19,14 @@ _written: dict[Path, tuple[float, float]] = {}  # when the page was looked at la
 
 @contextmanager
 def refresh(folder: str | Path) -> Iterator[None]:
-    """Bring leaderboard and page up to date after the block, if the run that it trains is a job of a sweep."""
+    """Update leaderboard and page after the block, if the run that it trains is a job of a sweep."""
     try:
         yield
     finally:
         sweep = Path(folder).parent
         if (sweep / PLAN).exists() or (sweep / PAGE).is_dir():
+            from linear_lab.sweep import board  # only now: another run needs no polars
+
             board.write(sweep)
             write_page(sweep)
 
@@ -38,30 +36,26 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
 
     Pictures: the learning rate against the final metric, and the optimizers' paths on one loss surface. Text: the
     leaderboard. Beside it the least-squares solution as a run of its own, for a line in each chart. A page that cannot
-    be written costs a warning.
-
-    Args:
-        folder: the sweep's.
-        sparingly: only as often as `SHARE` of the time allows, and not while another process writes it: for between
-            the jobs.
+    be written costs a warning. Between the jobs it is written ``sparingly``: not more often than `board.SHARE` of the
+    time allows, and not while another process writes it.
     """
+    from linear_lab.sweep import board, results
+
     folder, started = Path(folder), time.monotonic()
-    last_ended, last_took = _written.get(folder, (0.0, 0.0))
-    if sparingly and started - last_ended < last_took / SHARE:
+    if sparingly and not board.is_due(*_written.get(folder, (0.0, 0.0))):
         return
     shown = folder / PAGE / SHOWN
     try:
-        if not any(folder.glob("*/events.out.tfevents.*")) and not (folder / RESULTS).exists():
+        if not any(folder.glob("*/events.out.tfevents.*")) and not (folder / results.RESULTS).exists():
             return
-        with (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if sparingly else 0))
-            found = board.write(folder) if sparingly else board.read(folder)
-            fingerprint = hashlib.sha256(board.table(found).encode()).hexdigest()
+        with results.locked(folder / LOCK, wait=not sparingly):
+            sweep = board.write(folder) if sparingly else board.read(folder)
+            fingerprint = hashlib.sha256(board.table(sweep).encode()).hexdigest()
             if shown.exists() and shown.read_text() == fingerprint:
                 return
-            from linear_lab.sweep.page_figures import log_page  # torch, which takes its time
+            from linear_lab.sweep.page_figures import log_page  # only now: it imports torch
 
-            log_page(found, folder / PAGE)
+            log_page(sweep, folder / PAGE)
             shown.write_text(fingerprint)
     except BlockingIOError:
         pass

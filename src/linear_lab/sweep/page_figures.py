@@ -1,28 +1,26 @@
 """What a sweep's page shows: curves over the learning rate, a map, paths on one surface, least squares."""
 
-import functools
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.optim import SGD
 
 from linear_lab.data import LinearData
 from linear_lab.fitting.build import build
 from linear_lab.fitting.process import restored_process
 from linear_lab.models import LinearModule, SupervisedModule
-from linear_lab.runs.folder import CONFIG, LAST
+from linear_lab.runs.folder import LAST
 from linear_lab.sweep.board import markdown
 from linear_lab.sweep.inventory import KEYS
+from linear_lab.sweep.mistakes import read_config
 from linear_lab.sweep.ranking import Board
+from linear_lab.theory.least_squares import Optimum
 from linear_lab.theory.reference import Reference, reference
 from linear_lab.tracking.figures import loss_surface
 from linear_lab.tracking.figures.canvas import Array
@@ -33,54 +31,38 @@ from linear_lab.tracking.tracker import coefficients
 
 LEAST_SQUARES = "_least_squares"  # a folder beside the jobs
 ROWS = 200  # of the leaderboard that are shown
-PATHS = 50  # that are drawn: of the best jobs
+PATHS = 50  # of the best jobs, that are drawn
 POINTS = 2000  # of an optimizer's curve
-FEWEST = 3  # distinct values of both numbers that make a map
+FEWEST = 3  # distinct values of each of a map's two numbers
 
 
 def log_page(board: Board, folder: Path) -> None:
-    """Write the events of both runs, the page's into ``folder``, each in place of those that were there."""
+    """Write the events of the page into ``folder``, and those of least squares, in place of the earlier ones."""
     ended = board.ranked.filter(pl.col("status").is_in(["completed", "diverged"]) & pl.col("problem").is_not_null())
-    alike = ended.filter(pl.col("problem") == pl.col("problem").first())
-    config = next(filter(None, (read_config(board.folder / name) for name in alike.filter("folder")["name"])), None)
-    wanted = bool(alike["pictures"].any())
-    step = len(ended)
+    jobs = ended.filter(pl.col("problem") == pl.col("problem").first())
+    configs = (read_config(board.folder / name) for name in jobs.filter("folder")["name"])
+    config, with_pictures = next(filter(None, configs), None), bool(jobs["pictures"].any())
     with restored_process(board.folder):
-        data, model, known = None, None, Reference()
+        parts, least_squares = None, Reference()
         if config:
-            data, model = build(OmegaConf.create(config))
-            known = least_squares_reference(data, model)
+            data, model = parts = build(OmegaConf.create(config))
+            plain = SGD(model.parameters(), lr=1.0)  # without the weight decay that some job may have
+            units = data.schema.x_units, data.schema.y_units
+            least_squares = reference(model.network, model.loss, plain, *data.raw["train"], *units)
         with replaced_events(folder) as logger:
-            logger.log_text("leaderboard", markdown(board, ROWS), step)
-            drawn = pictures(alike, board) if wanted else {}
-            if wanted and data and model and (of_jobs := paths_of(alike, board)):
-                drawn["paths"] = loss_surface.paths(surface(data, model), least_squares_line(known), of_jobs)
+            logger.log_text("leaderboard", markdown(board, ROWS), len(ended))
+            drawn = pictures(jobs, board) if with_pictures else {}
+            if with_pictures and parts and (paths := paths_of(jobs, board)):
+                drawn["paths"] = loss_surface.paths(surface(*parts), least_squares_line(least_squares), paths)
             for tag, png in drawn.items():
-                logger.log_picture(f"sweep/{tag}", png, step)
-        if data is None or model is None or not known.optimum or len(alike) < len(ended):
-            shutil.rmtree(board.folder / LEAST_SQUARES, ignore_errors=True)  # of when jobs fitted the same data still
+                logger.log_picture(f"sweep/{tag}", png, len(ended))
+        if parts is None or not least_squares.optimum or len(jobs) < len(ended):
+            shutil.rmtree(board.folder / LEAST_SQUARES, ignore_errors=True)  # from before other data were added
             return
         with replaced_events(board.folder / LEAST_SQUARES) as logger:
-            numbers = at_the_optimum(data, model, known)
-            for at in (0, alike["steps"].max()):
-                logger.log_metrics(numbers, at)  # type: ignore[arg-type]
-
-
-@functools.cache  # YAML takes its time, and a page is written often
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read a job's config; None if it cannot be read."""
-    try:
-        plain = yaml.load((folder / CONFIG).read_text(), yaml.CSafeLoader)  # OmegaConf's own, in Python, is slow
-        config: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
-        return None
-    return dict(config)
-
-
-def least_squares_reference(data: LinearData, model: SupervisedModule) -> Reference:
-    """Compute least squares, without the weight decay that some job may have."""
-    plain = SGD(model.parameters(), lr=1.0)
-    return reference(model.network, model.loss, plain, *data.raw["train"], data.schema.x_units, data.schema.y_units)
+            metrics = metrics_of_optimum(*parts, least_squares.optimum)
+            for step in (0, jobs["steps"].max()):
+                logger.log_metrics(metrics, step)  # type: ignore[arg-type]
 
 
 def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
@@ -92,8 +74,8 @@ def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
         curves[str(name)] = list(thinned.select("lr", "value").iter_rows())
     if curves:
         drawn["lr"] = rates(curves, board.metric)
-    if found := mapped(jobs, board):
-        drawn["map"] = found.render(f"{board.metric} of {len(jobs):,} runs")
+    if heatmap := mapped(jobs, board):
+        drawn["map"] = heatmap.render(f"{board.metric} of {len(jobs):,} runs")
     return drawn
 
 
@@ -108,42 +90,37 @@ def mapped(jobs: pl.DataFrame, board: Board) -> Map | None:
     if not cells.select(pl.all_horizontal(pl.col("x", "y").is_finite().fill_null(value=False)).all()).item():
         return None
     cells = cells.group_by("x", "y").agg(pl.col("value").median(), pl.col("lost").all(), pl.col("stable_lr").median())
-    places = [np.sort(np.array(cells[axis].unique())) for axis in "xy"]
-    if min(map(len, places)) < FEWEST or 2 * len(cells) < len(places[0]) * len(places[1]):  # as of a search
+    columns, rows = (cells.select(axis).unique().sort(axis) for axis in "xy")
+    if min(len(columns), len(rows)) < FEWEST or 2 * len(cells) < len(columns) * len(rows):  # the jobs of a search
         return None
-    at = tuple(np.searchsorted(axis, cells[name].to_numpy()) for axis, name in zip(places[::-1], "yx", strict=True))
-    values, lost = np.full((len(places[1]), len(places[0])), np.nan), np.zeros((len(places[1]), len(places[0])), bool)
-    values[at], lost[at] = cells["value"].cast(pl.Float64).to_numpy(), cells["lost"].to_numpy()
+    places = rows.join(columns, how="cross", maintain_order="left_right")
+    places = places.join(cells, on=["x", "y"], how="left", maintain_order="left")
+    values = places["value"].cast(pl.Float64).to_numpy().reshape(len(rows), len(columns))
+    lost = places["lost"].fill_null(value=False).to_numpy().reshape(len(rows), len(columns))
     stable = np.zeros((0, 2))
     if "optimizer.lr" in keys and cells["stable_lr"].is_not_null().all():
         other = "y" if x == "optimizer.lr" else "x"
         line = cells.group_by(other).agg(pl.col("stable_lr").median()).sort(other)
         stable = line.select(*(("stable_lr", other) if other == "y" else (other, "stable_lr"))).to_numpy()
-    return Map(places[0], places[1], values, lost, (x.rpartition(".")[2], y.rpartition(".")[2], board.metric), stable)
+    names = x.rpartition(".")[2], y.rpartition(".")[2], board.metric
+    return Map(columns["x"].to_numpy(), rows["y"].to_numpy(), values, lost, names, stable)
 
 
 def paths_of(jobs: pl.DataFrame, board: Board) -> dict[str, list[Array]]:
-    """Return the paths of the optimizers of the best jobs that have run folders, by optimizer."""
-    found: dict[str, list[Array]] = {}
+    """Return the paths ``(N, 2)`` of weight and bias of the best jobs that have run folders, by optimizer."""
+    paths: dict[str, list[Array]] = {}
     for name, optimizer in jobs.filter("folder").head(PATHS).select("name", "optimizer").iter_rows():
-        path = path_of(board.folder / name)
-        if path is not None and len(path):
-            found.setdefault(optimizer, []).append(path)
-    return found
-
-
-def path_of(folder: Path) -> Array | None:
-    """Return weight and bias along the optimizer's path, ``(N, 2)``; None if they were not followed."""
-    try:
-        checkpoint = torch.load(folder / LAST, weights_only=True, map_location="cpu")
-        return torch.as_tensor(checkpoint["callbacks"]["Tracker"]["path"], dtype=torch.float64).numpy()[:, 1:]
-    except (OSError, RuntimeError, LookupError, ValueError):  # not yet there, or of a run without pictures
-        return None
+        with suppress(OSError, RuntimeError, LookupError, ValueError):  # not written yet, or of a run without pictures
+            checkpoint = torch.load(board.folder / name / LAST, weights_only=True, map_location="cpu")
+            path = torch.as_tensor(checkpoint["callbacks"]["Tracker"]["path"], dtype=torch.float64).numpy()[:, 1:]
+            if len(path):
+                paths.setdefault(optimizer, []).append(path)
+    return paths
 
 
 @contextmanager
 def replaced_events(folder: Path) -> Iterator[RunLogger]:
-    """Log into a new event file, which takes the place of the older ones."""
+    """Log into a new event file, which replaces the older ones."""
     older = event_files(folder)
     logger = RunLogger(str(folder))
     try:
@@ -155,14 +132,12 @@ def replaced_events(folder: Path) -> Iterator[RunLogger]:
 
 
 @torch.no_grad()
-def at_the_optimum(data: LinearData, model: SupervisedModule, known: Reference) -> dict[str, float]:
+def metrics_of_optimum(data: LinearData, model: SupervisedModule, optimum: Optimum) -> dict[str, float]:
     """Measure the least-squares solution as a run is measured."""
-    assert known.optimum
     assert isinstance(model, LinearModule)
-    optimum, features = known.optimum, data.in_features
-    model.network.weight.copy_(optimum.solution[:features].T)
+    model.network.weight.copy_(optimum.solution[: data.in_features].T)
     if model.network.bias is not None:
-        model.network.bias.copy_(optimum.solution[features])
+        model.network.bias.copy_(optimum.solution[data.in_features])
     bias = None if optimum.bias is None else optimum.bias.tolist()
     parameters = {"weight": optimum.weight.tolist(), "bias": bias}
     losses = {f"{part}/loss": model.loss(model(x), y).item() for part, (x, y) in data.parts.items()}

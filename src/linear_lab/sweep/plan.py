@@ -1,12 +1,16 @@
-"""What a sweep is to do: a table with a row for each job and a column for each key that was typed."""
+"""What a sweep is to do: a table with one row per job and one column per key that was typed."""
 
-import fcntl
+import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import polars as pl
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,177 +18,209 @@ from omegaconf.errors import OmegaConfBaseException
 from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
-from linear_lab.sweep import results
+from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
-from linear_lab.sweep.naming import names
 from linear_lab.terminal import layout
 
 if TYPE_CHECKING:
     import numpy as np
-    import polars as pl
 
-PLAN, SETTINGS = "plan.parquet", "sweep.json"  # in the sweep's folder: its jobs; the metric, and how it ranks
 LOCK = f".{SETTINGS}.lock"
-SHOWN = 8  # differences that a message names
 COLUMNS = ("name", "config_hash", "group", "problem")  # of the plan, before the typed keys
+EMPTY = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
+NOTHING = "_"  # the column of a sweep of one job for which no key was typed
+LONGEST = 100  # characters of a name that had to be changed
 
 
-class Job(NamedTuple):
-    """A job as planned.
+class PlannedJob(NamedTuple):
+    """A job as planned; jobs with equal fingerprints are one job."""
 
-    Attributes:
-        name: of its folder.
-        hash: fingerprint of what in its config decides the numbers: jobs of one hash are one job.
-        overrides: what was typed, for this job, in the order typed.
+    name: str  # of its folder
+    hash: str  # fingerprint of what decides the job's numbers
+    overrides: list[str]  # typed for this job, in the order typed
+
+
+class Part(NamedTuple):
+    """Jobs whose configs have one shape."""
+
+    fixed: list[str]  # the overrides that give the shape
+    places: Places  # of the other keys' values
+    rows: pl.DataFrame
+
+
+def grid(overrides: Sequence[Override], limit: int, remedy: str) -> pl.DataFrame:
+    """Return all combinations of what is typed, as a table of texts with one column per key; the last varies first.
+
+    Raises:
+        UserError: for a sweep without end or without a job, and for more than ``limit`` jobs.
     """
+    last = {str(override.get_key_element()): override for override in overrides}
+    count = math.prod(map(count_of, last.values()))
+    if not count:
+        raise UserError("the sweep has no job: one of its ranges is empty")
+    if count > limit:
+        raise UserError(f"the sweep has {count:,} jobs, more than {limit:,}; {remedy}")
+    columns, repeats = {}, count
+    for key, override in last.items():
+        texts = _texts_of(override)
+        repeats //= len(texts)
+        rows = pl.int_range(count, eager=True) // repeats % len(texts)
+        columns[key] = pl.Series(key, texts, pl.String).gather(rows)
+    return pl.DataFrame(columns or {NOTHING: [None]}, None if columns else {NOTHING: pl.String})
 
-    name: str
-    hash: str
-    overrides: list[str]
+
+def _texts_of(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    swept = override.value()
+    if not isinstance(swept, RangeSweep) or isinstance(swept.range(), range) or swept.shuffle:
+        return [*override.sweep_string_iterator()]
+    start, step = Decimal(str(swept.start)), Decimal(str(swept.step))  # 0.1, 0.2, 0.3 and not 0.30000000000000004
+    return [str(float(start + k * step)) for k in range(count_of(override))]
 
 
-def listed(rows: Sequence[Sequence[str]]) -> "pl.DataFrame":
-    """Return jobs whose overrides are listed one by one as `grid` returns combinations."""
-    import polars as pl
+def count_of(override: Override) -> int:
+    """Return how many values an override has, without listing them; UserError for a sweep without end."""
+    if not override.is_sweep_override():
+        return 1
+    swept = override.value()
+    if override.is_discrete_sweep() and not isinstance(swept, RangeSweep):
+        return sum(1 for _ in override.sweep_iterator())
+    numbers: list[Any] = [swept.start, swept.stop, swept.step] if isinstance(swept, RangeSweep) else [0]
+    if not numbers[-1] or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{override.input_line}: has no end of values to try; type some, or add sweep=search")
+    start, stop, step = (Decimal(str(number)) for number in numbers)
+    return max(0, math.ceil((stop - start) / step))
 
+
+def listed(rows: Sequence[Sequence[str]]) -> pl.DataFrame:
+    """Make the table of jobs whose overrides are listed one by one, as `grid` makes that of all combinations."""
     typed = [dict(line.partition("=")[::2] for line in row) for row in rows]
     keys = dict.fromkeys(key for row in typed for key in row)
     return pl.DataFrame({key: [row.get(key) for row in typed] for key in keys}, dict.fromkeys(keys, pl.String))
 
 
-def plan(
-    typed: "pl.DataFrame", composer: Composer, known: "pl.DataFrame | None" = None, named: Collection[str] = ()
-) -> "pl.DataFrame":
-    """Plan jobs, each config once.
+def plan_jobs(
+    typed: pl.DataFrame, composer: Composer, earlier: pl.DataFrame | None = None, named: Collection[str] = ()
+) -> pl.DataFrame:
+    """Plan jobs, each config once: a table with `COLUMNS` and the columns of ``typed``, which `grid` returns.
 
-    Args:
-        typed: as `grid` returns it.
-        composer: of their configs.
-        known: ``name`` and ``config_hash`` of the jobs that there are already.
-        named: keys that are part of each name, whether they differ or not.
-
-    Returns:
-        `COLUMNS`, and those of ``typed``.
+    Jobs of ``earlier`` keep their names; keys in ``named`` are part of each name, whether they differ or not.
 
     Raises:
         UserError: for a key that some of the jobs do not have.
     """
-    import polars as pl
-
     frame = identified(typed, composer).unique("config_hash", keep="first", maintain_order=True)
     frame = frame.with_columns(name=names(frame.select(typed.columns), composer.default("optimizer"), named))
-    twice = frame["name"].is_duplicated()
-    frame = frame.with_columns(
-        name=pl.when(twice).then(pl.format("{}-{}", "name", pl.col("config_hash").str.head(8))).otherwise("name")
-    )
-    if known is not None and len(known):
-        before = known.select("config_hash", before="name").unique("config_hash", keep="last")
+    with_hash = pl.format("{}-{}", "name", pl.col("config_hash").str.head(8))
+    frame = frame.with_columns(name=pl.when(pl.col("name").is_duplicated()).then(with_hash).otherwise("name"))
+    if earlier is not None:
+        before = earlier.select("config_hash", before="name").unique("config_hash", keep="last")
         frame = frame.join(before, on="config_hash", how="left", maintain_order="left")
         frame = frame.with_columns(name=pl.coalesce("before", "name"))
     return frame.select(*COLUMNS, *typed.columns)
 
 
-class Part(NamedTuple):
-    """Jobs whose configs have one shape.
-
-    Attributes:
-        fixed: the overrides that give the shape.
-        places: where the values of the other keys stand.
-        rows: of the table.
-    """
-
-    fixed: list[str]
-    places: Places
-    rows: "pl.DataFrame"
-
-
-def shapes(typed: "pl.DataFrame", composer: Composer) -> Iterator[Part]:
-    """Cut a table of typed keys into parts that compose to one shape.
-
-    Raises:
-        UserError: for a key that some of the jobs do not have.
-    """
+def shapes(typed: pl.DataFrame, composer: Composer) -> Iterator[Part]:
+    """Split a table of typed keys into parts that compose to one shape; raises as `plan_jobs`."""
     keys = [key for key in typed.columns if not key.startswith("_")]
-    whole = [key for key in keys if not typed[key].has_nulls()]
-    columns = [key for key in whole if all(composer.is_column(key, text) for text in typed[key].unique())]
+    complete = [key for key in keys if not typed[key].has_nulls()]
+    columns = [key for key in complete if all(composer.is_column(key, text) for text in typed[key].unique())]
     yield from _shapes(typed, [key for key in keys if key not in columns], columns, composer)
 
 
-def _shapes(typed: "pl.DataFrame", shaping: list[str], columns: list[str], composer: Composer) -> Iterator[Part]:
+def _shapes(typed: pl.DataFrame, shaping: list[str], columns: list[str], composer: Composer) -> Iterator[Part]:
     parts = typed.partition_by(shaping, maintain_order=True) if shaping else [typed]
     for rows in parts:
         first = rows.row(0, named=True)
         fixed = [f"{key}={first[key]}" for key in shaping if first[key] is not None]
-        present = [key for key in columns if first[key] is not None]
         try:
-            places = composer.places(fixed, present)
+            places = composer.places(fixed, columns)
             layout.raise_if_interrupted()
         except (OmegaConfBaseException, HydraException) as error:
-            every = [
-                [
-                    f"{key}={text}"
-                    for key, text in part.row(0, named=True).items()
-                    if text is not None and not key.startswith("_")
-                ]
-                for part in parts
-            ]
-            mine = [f"{key}={first[key]}" for key in (*shaping, *present) if first[key] is not None]
-            raise UserError(mistake(every, mine, composer, error)) from error
+            firsts = pl.concat([part.head(1) for part in parts]).select(pl.exclude("^_.*$"))
+            line = [*fixed, *(f"{key}={first[key]}" for key in columns)]
+            raise UserError(mistake(overrides(firsts).to_list(), line, composer, error)) from error
         if isinstance(places, Places):
             yield Part(fixed, places, rows)
-        else:  # their values become parts of others: each is composed by itself
+        else:  # these keys' values become parts of other values: each value is composed by itself
             yield from _shapes(rows, [*shaping, *places], [key for key in columns if key not in places], composer)
 
 
-def identified(typed: "pl.DataFrame", composer: Composer) -> "pl.DataFrame":
-    """Add the fingerprints: of the config, of the config less its seed, and of the problem."""
-    import numpy as np
-    import polars as pl
-
-    found = []
+def identified(typed: pl.DataFrame, composer: Composer) -> pl.DataFrame:
+    """Add the fingerprints of each job's config, of its config without the seed, and of its problem."""
+    parts = []
     for fixed, places, rows in shapes(typed.with_row_index("_at"), composer):
-        alike = places
-        if "seed" not in places.of_key:  # other values may follow it
-            other = composer.places([*(item for item in fixed if item[:5] != "seed="), "seed=0"], [*places.of_key])
-            alike = other if isinstance(other, Places) else places
-        sums = {"config_hash": (places, decides), "group": (alike, decides), "problem": (places, poses)}
-        terms = {name: np.full(len(rows), total(of.fixed, counts), np.uint64) for name, (of, counts) in sums.items()}
+        seedless = places
+        if "seed" not in places.of_key:  # other values may refer to it
+            others = [item for item in fixed if not item.startswith("seed=")]
+            composed = composer.places([*others, "seed=0"], [*places.of_key])
+            seedless = composed if isinstance(composed, Places) else places
+        sums = {"config_hash": (places, decides), "group": (seedless, decides), "problem": (places, poses)}
+        columns = {
+            name: pl.repeat(total(of.fixed, counts), len(rows), dtype=pl.UInt64, eager=True)
+            for name, (of, counts) in sums.items()
+        }
         for key, paths in places.of_key.items():
             texts, codes = coded(rows[key])
             values = [composer.value(key, text) for text in texts]
             for name, (_, counts) in sums.items():
                 chosen = [0] * len(values) if (name, key) == ("group", "seed") else values
-                of_value = [sum(total(leaves(value, path), counts) for path in paths) % 2**64 for value in chosen]
-                terms[name] += np.array(of_value, np.uint64)[codes]
-        found.append(rows.with_columns(**{name: pl.Series(as_hex(values)) for name, values in terms.items()}))
-    return pl.concat(found).sort("_at").drop("_at")
+                terms = [sum(total(leaves(value, path), counts) for path in paths) % 2**64 for value in chosen]
+                columns[name] += pl.Series(terms, dtype=pl.UInt64).gather(codes)  # modulo 2^64
+        in_hex = {name: column.map_elements("{:016x}".format, pl.String) for name, column in columns.items()}
+        parts.append(rows.with_columns(**in_hex))
+    return pl.concat(parts).sort("_at").drop("_at")
 
 
-def coded(column: "pl.Series") -> "tuple[pl.Series, np.ndarray[Any, Any]]":
-    """Return the distinct values of a column, in the order in which they come, and which of them each row has."""
+def coded(column: pl.Series) -> "tuple[pl.Series, np.ndarray[Any, Any]]":
+    """Return the distinct values of a column in the order of their first rows, and the position of each row's value."""
     distinct = column.unique(maintain_order=True)
-    numbered = distinct.to_frame().with_row_index("_code")
-    codes = column.to_frame().join(numbered, on=column.name, how="left", maintain_order="left", nulls_equal=True)
-    return distinct, codes["_code"].to_numpy()
+    return distinct, column.cast(pl.Enum(distinct)).to_physical().cast(pl.UInt32).to_numpy()
 
 
-def as_hex(values: "np.ndarray[Any, Any]") -> list[str]:
-    """Write numbers of 64 bits as 16 characters each."""
-    text = values.astype(">u8").tobytes().hex()
-    return [text[at : at + 16] for at in range(0, len(text), 16)]
+def names(typed: pl.DataFrame, optimizer: str, named: Collection[str] = ()) -> pl.Series:
+    """Name the jobs' folders by the optimizer and by the keys that differ, or are ``named``, in the order typed.
+
+    >>> names(listed([["optimizer.lr=0.1", "seed=0"], ["optimizer.lr=0.2", "seed=0"]]), "sgd").to_list()
+    ['sgd-lr=0.1', 'sgd-lr=0.2']
+    """
+    keys = {column: column.lstrip("+") for column in typed.columns}
+    endings = [key.rpartition(".")[2] for key in keys.values()]
+    parts = []
+    for (column, key), ending in zip(keys.items(), endings, strict=True):
+        if typed[column].n_unique() > 1 or key in named:
+            shown = ending if endings.count(ending) == 1 else key
+            parts.append(pl.col(column) if key == "optimizer" else pl.lit(f"{shown}=") + pl.col(column))
+    chosen = next((column for column, key in keys.items() if key == "optimizer"), None)
+    if chosen is None:
+        parts.insert(0, pl.lit(optimizer))
+    elif typed[chosen].n_unique() == 1 and "optimizer" not in named:
+        parts.insert(0, pl.col(chosen))
+    joined = typed.select(name=pl.concat_str(parts, separator="-", ignore_nulls=True)).to_series()
+    return joined.map_elements(safe, pl.String)
 
 
-def jobs(frame: "pl.DataFrame") -> list[Job]:
-    """Return the rows of a plan one by one."""
-    typed = overrides(frame).to_list()
-    return [Job(*row) for row in zip(frame["name"], frame["config_hash"], typed, strict=True)]
+def safe(name: str) -> str:
+    """Make a name that any file system takes; one that had to be changed, or cut, ends with its fingerprint.
+
+    >>> safe("sgd-lr=0.1"), safe("sgd-path=../../x")
+    ('sgd-lr=0.1', 'sgd-path=.._.._x-8451fa56')
+    """
+    plain = atomic.plain(name)
+    if plain == name and plain[0] not in "._-":
+        return plain
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{atomic.plain(f'job{name}' if plain[:1] in '._-' else name)[:LONGEST]}-{digest}"
 
 
-def overrides(rows: "pl.DataFrame") -> "pl.Series":
+def planned_jobs(plan: pl.DataFrame) -> list[PlannedJob]:
+    return [PlannedJob(*row) for row in plan.select("name", "config_hash", overrides(plan)).iter_rows()]
+
+
+def overrides(rows: pl.DataFrame) -> pl.Series:
     """Return the overrides of planned jobs as a column of lists."""
-    import polars as pl
-
     typed = [pl.format("{}={}", pl.lit(key), pl.col(key)) for key in rows.columns if key not in COLUMNS]
     if not typed:
         return pl.Series("overrides", [[]] * len(rows), pl.List(pl.String))
@@ -192,75 +228,55 @@ def overrides(rows: "pl.DataFrame") -> "pl.Series":
 
 
 def group_hash(cfg: DictConfig) -> str:
-    """Fingerprint of a config less its seed: jobs of one hash differ by chance alone."""
-    alike: Any = OmegaConf.to_container(OmegaConf.merge(cfg, {"seed": 0}), resolve=True)  # other values may follow it
-    return config_hash(alike)
+    """Fingerprint of a config without its seed: jobs with equal ones differ in their seeds alone."""
+    seedless: Any = OmegaConf.to_container(OmegaConf.merge(cfg, {"seed": 0}), resolve=True)  # others may refer to it
+    return config_hash(seedless)
 
 
-def of_job(config: dict[str, Any], typed: Sequence[str], group: str, problem: str = "") -> dict[str, Any]:
-    """Return what a job's record says of it for its sweep.
-
-    Args:
-        config: as the job's, resolved.
-        typed: its overrides.
-        group: what all its seeds share.
-        problem: see `problem_hash`; computed where it is not known.
-    """
-    return {
-        "overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group,
-        "problem": problem or problem_hash(config),
-        "optimizer": str(config["optimizer"]["_target_"]).rpartition(".")[2],
-        "lr": config["optimizer"].get("lr"), "pictures": bool((config["logger"] or {}).get("pictures")),
-    }  # fmt: skip
+def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem: str = "") -> dict[str, Any]:
+    """Return what a job's record says of it for its sweep; `problem_hash` gives the problem where it is empty."""
+    optimizer, logger = config["optimizer"], config["logger"] or {}
+    fields = {"overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group}
+    fields |= {"problem": problem or problem_hash(config), "optimizer": str(optimizer["_target_"]).rpartition(".")[2]}
+    return fields | {"lr": optimizer.get("lr"), "pictures": bool(logger.get("pictures"))}
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Read by which metric a sweep ranks, and how; empty where that cannot be read."""
+def read_settings(folder: Path) -> dict[str, str]:
+    """Read the metric by which a sweep ranks, and its mode; without those that cannot be read."""
     try:
-        found = json.loads((folder / SETTINGS).read_bytes())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError, RecursionError):
+        settings = json.loads((folder / SETTINGS).read_bytes())
+        metric, mode = settings.get("metric"), settings.get("mode")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
+    return ({"metric": metric} if isinstance(metric, str) else {}) | ({"mode": mode} if mode in ("min", "max") else {})
 
 
-def read_plan(folder: Path) -> "pl.DataFrame":
-    """Read what earlier commands have planned; no rows where there is no plan.
-
-    Raises:
-        UserError: if the plan cannot be read.
-    """
-    import polars as pl
-
-    empty = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
+def read_plan(folder: Path) -> pl.DataFrame:
+    """Read what earlier commands have planned; no rows without a plan, a UserError for one that cannot be read."""
     if not (folder / PLAN).exists():
-        return empty
+        return EMPTY
     try:
-        found = pl.read_parquet(folder / PLAN, memory_map=False)
-        return pl.concat([empty, found.cast(pl.String)], how="diagonal")
-    except (OSError, pl.exceptions.PolarsError) as error:
+        plan = pl.read_parquet(folder / PLAN, memory_map=False).cast(pl.String)
+        plan = pl.concat([EMPTY, plan], how="diagonal")
+        if plan["name"].has_nulls():
+            raise ValueError("it names no jobs")
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{PLAN} cannot be read ({str(error).splitlines()[0]})") from error
+    return plan
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Have commands of one name write what they plan, and rows of HPARAMS, one after the other."""
-    with (folder / LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def plan_lock(folder: Path) -> AbstractContextManager[None]:
+    """Hold the lock under which the commands of one sweep write its plan and its rows of HPARAMS."""
+    return results.locked(folder / LOCK)
 
 
-def write_plan(folder: Path, jobs: "pl.DataFrame", metric: str, mode: str) -> None:
-    """Add jobs to what the sweep's folder says is planned, before any is trained."""
-    import polars as pl
-
-    with alone(folder):
+def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: str) -> None:
+    """Add jobs to the sweep's plan, in place of those with the same names, before any is trained."""
+    with plan_lock(folder):
         try:
             earlier = read_plan(folder)
-        except UserError:  # damaged: the jobs say themselves what they are
+        except UserError:  # damaged: the records say what those jobs are
             earlier = jobs.clear()
-        order = pl.concat([earlier.select("name"), jobs.select("name")]).unique(maintain_order=True)
-        others = earlier.join(jobs.select("name"), on="name", how="anti")
-        merged = pl.concat([others, jobs], how="diagonal")
-        merged = order.join(merged, on="name", how="left", maintain_order="left")
+        merged = pl.concat([earlier, jobs], how="diagonal").group_by("name", maintain_order=True).last()
         atomic.replace(folder / SETTINGS, json.dumps({"metric": metric, "mode": mode}).encode())
         results.write(folder / PLAN, merged)

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from linear_lab import UserError
 from linear_lab.runs.fingerprints import FREE
 from linear_lab.sweep import board
-from linear_lab.sweep.plan import identified, listed, plan
+from linear_lab.sweep.plan import identified, listed, plan_jobs
 from linear_lab.sweep.search import Search, Space, as_overrides
 from linear_lab.sweep.sweeper import GridSweeper
 
@@ -40,7 +40,7 @@ class SearchSweeper(GridSweeper):
     def run(self, overrides: list[Override]) -> None:
         """Draw trials, run them, and learn from their results, until there are as many as wanted."""
         fixed, searched = space(overrides)
-        plan(
+        plan_jobs(
             listed([[*fixed, *as_overrides(searched)]]), self.composer
         )  # raises for a mistake in a key, before a study
         deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]

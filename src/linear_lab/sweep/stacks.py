@@ -23,7 +23,7 @@ from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
 from linear_lab.stacked.step import Stepper, capacity
 from linear_lab.sweep import results
 from linear_lab.sweep.composer import Composer
-from linear_lab.sweep.plan import of_job, overrides
+from linear_lab.sweep.plan import job_fields, overrides
 from linear_lab.sweep.stackable import groups
 from linear_lab.sweep.sweeper import STOP
 
@@ -231,9 +231,9 @@ class Stacks:
 
 
 def job_column(prepared: Prepared, chosen: Positions) -> pl.Series:
-    """Return what the record of each job says of it for its sweep, see `of_job`."""
+    """Return what the record of each job says of it for its sweep, see `job_fields`."""
     group = prepared.group.only(chosen)
-    constant = of_job(group.config, (), "", "-")
+    constant = job_fields(group.config, (), "", "-")
     lr = group.numbers("optimizer", ("lr",), {})["lr"].expand(len(chosen)).numpy()
     fields = {name: pl.repeat(value, len(chosen), eager=True) for name, value in constant.items()}
     fields |= {"lr": pl.Series(lr), "group": group.rows["group"], "problem": group.rows["problem"]}

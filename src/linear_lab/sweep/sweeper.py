@@ -19,12 +19,11 @@ from linear_lab.runs.folder import RESULT, Run
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.dispatch import Launches
-from linear_lab.sweep.grid import grid
 from linear_lab.sweep.inventory import ENDED, STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.launchers import StackedLauncher
 from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
-from linear_lab.sweep.plan import alone, overrides, plan, write_plan
+from linear_lab.sweep.plan import grid, overrides, plan_jobs, plan_lock, write_plan
 from linear_lab.terminal import layout
 
 STOP = ".stop"  # in the sweep's folder after a failure under fail_fast: jobs that find it do not start
@@ -114,14 +113,14 @@ class GridSweeper:
     def plan(self, typed: pl.DataFrame, named: Collection[str] = ()) -> pl.DataFrame:
         """Plan jobs, and refuse those whose config changed, unless they shall be overwritten."""
         if self.config.overwrite:
-            results.put_aside(self.folder)
+            results.read_or_put_aside(self.folder)
         results.read_results(self.folder, ["name"])  # refuses results that cannot be read
         rows, _ = read_jobs(self.folder)
         recorded = rows.filter(pl.col("config_hash").is_not_null())
         # an interrupted overwrite=true has planned another config than the recorded one
         planned = rows.filter(pl.col("planned").is_not_null() & pl.col("config_hash").is_null())
         names = [planned.select("name", config_hash="planned"), recorded.select("name", "config_hash")]
-        jobs = plan(typed, self.composer, pl.concat(names), named)
+        jobs = plan_jobs(typed, self.composer, pl.concat(names), named)
         layout.raise_if_interrupted()
         before = recorded.select("name", "folder", "trained", before="config_hash")
         outdated = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
@@ -137,7 +136,7 @@ class GridSweeper:
                 run.clear()
         results.forget(self.folder, outdated["name"])
         if self.watch.names is None:  # the first jobs of this command; a command that is refused changes nothing
-            with alone(self.folder):
+            with plan_lock(self.folder):
                 atomic.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, str(self.config.metric), str(self.config.mode))
         self.watch.show(jobs["name"])
@@ -195,7 +194,7 @@ class GridSweeper:
             from linear_lab.sweep.best_jobs import disagreements, write_rows  # imports torch
 
             launcher.notes += disagreements(self.folder, jobs["name"], self.composer)
-            with alone(self.folder):
+            with plan_lock(self.folder):
                 write_rows(board.read(self.folder), self.composer, launcher.rows)
 
     def conclude(self, arguments: Sequence[str], *, interrupted: bool = False) -> bool:
