@@ -324,8 +324,8 @@ def test_only_what_has_changed_is_read_again(tmp_path, monkeypatch):
     for name in "abc":
         put(tmp_path, name, 1.0)
     board.read(tmp_path)
-    parsed = []
-    monkeypatch.setattr(inventory.json, "loads", lambda text, loads=json.loads: parsed.append(text) or loads(text))
+    parsed, read = [], inventory.record.read
+    monkeypatch.setattr(inventory.record, "read", lambda path: parsed.append(path) or read(path))
     assert board.read(tmp_path).best.name == "a"
     assert parsed == []
     before = (tmp_path / "c" / "result.json").stat()
@@ -334,7 +334,7 @@ def test_only_what_has_changed_is_read_again(tmp_path, monkeypatch):
     os.utime(tmp_path / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
     (tmp_path / "new").replace(tmp_path / "c" / "result.json")
     assert board.read(tmp_path).best.name == "c"
-    assert parsed == [text.encode()]
+    assert parsed == [tmp_path / "c" / "result.json"]
     (tmp_path / "c" / "result.json").unlink()
     assert told(board.read(tmp_path), "name") == [("a",), ("b",)]
 
@@ -452,14 +452,33 @@ def test_a_key_may_be_called_as_a_column_is(tmp_path):
     assert (first[:4], [row[:4] for row in others]) == (["rank", "steps", "rank", "n"], [["1", "3", "x", "2"]])
 
 
-def test_texts_and_numbers_that_no_table_holds_cost_one_line(tmp_path):
-    put(tmp_path, "a", 0.5, error="\ud800", steps=1e300, seed=2**70, config_hash="\udcff", overrides=["x=\udcff"])
-    put(tmp_path, "b", 1.0, metrics={"val/loss": 1.0, "\ud800": 2.0, "": 3.0}, seed=True, steps="many", group=3)
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"error": "\ud800"}, ""),
+        ({"steps": 1e300}, "steps"),
+        ({"steps": "many"}, "steps"),
+        ({"seed": 2**70}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"config_hash": 3}, "config_hash"),
+        ({"metrics": {"val/loss": "low"}}, "metrics.val/loss"),
+        ({"group": 3}, ""),
+        ({"status": "done"}, "status"),
+        ({"parameters": {"weight": [["a"]]}}, "parameters.weight"),
+    ],
+)
+def test_a_record_with_values_of_other_types_cannot_be_read_and_says_where(fields, where, tmp_path):
+    put(tmp_path, "a", 0.5, **fields)
+    if "group" in fields:
+        job = json.loads((tmp_path / "a" / "result.json").read_text())
+        (tmp_path / "a" / "result.json").write_text(json.dumps(job | {"job": {"group": 3}}))
+        where = "job.group"
+    put(tmp_path, "b", 1.0)
     put(tmp_path, os.fsdecode(b"\xff"))
-    found = board.write(tmp_path)
-    assert [(row["job"], row["steps"], row["error"]) for row in rows(tmp_path)] == [("a", "", "?"), ("b", "", "")]
-    assert found.best.command is None  # what cannot be typed is not told
-    assert "train again" in printed(found)
+    board.write(tmp_path)
+    first, second = rows(tmp_path)
+    assert (first["job"], first["status"], second["job"], second["status"]) == ("b", "completed", "a", "unreadable")
+    assert f"result.json cannot be read: {where}" in second["error"]
 
 
 def test_the_winners_command_trains_to_its_digits(tmp_path):

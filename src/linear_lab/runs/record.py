@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from typing_extensions import TypeAliasType
 
 from linear_lab import __version__
@@ -32,7 +32,13 @@ Text = Annotated[str, BeforeValidator(unicode)]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Job(BaseModel):
+class Strict(BaseModel):
+    """A model that takes no text for a number, and no number for a text."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Job(Strict):
     """What a run says of itself as a job of a sweep; ``group`` is what all its seeds share."""
 
     overrides: list[Text] | None = None
@@ -45,7 +51,7 @@ class Job(BaseModel):
     pictures: bool = False
 
 
-class Columns(BaseModel):
+class Columns(Strict):
     """Names of the columns of x and y, and of the classes."""
 
     x: list[Text]
@@ -53,14 +59,14 @@ class Columns(BaseModel):
     labels: list[Text] | None = None
 
 
-class FirstStep(BaseModel):
+class FirstStep(Strict):
     """Loss and gradient with which training began."""
 
     loss: Number
     gradient: dict[Text, Nested]
 
 
-class Measured(BaseModel):
+class Measured(Strict):
     """A model: its metrics, its parameters in the units of the file, and how far its loss is from the least one."""
 
     metrics: dict[Text, Number] = {}
@@ -74,7 +80,7 @@ class Best(Measured):
     step: Whole
 
 
-class Record(BaseModel):
+class Record(Strict):
     """All that result.json holds, in its order; what is not set is not written."""
 
     status: Literal["running", "interrupted", "failed", "diverged", "pruned", "completed"] | None = None

@@ -1,6 +1,5 @@
 """The best jobs of stacks: whether those that were trained alone agree with their stack, and HPARAMS rows of others."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from linear_lab.models.supervised import build
+from linear_lab.runs import record
 from linear_lab.runs.fingerprints import leaves
 from linear_lab.runs.folder import RESULT
+from linear_lab.runs.record import ENDED
 from linear_lab.sweep.composer import Composer
-from linear_lab.sweep.inventory import ENDED
 from linear_lab.sweep.ranking import Board
 from linear_lab.sweep.results import read_results
 from linear_lab.tracking import hparams
@@ -32,12 +32,12 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
         return
     for row in rows.iter_rows(named=True):
         path = folder / row["name"] / RESULT
-        alone: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}  # left out by fail_fast
-        statuses = {row["status"], alone.get("status")}
+        alone = record.read(path) if path.exists() else record.Record()  # fail_fast may have left it out
+        statuses = {row["status"], alone.status}
         if "completed" not in statuses or not statuses <= {*ENDED} or not _present(row["parameters"] or {}):
             continue
         precision = str(composer(row["job"]["overrides"])["trainer"]["precision"])
-        difference, tolerance = distance(row["parameters"], alone["parameters"]), TOLERANCE.get(precision, 1e-5)
+        difference, tolerance = distance(row["parameters"], alone.parameters), TOLERANCE.get(precision, 1e-5)
         if not difference <= tolerance:
             yield (
                 f"differs  {row['name']}: trained alone its parameters are others than in its stack, by "

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.runs.folder import RESULT, is_held
+from linear_lab.runs.record import ENDED
 from linear_lab.sweep import page, plan, results
-from linear_lab.sweep.inventory import ENDED, read_jobs, stamp
+from linear_lab.sweep.inventory import read_jobs, stamp
 from linear_lab.sweep.launchers import LocalLauncher, StackedLauncher
 from linear_lab.terminal import layout
 

@@ -1,26 +1,23 @@
 """What a sweep has left on disk, as one table: plan, results of stacks, and records of run folders."""
 
 import functools
-import json
-import math
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from linear_lab import UserError
+from linear_lab.runs import record
 from linear_lab.runs.folder import RESULT, is_held
+from linear_lab.runs.record import ENDED
 from linear_lab.sweep import PLAN, results
 from linear_lab.sweep.plan import COLUMNS, EMPTY, read_plan
 
-ENDED = ("completed", "diverged", "pruned")  # statuses of jobs that are not run again
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "hydra"}  # keys that no job is trained with
 NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
-INTEGERS = ("seed", "steps")  # among them
 TEXTS = ("status", "error", "config_hash")
 OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # fields of a record's `job`
 KEYS = "key:"  # prefix of the columns with what was typed for a key
@@ -28,7 +25,7 @@ SCHEMA: dict[str, Any] = {
     **{"name": pl.String, "folder": pl.Boolean, "trained": pl.Boolean, "typed": pl.List(pl.String)},
     **dict.fromkeys((*TEXTS, *OF_JOB), pl.String),
     **dict.fromkeys((*NUMBERS, "lr"), pl.Float64),
-    **dict.fromkeys(INTEGERS, pl.Int64),
+    **dict.fromkeys(("seed", "steps"), pl.Int64),
     "pictures": pl.Boolean,
 }
 Stamp = tuple[int, int, int]
@@ -156,13 +153,13 @@ def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
         names = [entry.name for entry in entries if entry.name[0] not in "_." and entry.is_dir()]
     for name in names:
         version = stamp(folder / name / RESULT)
-        record = _read_record(folder / name / RESULT, version)
-        if not record or _text(name) != name:  # no job's folder has a name that is not UTF-8
+        row = _read_record(folder / name / RESULT, version)
+        if not row or not name.isprintable():  # no job's folder has such a name
             continue
-        if record["status"] == "running" and not is_held(folder / name):
-            record = record | {"status": "interrupted"}  # it was killed
-        rows.append({"name": name, "folder": True} | record)
-        stamps.append((name, record["status"], version))
+        if row["status"] == "running" and not is_held(folder / name):
+            row = row | {"status": "interrupted"}  # it was killed
+        rows.append({"name": name, "folder": True} | row)
+        stamps.append((name, row["status"], version))
     of_rows = [pl.DataFrame(rows, infer_schema_length=None)] if rows else []
     return pl.concat([pl.DataFrame(schema=SCHEMA), *of_rows], how="diagonal_relaxed"), stamps
 
@@ -174,38 +171,17 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(1 << 18)
 def _read_record(path: Path, version: Stamp | None) -> dict[str, Any]:
+    if version is None:
+        return {}
     try:
-        return {} if version is None else _as_row(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        job_record = record.read(path)
+        if job_record.status is None:
+            raise ValueError("it says no status")
+    except (OSError, ValueError) as error:
         return {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
-
-
-def _as_row(record: Any) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise ValueError("it is no record of a run")
-    status, metrics, job = record.get("status"), record.get("metrics", {}), record.get("job", {})
-    typed = job.get("overrides") if isinstance(job, dict) else ""
-    of_texts = typed is None or (isinstance(typed, list) and all(isinstance(item, str) for item in typed))
-    if not isinstance(status, str) or not isinstance(metrics, dict) or not of_texts:
-        raise ValueError("it is no record of a run")
-    row: dict[str, Any] = {name: _text(record.get(name)) for name in TEXTS}
-    row |= {name: _finite(record.get(name)) for name in NUMBERS}
-    row |= {name: None if row[name] is None or abs(row[name]) >= 2**63 else int(row[name]) for name in INTEGERS}
-    row |= {name: _text(job.get(name)) for name in OF_JOB}
-    row |= {"lr": _finite(job.get("lr")), "pictures": job.get("pictures") is True, "trained": "initial" in record}
-    if metrics:
-        row["metrics"] = {str(_text(name)): _finite(value) for name, value in metrics.items()}
-    readable = typed is None or all(_text(item) == item for item in typed)  # others cannot be typed again
-    return row | {"typed": typed if readable else None}
-
-
-def _finite(value: Any) -> float | None:
-    with suppress(OverflowError):
-        if type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-    return None
-
-
-def _text(value: Any) -> str | None:
-    """Replace what is not UTF-8 in a text; None for anything else."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+    job = job_record.job or record.Job()
+    row = {name: getattr(job_record, name) for name in (*TEXTS, *NUMBERS)} | {
+        name: getattr(job, name) for name in OF_JOB
+    }
+    row |= {"trained": job_record.initial is not None, "typed": job.overrides}
+    return row | ({"metrics": job_record.metrics} if job_record.metrics else {})

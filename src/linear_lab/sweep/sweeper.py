@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import RESULT, Run
+from linear_lab.runs.record import ENDED
 from linear_lab.sweep import board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.dispatch import Launches
-from linear_lab.sweep.inventory import ENDED, STEERING, is_steering, read_jobs, read_record
+from linear_lab.sweep.inventory import STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.launchers import StackedLauncher
 from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
