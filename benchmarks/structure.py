@@ -38,8 +38,7 @@ UNDOCUMENTED = (  # names of Lightning, torch, Hydra, TensorBoard, Optuna and CP
     r"hydra\._internal", r"_get_node", r"_return_value", r"\.f_back", r"_get_file_writer", r"trainer\._\w+",
     r"_current_fx_name", r"_generate_state_key", r"restarted_on_train_batch_end", r"total_batch_idx",
     r"val_check_batch", r"enable_validation", r"callback_metrics\.update", r"logged_metrics", r"trainer\.callbacks\b",
-    r"gc\.(freeze|set_threshold|disable|get_freeze_count)", r"get_trial_id_from_study_id_trial_number",
-    r"set_trial_user_attr", r"launcher\.joblib", r"BasicLauncher",
+    r"gc\.(freeze|set_threshold|disable|get_freeze_count)", r"launcher\.joblib", r"BasicLauncher",
     r"hasattr\(.*launcher", r"torch\._\w+", r"__setattr__\(", r"trainer\.profiler",
 )  # fmt: skip
 TRACED = """

@@ -9,10 +9,10 @@ from linear_lab.data import ToyData
 from linear_lab.models import LinearModule
 from linear_lab.tracking.figures import canvas, loss_surface
 from linear_lab.tracking.figures.classification import Confusion, Regions
+from linear_lab.tracking.figures.comparison import Map, rates
 from linear_lab.tracking.figures.loss_surface import Surface
 from linear_lab.tracking.figures.regression import Agreement, Coefficients, Fit
 from linear_lab.tracking.figures.selection import surface
-from linear_lab.tracking.figures.sweeps import Map, rates
 
 random = np.random.default_rng(0)
 OPTIMUM = (2.0, 0.5)

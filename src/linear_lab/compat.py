@@ -42,14 +42,18 @@ def validation_follows(trainer: "Trainer", batch_idx: int) -> bool:
     return bool(trainer.enable_validation and check is not None and not batches % check)
 
 
-def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: bool) -> None:
+def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: bool) -> bool:
     """Have Lightning validate after this batch, whatever ``check_val_every_n_epoch`` and ``val_check_interval`` say.
 
     Without it, curves and checkpoints of a run whose length is no multiple of them end before the final model.
+
+    Returns:
+        Whether there is anything to validate on.
     """
     trainer.check_val_every_n_epoch = 1
     if ends_training and trainer.enable_validation:
         trainer.val_check_batch = batch_idx + 1
+    return trainer.enable_validation
 
 
 def resumed_at_last_batch(trainer: "Trainer") -> bool:

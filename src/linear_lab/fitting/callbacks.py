@@ -39,8 +39,8 @@ class MeasureLastStep(Callback):
             trainer.should_stop = True  # Lightning validates in the middle of an epoch only when told to stop
         last = is_last_of_all(trainer)
         if last or trainer.should_stop:
-            compat.validate_after_batch(trainer, batch_idx, ends_training=last)
-            if not trainer.enable_validation and not trainer.is_last_batch:
+            validates = compat.validate_after_batch(trainer, batch_idx, ends_training=last)
+            if not validates and not trainer.is_last_batch:
                 # after fit, Lightning counts the epoch as done, so the checkpoint is taken here
                 trainer.save_checkpoint(Path(trainer.default_root_dir, LAST))
 

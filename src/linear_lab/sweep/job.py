@@ -26,12 +26,11 @@ from linear_lab.runs.checkpoints import LostError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import LOG, HeldError, Run
 from linear_lab.runs.record import ENDED, versions
-from linear_lab.sweep import board, results
+from linear_lab.sweep import STOP, board, results
 from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import is_steering
 from linear_lab.sweep.launchers import log_to_file
 from linear_lab.sweep.plan import group_hash, job_fields
-from linear_lab.sweep.sweeper import STOP
 
 log = logging.getLogger(__name__)
 

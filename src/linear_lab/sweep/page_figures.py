@@ -24,8 +24,8 @@ from linear_lab.theory.least_squares import Optimum
 from linear_lab.theory.reference import Reference, reference
 from linear_lab.tracking.figures import loss_surface
 from linear_lab.tracking.figures.canvas import Array
+from linear_lab.tracking.figures.comparison import Map, rates
 from linear_lab.tracking.figures.selection import least_squares_line, surface
-from linear_lab.tracking.figures.sweeps import Map, rates
 from linear_lab.tracking.tensorboard import RunLogger, event_files
 from linear_lab.tracking.tracker import coefficients
 

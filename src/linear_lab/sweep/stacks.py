@@ -21,11 +21,10 @@ from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.outcome import history_of, rows_of, struct
 from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
 from linear_lab.stacked.step import Stepper, capacity
-from linear_lab.sweep import results
+from linear_lab.sweep import STOP, results
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import job_fields, overrides
 from linear_lab.sweep.stackable import groups
-from linear_lab.sweep.sweeper import STOP
 
 CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained, with the fingerprint of its first job
 SAVE_EVERY = 60.0  # seconds of training that a kill may lose

@@ -17,7 +17,7 @@ from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import RESULT, Run
 from linear_lab.runs.record import ENDED
-from linear_lab.sweep import board, page, results
+from linear_lab.sweep import STOP, board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.dispatch import Launches
 from linear_lab.sweep.inventory import STEERING, is_steering, read_jobs, read_record
@@ -27,7 +27,6 @@ from linear_lab.sweep.mistakes import changed, differences
 from linear_lab.sweep.plan import grid, overrides, plan_jobs, plan_lock, write_plan
 from linear_lab.terminal import layout
 
-STOP = ".stop"  # in the sweep's folder after a failure under fail_fast: jobs that find it do not start
 MOST = 100_000  # jobs of a grid that are launched one by one
 SHOWN = 20  # jobs that did not end well
 FIXED = STEERING | {"output_root"}  # keys that cannot differ between the jobs of a sweep
