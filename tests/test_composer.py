@@ -18,9 +18,9 @@ from runs import command, composer, load, loader
 from linear_lab import UserError, cli
 from linear_lab import train as entry
 from linear_lab.cli import CONF
+from linear_lab.config import make_paths_absolute
 from linear_lab.runs import fingerprints
 from linear_lab.sweep import plan
-from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import is_steering
 
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
@@ -41,7 +41,7 @@ def by_hydra(overrides):
     cfg = load([*overrides, "name=study"])
     with open_dict(cfg):
         cfg.pop("hydra")
-    absolute_paths(cfg, "/base")
+    make_paths_absolute(cfg, "/base")
     return cfg
 
 

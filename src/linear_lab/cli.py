@@ -252,9 +252,9 @@ def suggestion(arguments: list[str], name: str) -> str | None:
             cfg = OmegaConf.to_container(hydra.compose(name, chosen, return_hydra_config=True))
     except (CompactHydraException, OmegaConfBaseException):
         return None
-    known = list(keys(cfg))
-    wrong = (item.key_or_group for item in overrides if item.key_or_group not in known and not item.is_add())
-    return next((match for key in wrong for match in difflib.get_close_matches(key, known, n=1)), None)
+    names = list(keys(cfg))
+    wrong = (item.key_or_group for item in overrides if item.key_or_group not in names and not item.is_add())
+    return next((match for key in wrong for match in difflib.get_close_matches(key, names, n=1)), None)
 
 
 def keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -13,16 +13,8 @@ from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.config import as_dict, make_paths_absolute
+from linear_lab.fitting import build
 from linear_lab.fitting.bookkeeping import Fit, begin, learned, log_outcome, outcome, save_last
-from linear_lab.fitting.build import (
-    build_callbacks,
-    build_data,
-    build_logger,
-    build_model,
-    build_reference,
-    build_trainer,
-    with_measured_metric,
-)
 from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
 from linear_lab.fitting.checks import check, check_resume
 from linear_lab.fitting.divergence import DivergenceError, StopOnDivergence, divergence, warn_if_too_fast
@@ -107,14 +99,14 @@ def fit(
 ) -> Fit:
     """Build all from the config, and train; the record has the initial model and the first step."""
     fingerprint = config_hash(as_dict(cfg))
-    data = build_data(cfg)
-    cfg = with_measured_metric(cfg, data)
-    model = build_model(cfg, data)
+    data = build.build_data(cfg)
+    cfg = build.with_measured_metric(cfg, data)
+    model = build.build_model(cfg, data)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
     check_resume(cfg, data, path, checkpoint)
-    reference = build_reference(cfg, data, model)
+    reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
-    logger = build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
+    logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
     stop_on_divergence = StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
     tracker = None
     if isinstance(logger, RunLogger):
@@ -122,8 +114,8 @@ def fit(
         config: Any = OmegaConf.to_container(cfg)
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
-    trainer = build_trainer(cfg, run.path, logger, [
-        *build_callbacks(cfg),                # the user's, and max_time: they may end training
+    trainer = build.build_trainer(cfg, run.path, logger, [
+        *build.build_callbacks(cfg),                # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
         first_steps, *callbacks, ProgressBar(screen),

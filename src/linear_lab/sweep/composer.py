@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from linear_lab.config import absolute, make_paths_absolute
 from linear_lab.runs import fingerprints
 from linear_lab.runs.fingerprints import leaves
 
@@ -106,7 +107,7 @@ class Composer:
     def config(self, overrides: Sequence[str]) -> DictConfig:
         """Compose, with references as they stand; raises as `Patcher.config`."""
         cfg = self._composed(overrides)
-        absolute_paths(cfg, self.folder)
+        make_paths_absolute(cfg, self.folder)
         return cfg
 
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
@@ -140,7 +141,7 @@ class Composer:
         if keys and any(RESOLVER.search(str(value)) for _, value in leaves(OmegaConf.to_container(cfg))):
             return set(keys)  # what a resolver makes of a mark says nothing
         if PATH not in keys:
-            absolute_paths(cfg, self.folder)
+            make_paths_absolute(cfg, self.folder)
         try:
             resolved = [*leaves(OmegaConf.to_container(cfg, resolve=True))]
         except OmegaConfBaseException:  # for example of a reference to an element of a list
@@ -176,17 +177,6 @@ def composer_of(hydra_context: Any, config: Any) -> Composer:
         lambda group: str(choices.get(group)),
         config.hydra.runtime.cwd,
     )
-
-
-def absolute_paths(cfg: DictConfig, folder: str | Path) -> None:
-    """Make the path of a config's data absolute; a relative one starts where the command was typed."""
-    if cfg.data.get("path"):
-        cfg.data.path = absolute(cfg.data.path, folder)
-
-
-def absolute(path: Any, folder: str | Path) -> Any:
-    """Make a path absolute; None and an empty one stay."""
-    return str(Path(folder, Path(str(path)).expanduser()).absolute()) if path else path
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError
+from linear_lab.config import make_paths_absolute
 from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
 from linear_lab.fitting.run import train_in
 from linear_lab.runs import atomic
@@ -27,7 +28,6 @@ from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import LOG, HeldError, Run
 from linear_lab.runs.record import ENDED, versions
 from linear_lab.sweep import STOP, board, results
-from linear_lab.sweep.composer import absolute_paths
 from linear_lab.sweep.inventory import is_steering
 from linear_lab.sweep.launchers import log_to_file
 from linear_lab.sweep.plan import group_hash, job_fields
@@ -44,7 +44,7 @@ def train_job(cfg: DictConfig) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     if cfg.fail_fast and (folder.parent / STOP).exists():
         return None
-    absolute_paths(cfg, hydra.runtime.cwd)
+    make_paths_absolute(cfg, hydra.runtime.cwd)
     in_pool = launcher() == "JoblibLauncher" and multiprocessing.parent_process() is not None
     if in_pool:
         end_with_parent()
