@@ -115,7 +115,7 @@ def fit(
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
     trainer = build.build_trainer(cfg, run.path, logger, [
-        *build.build_callbacks(cfg),                # the user's, and max_time: they may end training
+        *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
         first_steps, *callbacks, ProgressBar(screen),
