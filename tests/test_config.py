@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from runs import compose, train
 
+from linear_lab import UserError
 from linear_lab.cli import CONF
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check
@@ -75,3 +76,11 @@ def test_an_optimizer_is_a_file_of_a_few_lines(tmp_path, monkeypatch):
         assert train(tmp_path, "optimizer=nadam_for_a_test", *SHORT)["status"] == "completed"
     finally:
         option.unlink()
+
+
+@pytest.mark.parametrize("lr", [-1, 0, "abc", float("nan"), float("inf"), True, None])
+def test_lr_must_be_a_positive_number(lr):
+    cfg = compose()
+    cfg.optimizer.lr = lr
+    with pytest.raises(UserError, match=r"optimizer: lr must be a positive number, got .*; try optimizer\.lr=0\.01"):
+        check(cfg)

@@ -22,8 +22,8 @@ from linear_lab.fitting.build import build, build_reference
 from linear_lab.fitting.callbacks import Interrupted
 from linear_lab.models import LinearModule
 from linear_lab.terminal.layout import markdown_table
-from linear_lab.tracking.figures.selection import Pictures
 from linear_lab.tracking.hparams import START, hyperparameters
+from linear_lab.tracking.pictures.of_run import Pictures
 from linear_lab.tracking.tensorboard import RunLogger, event_files
 from linear_lab.tracking.tracker import coefficients, gradient_norms, has_pictures, on_path
 

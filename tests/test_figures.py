@@ -7,12 +7,12 @@ from PIL import Image
 
 from linear_lab.data import ToyData
 from linear_lab.models import LinearModule
-from linear_lab.tracking.figures import canvas, loss_surface
-from linear_lab.tracking.figures.classification import Confusion, Regions
-from linear_lab.tracking.figures.comparison import Map, rates
-from linear_lab.tracking.figures.loss_surface import Surface
-from linear_lab.tracking.figures.regression import Agreement, Coefficients, Fit
-from linear_lab.tracking.figures.selection import surface
+from linear_lab.tracking.pictures import canvas, loss_surface
+from linear_lab.tracking.pictures.classification import Confusion, Regions
+from linear_lab.tracking.pictures.loss_surface import Surface
+from linear_lab.tracking.pictures.of_run import surface
+from linear_lab.tracking.pictures.of_sweep import Map, rates
+from linear_lab.tracking.pictures.regression import Agreement, Coefficients, Fit
 
 random = np.random.default_rng(0)
 OPTIMUM = (2.0, 0.5)

@@ -22,7 +22,7 @@ from linear_lab import train as train_entry
 from linear_lab.sweep import board, page, page_figures, results
 from linear_lab.sweep.page import refresh, write_page
 from linear_lab.sweep.plan import job_fields
-from linear_lab.tracking.figures import comparison
+from linear_lab.tracking.pictures import of_sweep
 
 TRAINED = [(name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5")]  # the fixture's jobs as typed
 
@@ -375,12 +375,12 @@ def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path,
     ],
 )  # fmt: skip
 def test_an_axis_is_logarithmic_where_that_spaces_it_more_evenly(values, logarithmic):
-    assert comparison.is_wide(values) == logarithmic
-    edges = comparison.edges_of(values)
+    assert of_sweep.is_wide(values) == logarithmic
+    edges = of_sweep.edges_of(values)
     assert (np.diff(edges) > 0).all()
     assert ((edges[:-1] < values) & (values < edges[1:])).all()
     ones, none = np.ones((3, len(values))), np.zeros((3, len(values)), bool)
-    drawn = comparison.Map(values, values[:3], ones, none, ("x", "y", "z"), np.zeros((0, 2)))
+    drawn = of_sweep.Map(values, values[:3], ones, none, ("x", "y", "z"), np.zeros((0, 2)))
     assert drawn.axes.get_xscale() == ("log" if logarithmic else "linear")
     assert drawn.axes.get_xlim() == pytest.approx((edges[0], edges[-1]))
 

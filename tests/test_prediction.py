@@ -11,7 +11,7 @@ from runs import record, train
 from test_table import table
 
 from linear_lab import UserError
-from linear_lab.data.files import Table
+from linear_lab.data.files import TableFile
 from linear_lab.inference.programs import export
 from linear_lab.inference.rows import ROWS, as_rows, load, predict
 
@@ -92,7 +92,7 @@ def test_long_files_come_in_pieces(trees, tmp_path):
     rows = 2 * ROWS + 7
     path = tmp_path / "long.csv"
     pl.DataFrame({"k": range(rows)}).select("k", a="k", same=7, d=0.0).write_csv(path)
-    sizes = [len(batch) for batch in Table(path, "input").batches(ROWS)]
+    sizes = [len(batch) for batch in TableFile(path, "input").batches(ROWS)]
     assert max(sizes) <= ROWS
     assert sum(sizes) == rows
     found = pl.read_csv(predict(str(run), input=str(path), output=str(tmp_path / "out.csv")))

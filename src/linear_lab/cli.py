@@ -117,7 +117,7 @@ def explained(error: Any) -> Any:
     from linear_lab.sweep import ranking
 
     with suppress(UserError):  # the results of stacks cannot be read
-        if message := ranking.of_stack(error.path):
+        if message := ranking.stacked_job_message(error.path):
             return UserError(f"{error.path}: {message}")
     return error
 

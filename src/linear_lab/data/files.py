@@ -18,7 +18,7 @@ SEPARATORS = ",;\t|"
 SHOWN = 30  # most names of columns in a message
 
 
-class Table:
+class TableFile:
     """A CSV or Parquet file, with the options of `TableData`. The values of a CSV are text until `numbers` is called.
 
     Messages call the file ``key=path``, as on the command line.

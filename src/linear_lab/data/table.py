@@ -10,7 +10,7 @@ from torch import Tensor
 
 from linear_lab.data.batches import Part
 from linear_lab.data.datamodule import LinearData, check_seed, split
-from linear_lab.data.files import Table
+from linear_lab.data.files import TableFile
 from linear_lab.data.schema import Schema, units
 
 PARTS = ("train", "val", "test")
@@ -70,7 +70,7 @@ class TableData(LinearData):
         self.reading = {"separator": separator, "encoding": encoding, "decimal": decimal}
 
     def load(self) -> dict[str, Part]:
-        table = Table(self.path, "path", **self.reading)  # type: ignore[arg-type]
+        table = TableFile(self.path, "path", **self.reading)  # type: ignore[arg-type]
         x_names, y_names, frame = self._choose(table)
         columns = {name: table.numbers(frame, name) for name in x_names}
         if self.classification:
@@ -94,7 +94,7 @@ class TableData(LinearData):
         self.schema = self._schema(x_names, y_names, classes, *parts["train"])
         return parts
 
-    def _choose(self, table: Table) -> tuple[list[str], list[str], pl.DataFrame]:
+    def _choose(self, table: TableFile) -> tuple[list[str], list[str], pl.DataFrame]:
         """Return the names of the columns of x and of y, and the rows of these columns."""
         if not self.y_columns:
             raise ValueError(f"y is missing: name the column to predict, as in data.y=[c]; {table.content}")
@@ -120,7 +120,7 @@ class TableData(LinearData):
             raise ValueError(f"x: no numeric column to predict from; {'; '.join([table.content, *self.notes])}")
         return x, y, frame
 
-    def _is_numeric(self, table: Table, frame: pl.DataFrame, name: str) -> bool:
+    def _is_numeric(self, table: TableFile, frame: pl.DataFrame, name: str) -> bool:
         """Tell whether a column holds numbers, and at least one; if not, add a note that says why."""
         try:
             numeric = table.numbers(frame, name).null_count() < len(frame) and frame[name].dtype != pl.Boolean
@@ -133,7 +133,7 @@ class TableData(LinearData):
             self.notes.append(f"not in x: {reason}")
         return numeric
 
-    def _complete(self, table: Table, numbers: pl.DataFrame) -> pl.Series:
+    def _complete(self, table: TableFile, numbers: pl.DataFrame) -> pl.Series:
         """Tell which rows are complete; refuse the others, or add a note that they are dropped."""
         incomplete, first = table.incomplete(numbers)
         if first and self.missing == "error":
@@ -184,7 +184,7 @@ class TableData(LinearData):
         return Schema.of(x, y, None, x_units, (y_mean, y_scale))
 
 
-def class_labels(table: Table, frame: pl.DataFrame, name: str) -> pl.Series:
+def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
     """Return the label of each row as a string; null for an empty field, and among numbers also for NaN and NA."""
     try:
         labels = frame[name].cast(pl.String).str.strip_chars()

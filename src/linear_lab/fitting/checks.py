@@ -1,5 +1,6 @@
 """What a run refuses before anything is built, and how errors of its parts name the config."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise UserError(f"{key} must be a whole number from {low} to {high}, got {value}; try {key}={example}")
+    lr = cfg.optimizer.get("lr", 1.0)  # some optimizers have none
+    if not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf:
+        raise UserError(f"optimizer: lr must be a positive number, got {lr}; try optimizer.lr=0.01")
     if not isinstance(cfg.get("optimum", True), bool):
         raise UserError(f"optimum must be true or false, got {cfg.optimum}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]

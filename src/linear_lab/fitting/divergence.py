@@ -53,16 +53,16 @@ class StopOnDivergence(Callback):
         self.summary.load_state_dict(state_dict)
 
 
-def warn_if_too_fast(cfg: DictConfig, reference: Reference) -> None:
+def warn_if_lr_unstable(cfg: DictConfig, reference: Reference) -> None:
     """Before training, warn that the learning rate is above the largest stable one."""
-    if reference.stable_lr and too_fast(cfg, reference):
+    if reference.stable_lr and lr_is_unstable(cfg, reference):
         log.warning(
             "optimizer.lr=%g is above %.4g, the largest stable rate for this data: the loss will grow; "
             "try optimizer.lr=%g", cfg.optimizer.lr, reference.stable_lr, rounded_down(reference.stable_lr)
         )  # fmt: skip
 
 
-def too_fast(cfg: DictConfig, reference: Reference) -> bool:
+def lr_is_unstable(cfg: DictConfig, reference: Reference) -> bool:
     """Tell whether the run must diverge: plain SGD above the largest stable rate, at a rate that nothing lowers."""
     return reference.stable_lr is not None and not cfg.scheduler and cfg.optimizer.lr > reference.stable_lr
 
@@ -88,13 +88,13 @@ def divergence(
 
     Args:
         cfg: the config.
-        reference: of the run.
+        reference: what the run is compared with.
         diverged: what stopped it, if anything.
         result: ``steps`` and ``metrics`` at the end.
         initial: metrics of the untouched model.
     """
     metrics, steps = result["metrics"], result["steps"]
-    grown = too_fast(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
+    grown = lr_is_unstable(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
     not_finite = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
     diverged = diverged or not_finite or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
@@ -111,7 +111,7 @@ def explain(metric: str, value: float, steps: int, lr: float | None, stable: flo
         value: of the metric.
         steps: that were taken.
         lr: of the optimizer, if it has one.
-        stable: the largest stable rate, if it is reference.
+        stable: the largest stable rate, if it is known.
         raw: whether the data could be standardized and are not.
     """
     if not steps:

@@ -17,10 +17,10 @@ from linear_lab.fitting import build
 from linear_lab.fitting.bookkeeping import Fit, begin, learned, log_outcome, outcome, save_last
 from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
 from linear_lab.fitting.checks import check, check_resume
-from linear_lab.fitting.divergence import DivergenceError, StopOnDivergence, divergence, warn_if_too_fast
-from linear_lab.fitting.first_steps import FirstSteps
+from linear_lab.fitting.divergence import DivergenceError, StopOnDivergence, divergence, warn_if_lr_unstable
 from linear_lab.fitting.measure import measured
 from linear_lab.fitting.process import restored_process
+from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import Run
@@ -63,7 +63,7 @@ def train_in(
 ) -> float:
     """Train as `train` does, in an open run folder, with callbacks that no config names."""
     with ExitStack() as at_the_end:
-        at_the_end.callback(lambda: hparams.end(run.path, run.record.status))  # whatever ends the run
+        at_the_end.callback(lambda: hparams.write_end(run.path, run.record.status))  # whatever ends the run
         at_the_end.enter_context(run.recording())
         stop = at_the_end.enter_context(StopOnSignal())
         check(cfg, overrides)
@@ -79,7 +79,7 @@ def train_in(
         result |= {"status": "diverged" if error else "pruned" if pruned else "completed", "error": error}
         if run.record.steps != result["steps"]:  # a resumed run that had nothing left to train has logged it
             log_outcome(fitted, run.record.updated(**result))
-        hparams.end(run.path, result["status"])  # before the record says that all is done
+        hparams.write_end(run.path, result["status"])  # before the record says that all is done
         run.write(**result)
     if error:
         raise UserError(error)
@@ -113,7 +113,7 @@ def fit(
         at_the_end.callback(logger.close)  # it has still to log the outcome
         config: Any = OmegaConf.to_container(cfg)
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
-    first_steps = FirstSteps(screen, cfg.console.steps, as_dict(cfg))
+    first_steps = SevenSteps(screen, cfg.console.steps, as_dict(cfg))
     trainer = build.build_trainer(cfg, run.path, logger, [
         *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
@@ -125,7 +125,7 @@ def fit(
     fitted = Fit(cfg, data, model, trainer, reference, tracker)
     begin(run, cfg, fingerprint, fitted, overrides)
     report.show_plan(screen, as_dict(cfg), data, model, trainer, reference, run.path, step)
-    warn_if_too_fast(cfg, reference)
+    warn_if_lr_unstable(cfg, reference)
     try:
         if tracker and trainer.is_global_zero and path is None:
             tracker.begin()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from linear_lab import UserError
-from linear_lab.data.files import Table
+from linear_lab.data.files import TableFile
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
 from linear_lab.fitting.checks import user_errors
@@ -111,7 +111,7 @@ def predict(
         return None
     reading = {key: cfg.data.get(key) if value is None else value for key, value in reading.items()}
     with user_errors("predict"):
-        table = Table(input, "input", **{key: value for key, value in reading.items() if value is not None})
+        table = TableFile(input, "input", **{key: value for key, value in reading.items() if value is not None})
         sources = [table.path, *([Path(cfg.data.path)] if cfg.data.get("path") else [])]
         target = target_file(run, output, PREDICTIONS, sources)
         count = predict_file(predictor, table, target, missing)
@@ -119,7 +119,7 @@ def predict(
     return target
 
 
-def predict_file(predictor: Predictor, table: Table, target: Path, missing: str) -> int:
+def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> int:
     """Write the rows of a table with their predictions, atomically; returns the number of rows."""
     names = predictor.schema.x
     table.check_columns(names, "input")

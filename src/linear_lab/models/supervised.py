@@ -1,6 +1,5 @@
 """A network, a loss and an optimizer as a LightningModule."""
 
-import math
 import sys
 from collections import defaultdict
 from typing import Any, TypeVar
@@ -38,7 +37,7 @@ class SupervisedModule(LightningModule):
         schema: names and units of the columns, which the checkpoint keeps for predictions.
 
     Raises:
-        ValueError: naming the argument: an lr that is not positive, a target that is not a class of its kind.
+        ValueError: for a target that is not a class of its kind, and a reduction other than mean.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class SupervisedModule(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["network"], logger=False)
         self.network = network
-        self.loss = build(loss or {"_target_": "torch.nn.MSELoss"}, nn.Module)
+        self.loss = build_from_spec(loss or {"_target_": "torch.nn.MSELoss"}, nn.Module)
         if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
             raise ValueError(f"loss.reduction must be mean, so that batches of any size compare, got {reduction}")
         self.optimizer_spec = optimizer or {"_target_": "torch.optim.SGD", "lr": 0.01}
@@ -110,13 +109,10 @@ class SupervisedModule(LightningModule):
         self._log_metrics()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        lr = self.optimizer_spec.get("lr", 1.0)
-        if not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf:
-            raise ValueError(f"lr must be a positive number, got {lr}; try optimizer.lr=0.01")
-        optimizer = build(self.optimizer_spec, Optimizer, self.parameters())
+        optimizer = build_from_spec(self.optimizer_spec, Optimizer, self.parameters())
         if not self.scheduler_spec:
             return optimizer
-        scheduler = build(self.scheduler_spec, LRScheduler, optimizer)
+        scheduler = build_from_spec(self.scheduler_spec, LRScheduler, optimizer)
         # on_validation_epoch_end steps ReduceLROnPlateau: at this frequency Lightning never does.
         frequency = sys.maxsize if isinstance(scheduler, ReduceLROnPlateau) else 1
         return {
@@ -157,13 +153,13 @@ class SupervisedModule(LightningModule):
         return metrics
 
 
-def build(spec: Spec, kind: type[T], *args: Any) -> T:
+def build_from_spec(spec: Spec, kind: type[T], *args: Any) -> T:
     """Build ``spec["_target_"]`` with the positional and the spec's arguments.
 
     The class must be a subclass of ``kind`` in a module that is already imported. So a checkpoint can name what to
     build, but it can neither call a function nor import a file.
 
-    >>> build({"_target_": "torch.nn.HuberLoss", "delta": 0.5}, nn.Module)
+    >>> build_from_spec({"_target_": "torch.nn.HuberLoss", "delta": 0.5}, nn.Module)
     HuberLoss()
     """
     target = str(spec.get("_target_"))

@@ -1,4 +1,4 @@
-"""The run folder: all that a run leaves. The only file that knows the names in it."""
+"""The run folder: its names, its lock, and the writing of result.json. No other file knows the names in it."""
 
 import os
 import shutil

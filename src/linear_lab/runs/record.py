@@ -1,4 +1,4 @@
-"""result.json: what a run says of itself, typed. It is written and read here alone."""
+"""The content of result.json, typed: what a run says of itself. `folder.py` writes it to disk."""
 
 import functools
 import json

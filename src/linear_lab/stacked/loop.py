@@ -10,7 +10,7 @@ from torch import Tensor
 from linear_lab.data.batches import Part, epoch_order
 from linear_lab.fitting.summary import Summary
 from linear_lab.stacked.optimizers import OPTIONAL, Numbers
-from linear_lab.stacked.step import Models, Parameters, Plan, State, Stepper
+from linear_lab.stacked.step import Models, Parameters, StackSpec, State, Stepper
 
 
 class Loop:
@@ -19,7 +19,7 @@ class Loop:
     ``history`` records losses and parameters at the steps ``watched``.
     """
 
-    def __init__(self, plan: Plan, models: Models, stepper: Stepper, watched: tuple[int, ...] = ()) -> None:
+    def __init__(self, plan: StackSpec, models: Models, stepper: Stepper, watched: tuple[int, ...] = ()) -> None:
         self.plan, self.models, self.stepper, self.watched = plan, models, stepper, watched
         self.device = next(iter(models.parameters.values())).device
         self.parts = {name: (x.to(self.device), y.to(self.device)) for name, (x, y) in plan.data.parts.items()}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 Numbers = dict[str, Tensor]  # 0-dimensional, float64
 State = dict[str, Tensor]  # of one parameter, in its shape
-REQUIRES = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # mode or number
+# state that an optimizer has only if a mode is set, or a number is not 0
+REQUIRES = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}
 
 
 class Rule(NamedTuple):

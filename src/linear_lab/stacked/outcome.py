@@ -10,7 +10,7 @@ from linear_lab.fitting.divergence import explain
 from linear_lab.stacked.columns import SEED, Array, Group
 from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.prepare import Prepared
-from linear_lab.stacked.step import Parameters, Plan
+from linear_lab.stacked.step import Parameters, StackSpec
 
 MOST_PARAMETERS = 64  # of a model whose parameters are part of the results
 
@@ -36,7 +36,7 @@ def nulls(jobs: int, dtype: Any) -> pl.Series:
     return pl.repeat(None, jobs, dtype=dtype, eager=True)
 
 
-def parameter_column(plan: Plan, parameters: Parameters, jobs: int) -> dict[str, pl.Series]:
+def parameter_column(plan: StackSpec, parameters: Parameters, jobs: int) -> dict[str, pl.Series]:
     """Return the column ``parameters`` in the units of the file; nothing for models with many parameters."""
     if sum(values[0].numel() for values in parameters.values()) > MOST_PARAMETERS:
         return {}

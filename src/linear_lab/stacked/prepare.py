@@ -20,7 +20,7 @@ from linear_lab.models import SupervisedModule, supervised
 from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Array, Group, distinct
 from linear_lab.stacked.loop import Loop
-from linear_lab.stacked.step import Models, Plan, Stepper, counted
+from linear_lab.stacked.step import Models, StackSpec, Stepper, counted
 from linear_lab.theory.least_squares import Optimum
 from linear_lab.theory.reference import Reference, reference
 
@@ -32,7 +32,7 @@ class Prepared:
     """Jobs that are ready for training."""
 
     group: Group
-    plan: Plan
+    plan: StackSpec
     parameters: dict[str, Tensor]  # initial values, (J, ...), on the CPU
     wrong: dict[str, str]  # by name, why other jobs of the group have no initial parameters
     references: list[Reference]  # the distinct ones
@@ -60,7 +60,7 @@ def prepare(group: Group) -> Prepared:
     epochs, steps = counted(config["trainer"])
     every = config["trainer"]["check_val_every_n_epoch"]
     metric, mode = module.metric, str(config.get("mode", "min"))
-    plan = Plan(module, data, rule, modes, loss, metric, mode, epochs, steps, every)
+    plan = StackSpec(module, data, rule, modes, loss, metric, mode, epochs, steps, every)
     parameters, wrong = initial_parameters(group, plan)
     if wrong:
         fits = np.flatnonzero(~np.isin(group.rows["name"].to_numpy(), list(wrong)))
@@ -80,7 +80,7 @@ def variants(group: Group, name: str) -> list[tuple[dict[str, Any], Array]]:
     return list(distinct(group, name)) or [(group.config[name], np.ones(len(group.rows), bool))]
 
 
-def initial_parameters(group: Group, plan: Plan) -> tuple[dict[str, Tensor], dict[str, str]]:
+def initial_parameters(group: Group, plan: StackSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Draw each model's parameters as single training does, ``(J, ...)`` by name; also say why some jobs have none."""
     seeds, names = group.columns.get(SEED), group.rows["name"].to_numpy()
     codes = np.zeros(len(names), np.int64) if seeds is None else seeds.codes.astype(np.int64)
@@ -102,7 +102,7 @@ def initial_parameters(group: Group, plan: Plan) -> tuple[dict[str, Tensor], dic
     return {name: values[fits] for name, values in parameters.items() if name in expected}, wrong
 
 
-def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: Plan) -> dict[str, Tensor]:
+def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: StackSpec) -> dict[str, Tensor]:
     """Draw the parameters of a model from some seeds, ``(S, ...)`` by name.
 
     A model is built from each seed, unless resetting its layers draws the same numbers, which is ten times as fast.
@@ -134,7 +134,7 @@ def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: Plan) -> dict[
     return stacked
 
 
-def references(group: Group, plan: Plan) -> tuple[list[Reference], Tensor]:
+def references(group: Group, plan: StackSpec) -> tuple[list[Reference], Tensor]:
     """Return the distinct references of the jobs, and the index of each job's, ``(J,)``."""
     index = torch.zeros(len(group.rows), dtype=torch.int64)
     if not group.config["optimum"] or not len(index):
@@ -146,7 +146,7 @@ def references(group: Group, plan: Plan) -> tuple[list[Reference], Tensor]:
     rows = (*data.raw["train"], data.schema.x_units, data.schema.y_units)
     distinct_references: list[Reference] = []
     for spec, which in variants(relevant, "optimizer"):
-        optimizer = supervised.build(spec, Optimizer, network.parameters())
+        optimizer = supervised.build_from_spec(spec, Optimizer, network.parameters())
         index[torch.from_numpy(which)] = len(distinct_references)
         distinct_references.append(reference(network, plan.module.loss, optimizer, *rows, optima))
     return distinct_references, index
@@ -156,7 +156,7 @@ def models(prepared: Prepared, chosen: Array) -> Models:
     """Return the models of some jobs of a group, on the device where they are trained."""
     group, plan, which = prepared.group.only(chosen), prepared.plan, torch.from_numpy(chosen)
     device, config = device_of(group.config), group.config
-    defaults = supervised.build(config["optimizer"], Optimizer, [torch.zeros(1, requires_grad=True)]).defaults
+    defaults = supervised.build_from_spec(config["optimizer"], Optimizer, [torch.zeros(1, requires_grad=True)]).defaults
     defaults |= {f"betas.{k}": beta for k, beta in enumerate(defaults.get("betas", ()))}
     loss_defaults = losses.LOSSES[config["loss"]["_target_"]][1]
     numbers = group.numbers("optimizer", plan.rule.numbers, defaults)
@@ -173,7 +173,7 @@ def models(prepared: Prepared, chosen: Array) -> Models:
     return Models(parameters, on_device, schedule_of(group, plan, numbers["lr"]), order_seeds, optima)
 
 
-def schedule_of(group: Group, plan: Plan, base: Tensor) -> schedules.Schedule | None:
+def schedule_of(group: Group, plan: StackSpec, base: Tensor) -> schedules.Schedule | None:
     config, jobs = group.config["scheduler"], len(group.rows)
     if not config:
         return None

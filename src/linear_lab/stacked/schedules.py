@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
-from linear_lab.models.supervised import Spec, build
+from linear_lab.models.supervised import Spec, build_from_spec
 
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 PLATEAU_NUMBERS = {"factor": 0.1, "patience": 10, "threshold": 1e-4, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8}
@@ -84,7 +84,7 @@ Schedule = AffineSchedule | PlateauSchedule
 def rates_of(spec: Spec, lr: float, epochs: int) -> list[float]:
     """Return the rate of each epoch, and of the one after the last."""
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = build(spec, LRScheduler, optimizer)
+    scheduler = build_from_spec(spec, LRScheduler, optimizer)
     rates = []
     for _ in range(epochs + 1):
         rates.append(optimizer.param_groups[0]["lr"])

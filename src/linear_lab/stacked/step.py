@@ -24,7 +24,7 @@ AT_ONCE = 1 << 24  # predictions that are held at once while measuring: bounds m
 
 
 @dataclass
-class Plan:
+class StackSpec:
     """What all models of a stack share."""
 
     module: SupervisedModule  # any one of them, for its structure: its parameters are not used
@@ -67,7 +67,7 @@ class Models:
 class Stepper:
     """The step of J models; torch.compile compiles it for one J."""
 
-    def __init__(self, plan: Plan, *, compiled: bool = False) -> None:
+    def __init__(self, plan: StackSpec, *, compiled: bool = False) -> None:
         self.plan, self.compiled = plan, compiled
         self.step: Callable[..., Any] = torch.compile(self._step, dynamic=False) if compiled else self._step
 
@@ -121,7 +121,7 @@ def dimensions(numbers: Numbers) -> dict[str, int | None]:
     return {name: 0 if values.ndim else None for name, values in numbers.items()}
 
 
-def capacity(plan: Plan, memory: int, jobs: int) -> int:
+def capacity(plan: StackSpec, memory: int, jobs: int) -> int:
     """Return how many models can be trained together within so many bytes; less than one if there is no room for one.
 
     Counts the parameters, their gradients, their copies in optimizer and summary, and what one step holds of the rows:

@@ -11,13 +11,13 @@ import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from linear_lab.models.supervised import build
+from linear_lab.models.supervised import build_from_spec
 from linear_lab.runs import record
 from linear_lab.runs.fingerprints import leaves
 from linear_lab.runs.folder import RESULT
 from linear_lab.runs.record import ENDED
 from linear_lab.sweep.composer import Composer
-from linear_lab.sweep.ranking import Board
+from linear_lab.sweep.ranking import Ranking
 from linear_lab.sweep.results import read_results
 from linear_lab.tracking import hparams
 
@@ -56,7 +56,7 @@ def _present(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: values for name, values in sorted(parameters.items()) if values is not None}  # no bias is None
 
 
-def write_rows(board: Board, composer: Composer, count: int) -> None:
+def write_rows(board: Ranking, composer: Composer, count: int) -> None:
     """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
     if (board.folder / ROWS).is_dir():
         shutil.rmtree(board.folder / ROWS)
@@ -76,7 +76,7 @@ def write_rows(board: Board, composer: Composer, count: int) -> None:
         config: Any = OmegaConf.to_container(cfg)
         spec: Any = OmegaConf.to_container(cfg.optimizer, resolve=True)
         get_class(spec["_target_"])  # imports it
-        optimizer = build(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
+        optimizer = build_from_spec(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
         final, at_best = row["metrics"], (row["best"] or {}).get("metrics") or row["initial"] or {}
         above = row["steps_above_1_percent"]
         losses = (metric, final["train/loss"], row["excess_loss"], final[metric], at_best.get(metric))

@@ -17,11 +17,11 @@ from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.sweep import PLAN, SETTINGS
 from linear_lab.sweep.inventory import KEYS, read_jobs
-from linear_lab.sweep.ranking import Board, read
+from linear_lab.sweep.ranking import Ranking, read
 from linear_lab.sweep.results import RESULTS, locked
 from linear_lab.terminal.layout import markdown_table, number, quoted, short, show_table
 
-__all__ = ["Board", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_sparingly"]
+__all__ = ["Ranking", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_sparingly"]
 
 TABLE, SEEDS, TEXT = "leaderboard.csv", "leaderboard_seeds.csv", "leaderboard.md"
 LOCK = ".leaderboard.lock"
@@ -45,7 +45,7 @@ def is_sweep(folder: Path) -> bool:
     return bool(read_jobs(folder)[0]["typed"].is_not_null().any())
 
 
-def write(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
+def write(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Ranking:
     """Write leaderboard.csv, leaderboard.md and, where there are seeds, leaderboard_seeds.csv; arguments as `read`.
 
     Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that is full
@@ -80,7 +80,7 @@ def is_due(ended: float, seconds: float) -> bool:
     return time.monotonic() - ended >= seconds / SHARE
 
 
-def table(board: Board) -> str:
+def table(board: Ranking) -> str:
     """Write all jobs as CSV, with an empty cell for a missing value."""
     keys = [KEYS + key for key in board.differing]
     rows = board.ranked.select("rank", "name", *keys, "value", EXCESS, "steps", "status", "seconds", "error")
@@ -88,7 +88,7 @@ def table(board: Board) -> str:
     return _as_csv(columns, rows)
 
 
-def seeds_table(board: Board) -> str:
+def seeds_table(board: Ranking) -> str:
     """Write the groups over seeds as CSV."""
     keys = [key for key in board.differing if key != "seed"]
     rows = board.groups.select("rank", *(KEYS + key for key in keys), "n", "lost", *NUMBERS)
@@ -110,7 +110,7 @@ def _short_keys(keys: Sequence[str]) -> list[str]:
     return [name if short_keys.count(name) == 1 else key for key, name in zip(keys, short_keys, strict=True)]
 
 
-def _job_rows(board: Board, limit: int) -> Rows:
+def _job_rows(board: Ranking, limit: int) -> Rows:
     """Make the table of jobs for people, headings first."""
     keys = [KEYS + key for key in board.differing]
     seconds = pl.col("seconds").map_elements("{:.1f}".format, pl.String)
@@ -119,7 +119,7 @@ def _job_rows(board: Board, limit: int) -> Rows:
     return [["rank", *columns], *([_cell(value) for value in row] for row in rows.iter_rows())]
 
 
-def _seed_rows(board: Board, limit: int) -> Rows:
+def _seed_rows(board: Ranking, limit: int) -> Rows:
     """Make the table over seeds for people, headings first."""
     keys = [key for key in board.differing if key != "seed"]
     counts = ["n", "lost"] if (board.groups["lost"] > 0).any() else ["n"]
@@ -135,13 +135,13 @@ def _cell(value: Any) -> str:
     return str(value) if isinstance(value, int) else number(value)
 
 
-def _caption(board: Board) -> str:
+def _caption(board: Ranking) -> str:
     """Say how far the sweep is: ``6 jobs: 4 completed, 1 diverged, 1 waiting``."""
     counts = ", ".join(f"{count} {status}" for status, count in board.counts.items())
     return f"{len(board.jobs)} job{'s' if len(board.jobs) != 1 else ''}: {counts}" if len(board.jobs) else "no jobs"
 
 
-def markdown(board: Board, limit: int) -> str:
+def markdown(board: Ranking, limit: int) -> str:
     """Write both tables, of ``limit`` rows at most, and the command that trains the winner again, as Markdown."""
     better = "higher" if board.mode == "max" else "lower"
     columns, *rows = _job_rows(board, limit)
@@ -157,7 +157,7 @@ def markdown(board: Board, limit: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def show(screen: Console, board: Board, top: int = TOP) -> None:
+def show(screen: Console, board: Ranking, top: int = TOP) -> None:
     """Print both tables, of ``top`` rows at most, and how far the sweep is."""
     rows = _job_rows(board, top)
     hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names, which repeat the keys
@@ -170,12 +170,12 @@ def show(screen: Console, board: Board, top: int = TOP) -> None:
     screen.print("\n" + "\n".join([_caption(board), *board.notes]), soft_wrap=True)
 
 
-def commands(board: Board) -> dict[str, str]:
+def commands(board: Ranking) -> dict[str, str]:
     """Name what to do next with a leaderboard."""
     return {"train again": _train_again(board), "leaderboard": quoted(str(short(board.folder / TEXT)))}
 
 
-def _train_again(board: Board) -> str:
+def _train_again(board: Ranking) -> str:
     if board.best is None:
         return "no job was completed, so none has won"
     return board.best.command or f"as {board.best.folder / '.hydra'} says"

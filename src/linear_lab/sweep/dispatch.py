@@ -75,7 +75,7 @@ class Launches:
         """
         before: dict[str, Any] = {}  # stamps of the jobs' records before their first launch
         passed_over: set[str] = set()  # by a launch, since another process ran them then
-        while len(left := self.left(planned)) and not self.stopped:
+        while len(left := self.jobs_to_run(planned)) and not self.stopped:
             if results.is_stacking(self.folder) and not self.stacked:
                 with self.stacking():  # it may train these jobs
                     continue
@@ -84,7 +84,7 @@ class Launches:
             begun = [name for name in stamps if stamps[name] != before[name]]
             batch = left.filter(name=begun[0]) if begun else left
             error = self.launch(batch)
-            missing = self.left(batch)
+            missing = self.jobs_to_run(batch)
             if error and begun:
                 self.errors |= dict.fromkeys(missing["name"], f"its process was lost ({error})")
             elif error and self._stamps(missing) == stamps:
@@ -128,7 +128,7 @@ class Launches:
                 page.write_page(self.folder, sparingly=True)
         return None
 
-    def left(self, planned: pl.DataFrame) -> pl.DataFrame:
+    def jobs_to_run(self, planned: pl.DataFrame) -> pl.DataFrame:
         """Return the jobs that this process has to run: not ended, nor failed here, nor run by another process."""
         with os.scandir(self.folder) as entries:  # the locks first: a job that ends meanwhile has then ended
             held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]

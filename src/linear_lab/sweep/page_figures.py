@@ -19,13 +19,13 @@ from linear_lab.runs.folder import LAST
 from linear_lab.sweep.board import markdown
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.mistakes import read_config
-from linear_lab.sweep.ranking import Board
+from linear_lab.sweep.ranking import Ranking
 from linear_lab.theory.least_squares import Optimum
 from linear_lab.theory.reference import Reference, reference
-from linear_lab.tracking.figures import loss_surface
-from linear_lab.tracking.figures.canvas import Array
-from linear_lab.tracking.figures.comparison import Map, rates
-from linear_lab.tracking.figures.selection import least_squares_line, surface
+from linear_lab.tracking.pictures import loss_surface
+from linear_lab.tracking.pictures.canvas import Array
+from linear_lab.tracking.pictures.of_run import least_squares_line, surface
+from linear_lab.tracking.pictures.of_sweep import Map, rates
 from linear_lab.tracking.tensorboard import RunLogger, event_files
 from linear_lab.tracking.tracker import coefficients
 
@@ -36,7 +36,7 @@ POINTS = 2000  # of an optimizer's curve
 FEWEST = 3  # distinct values of each of a map's two numbers
 
 
-def log_page(board: Board, folder: Path) -> None:
+def log_page(board: Ranking, folder: Path) -> None:
     """Write the events of the page into ``folder``, and those of least squares, in place of the earlier ones."""
     ended = board.ranked.filter(pl.col("status").is_in(["completed", "diverged"]) & pl.col("problem").is_not_null())
     jobs = ended.filter(pl.col("problem") == pl.col("problem").first())
@@ -65,7 +65,7 @@ def log_page(board: Board, folder: Path) -> None:
                 logger.log_metrics(metrics, step)  # type: ignore[arg-type]
 
 
-def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
+def pictures(jobs: pl.DataFrame, board: Ranking) -> dict[str, bytes]:
     """Draw jobs that fit the same data, as PNG files by name."""
     drawn = {}
     curves: dict[str, list[tuple[float, float | None]]] = {}
@@ -79,7 +79,7 @@ def pictures(jobs: pl.DataFrame, board: Board) -> dict[str, bytes]:
     return drawn
 
 
-def mapped(jobs: pl.DataFrame, board: Board) -> Map | None:
+def mapped(jobs: pl.DataFrame, board: Ranking) -> Map | None:
     """Make the map of a grid of two numbers; None for other sweeps. Several seeds in one place show their median."""
     keys = [key for key in board.differing if key != "seed"]
     if len(keys) != 2:
@@ -106,7 +106,7 @@ def mapped(jobs: pl.DataFrame, board: Board) -> Map | None:
     return Map(columns["x"].to_numpy(), rows["y"].to_numpy(), values, lost, names, stable)
 
 
-def paths_of(jobs: pl.DataFrame, board: Board) -> dict[str, list[Array]]:
+def paths_of(jobs: pl.DataFrame, board: Ranking) -> dict[str, list[Array]]:
     """Return the paths ``(N, 2)`` of weight and bias of the best jobs that have run folders, by optimizer."""
     paths: dict[str, list[Array]] = {}
     for name, optimizer in jobs.filter("folder").head(PATHS).select("name", "optimizer").iter_rows():

@@ -38,7 +38,7 @@ class RankedJob(NamedTuple):
 
 
 @dataclass
-class Board:
+class Ranking:
     """The jobs of a sweep and how they compare.
 
     ``jobs`` are as `read_jobs` returns them, and have ``value``: the final model's metric; None unless the job was
@@ -114,7 +114,7 @@ class Board:
         return groups.with_columns(rank=ranks).sort("rank", nulls_last=True, maintain_order=True)
 
 
-def of_stack(folder: Path) -> str | None:
+def stacked_job_message(folder: Path) -> str | None:
     """Say that a job without a run folder was trained in a stack, and how to train it alone; None if it was not."""
     columns: list[str | pl.Expr] = ["status", "error", pl.col("job").struct.field("overrides")]
     rows = read_results(folder.parent, columns, pl.col("name") == folder.name)
@@ -127,10 +127,10 @@ def of_stack(folder: Path) -> str | None:
     return f"this job was trained in a stack, which leaves no run folder; train it alone: {command}"
 
 
-_boards: dict[Path, tuple[pl.DataFrame, Any, Board]] = {}  # as read last, with the jobs and the arguments of then
+_boards: dict[Path, tuple[pl.DataFrame, Any, Ranking]] = {}  # as read last, with the jobs and the arguments of then
 
 
-def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Board:
+def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Ranking:
     """Read the jobs of a sweep and rank them; a folder without jobs gives an empty board.
 
     The metric and the mode, min or max, are by default the sweep's; for another metric the mode is max if it is an
@@ -160,7 +160,7 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     value = pl.col("metrics").struct.field(metric) if metric in measured else pl.lit(None, pl.Float64)
     value = pl.when(pl.col("status") == "completed").then(value).cast(pl.Float64)
     _boards.pop(folder, None)  # before the new one is made: a million jobs are large
-    board = Board(folder, metric, mode or defaults["mode"], jobs.with_columns(value=value), [*notes])
+    board = Ranking(folder, metric, mode or defaults["mode"], jobs.with_columns(value=value), [*notes])
     other = [key for key in board.differing if key.startswith("data") and key not in SAME_DATA]
     other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
     if other:

@@ -166,13 +166,13 @@ class GridSweeper:
             self.keep_best(planned, stacked)
 
     def train_stacks(self, planned: pl.DataFrame, launcher: StackedLauncher) -> None:
-        left = self.launches.left(planned)
+        left = self.launches.jobs_to_run(planned)
         if launcher.history and (ended := len(planned) - len(left)):
             launcher.notes.append(f"history  {ended} jobs ended before; another name= keeps the history of all")
         if len(left) < 2:
             return
         with self.launches.stacking():
-            left = self.launches.left(planned)  # another command may have trained them meanwhile
+            left = self.launches.jobs_to_run(planned)  # another command may have trained them meanwhile
             if len(left) > 1:
                 launcher.train_stacks(self.folder, left, self.composer, self.watch.stacked)
         self.watch.stack = None

@@ -83,12 +83,12 @@ def metrics(
     return {tag: number for tag, number in numbers.items() if number is not None}
 
 
-def start(folder: Path, columns: dict[str, Cell]) -> None:
+def write_start(folder: Path, columns: dict[str, Cell]) -> None:
     """Write the start of a run's row, or replace it; until the row has an end, its status is UNKNOWN."""
     _write(folder / START, _start_record(columns))
 
 
-def end(folder: Path, status: str | None) -> None:
+def write_end(folder: Path, status: str | None) -> None:
     """Write how a run ended, if it has a row without an end; the row of an interrupted run stays UNKNOWN."""
     files = event_files(folder)
     if status in STATUSES and (folder / START).exists() and files and not _ends(folder):

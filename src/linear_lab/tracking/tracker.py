@@ -20,8 +20,8 @@ from linear_lab.fitting.summary import Summary
 from linear_lab.models import SupervisedModule
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
-from linear_lab.tracking.figures.selection import Pictures, is_plain
 from linear_lab.tracking.graph import trace
+from linear_lab.tracking.pictures.of_run import Pictures, is_plain
 from linear_lab.tracking.tensorboard import RunLogger
 
 MOST_CURVES = 16  # coefficients with a curve each; of more coefficients only the norm is logged
@@ -71,7 +71,7 @@ class Tracker(Callback):
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
         self.lr = optimizer.param_groups[0].get("lr")  # a scheduler may have changed it already
         columns = hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
-        hparams.start(Path(self.logger.root_dir), columns)
+        hparams.write_start(Path(self.logger.root_dir), columns)
         yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)
         self.logger.log_text("config", f"```yaml\n{yaml}```", step)
 

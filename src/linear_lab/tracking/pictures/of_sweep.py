@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from linear_lab.tracking.figures.canvas import COLOURS, DASHES, OPTIMIZERS, Array, Picture, finite, look, span
+from linear_lab.tracking.pictures.canvas import COLOURS, DASHES, OPTIMIZERS, Array, Picture, finite, look, span
 
 WIDE = 10.0  # ratio of the largest to the smallest value from which an axis may be logarithmic
 

@@ -9,8 +9,8 @@ from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.lines import Line2D
 
-from linear_lab.tracking.figures import canvas
-from linear_lab.tracking.figures.canvas import REACH, Array, Picture, finite, span
+from linear_lab.tracking.pictures import canvas
+from linear_lab.tracking.pictures.canvas import REACH, Array, Picture, finite, span
 
 Loss = Callable[[Array, Array], Array]  # of weights and biases, (n,) each
 

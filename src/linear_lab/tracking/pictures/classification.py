@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.lines import Line2D
 
-from linear_lab.tracking.figures.canvas import COLOURS, Array, Picture, cut, look, span, spread
+from linear_lab.tracking.pictures.canvas import COLOURS, Array, Picture, cut, look, span, spread
 
 
 class Regions(Picture):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from linear_lab.tracking.figures.canvas import COLOURS, EXACT, REACH, RED, Array, Picture, cut, look, span, spread
+from linear_lab.tracking.pictures.canvas import COLOURS, EXACT, REACH, RED, Array, Picture, cut, look, span, spread
 
 MOST_ROWS = 16  # coefficients that are shown
 

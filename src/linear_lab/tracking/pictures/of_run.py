@@ -9,8 +9,8 @@ from linear_lab.data.schema import restore, standardize
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal import layout
 from linear_lab.theory.reference import Reference
-from linear_lab.tracking.figures import classification, loss_surface, regression
-from linear_lab.tracking.figures.canvas import Array, spread
+from linear_lab.tracking.pictures import classification, loss_surface, regression
+from linear_lab.tracking.pictures.canvas import Array, spread
 
 
 class Pictures:

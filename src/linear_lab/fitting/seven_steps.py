@@ -20,7 +20,7 @@ LOSS_FORMULAS = {
 }
 
 
-class FirstSteps(Callback):
+class SevenSteps(Callback):
     """Shows the first steps of a run as the seven steps of backpropagation, by hooks: nothing is computed again.
 
     Args:
@@ -69,8 +69,8 @@ class FirstSteps(Callback):
         self.hook.remove()
         if not self.gradients:  # gradients add up over batches, and the weights stay
             return
-        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided by it
-        if len(self.y_hats) > 1:  # and of a step with several evaluations it tells the last
+        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided the loss by that number
+        if len(self.y_hats) > 1:  # an optimizer such as LBFGS evaluates several times, and returns the last loss
             loss = pl_module.loss(self.y_hats[0], batch[1])  # type: ignore[operator]
         if trainer.world_size > 1:
             loss = trainer.strategy.reduce(loss, reduce_op="mean")  # each process has its share of the batch's loss
