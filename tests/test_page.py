@@ -19,7 +19,7 @@ from test_dashboard import cells, status
 from test_leaderboard import plan, stack
 
 from linear_lab import train as train_entry
-from linear_lab.sweep import board, page, page_figures, results
+from linear_lab.sweep import board, page, page_content, results
 from linear_lab.sweep.page import refresh, write_page
 from linear_lab.sweep.plan import job_fields
 from linear_lab.tracking.pictures import of_sweep
@@ -42,7 +42,7 @@ def leaderboard(folder):
 
 def as_job(folder, *overrides):
     """Have a run's record say that it is a job of a sweep."""
-    config = page_figures.read_config(folder) | {"metric": "val/loss", "mode": "min"}
+    config = page_content.read_config(folder) | {"metric": "val/loss", "mode": "min"}
     job = job_fields(config, overrides, "-".join(overrides))
     (folder / "result.json").write_text(json.dumps(record(folder) | {"job": job}))
 
@@ -84,11 +84,11 @@ def test_the_page_shows_rates_paths_and_the_leaderboard(swept):
 
 def test_what_is_drawn_is_what_the_jobs_found(swept, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(page_figures, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric) or b"")
-    monkeypatch.setattr(page_figures.loss_surface, "paths", lambda *arguments: drawn.update(paths=arguments) or b"")
-    monkeypatch.setattr(page_figures.RunLogger, "log_picture", lambda *_: None)
+    monkeypatch.setattr(page_content, "rates", lambda curves, metric: drawn.update(rates=curves, metric=metric) or b"")
+    monkeypatch.setattr(page_content.loss_surface, "paths", lambda *arguments: drawn.update(paths=arguments) or b"")
+    monkeypatch.setattr(page_content.RunLogger, "log_picture", lambda *_: None)
     found = board.read(swept)
-    page_figures.log_page(replace(found, folder=swept), tmp_path / "_sweep")
+    page_content.log_page(replace(found, folder=swept), tmp_path / "_sweep")
     assert drawn["metric"] == "val/loss"
     values = [record(swept / name)["metrics"]["val/loss"] for name in names(swept)]
     assert drawn["rates"] == {
@@ -210,7 +210,7 @@ def test_a_config_cut_in_half_costs_one_line_of_the_pictures(swept, tmp_path, mo
     first, second = copied(swept, tmp_path)
     (first / ".hydra" / "config.yaml").write_text("data: {x: [1,")
     drawn = []
-    monkeypatch.setattr(page_figures, "pictures", lambda jobs, _: drawn.append(jobs["name"].to_list()) or {})
+    monkeypatch.setattr(page_content, "pictures", lambda jobs, _: drawn.append(jobs["name"].to_list()) or {})
     write_page(tmp_path)
     assert drawn.pop() == [second.name, first.name]  # best first; the record says what is wanted
     assert "sweep/paths" in events(tmp_path / "_sweep").Tags()["images"]  # the other config tells of the surface
@@ -275,8 +275,8 @@ def put_grid(folder, *keys, seeds=(None,), axes=(RATES, MOMENTA)):
 
 def drawn_map(found, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(page_figures, "Map", lambda *given: given)
-        return page_figures.mapped(found.ranked, found)
+        patched.setattr(page_content, "Map", lambda *given: given)
+        return page_content.mapped(found.ranked, found)
 
 
 def test_a_map_of_two_numbers(tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_a_map_of_two_numbers(tmp_path, monkeypatch):
     assert lost.tolist() == [[False, False, False, True]] * 5
     assert names_ == ("lr", "momentum", "val/loss")
     np.testing.assert_allclose(stable, [(0.2 + momentum / 10, momentum) for momentum in y])
-    picture = page_figures.mapped(found.ranked, found)  # and so is it drawn
+    picture = page_content.mapped(found.ranked, found)  # and so is it drawn
     shown, grey = picture.axes.collections
     np.testing.assert_allclose(shown.get_array()[:, :3], wanted)
     assert np.ma.getmaskarray(shown.get_array()).tolist() == lost.tolist()
@@ -341,7 +341,7 @@ def test_no_map_of_what_are_not_two_numbers(keys, axes, tmp_path):
     )
     stack(tmp_path, {f"{one}-{other}": 1.0 for one in axes[0] for other in axes[1]})
     found = board.read(tmp_path)
-    assert page_figures.mapped(found.ranked, found) is None
+    assert page_content.mapped(found.ranked, found) is None
 
 
 def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path, monkeypatch):
@@ -349,13 +349,13 @@ def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path,
     plan(tmp_path, {"other": ["optimizer=adam", "optimizer.lr=0.1", "optimizer.momentum=0.5"]})
     stack(tmp_path, {"other": 1.0})
     found = board.read(tmp_path)
-    assert page_figures.mapped(found.ranked, found) is None
+    assert page_content.mapped(found.ranked, found) is None
     searched = tmp_path / "search"
     searched.mkdir()
     plan(searched, {str(k): [f"optimizer.lr={k / 7}", f"optimizer.momentum={k / 99}"] for k in range(30)})
     stack(searched, {str(k): 1.0 for k in range(30)})
     found = board.read(searched)
-    assert page_figures.mapped(found.ranked, found) is None
+    assert page_content.mapped(found.ranked, found) is None
     hole = tmp_path / "hole"  # what waits leaves a hole
     hole.mkdir()
     put_grid(hole, "optimizer.lr", "optimizer.momentum")

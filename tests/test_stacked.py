@@ -603,8 +603,6 @@ def test_memory_bounds_a_stack():
     for module in (LinearModule(3, 1), MLPModule(3, 1, hidden=[50])):
         rule, loss = RULES["torch.optim.SGD"], LOSSES["torch.nn.MSELoss"][0]
         plan = step.StackSpec(module, data, rule, {}, loss, "", "min", 1, 1, 1)
-            module, data, RULES["torch.optim.SGD"], {}, LOSSES["torch.nn.MSELoss"][0], "", "min", 1, 1, 1
-        )
         small, large = (step.capacity(plan, size << 20, 10**6) for size in (1000, 10_000))
         assert 1 <= small < large
         assert large == pytest.approx(10 * small, rel=0.6)

@@ -53,7 +53,7 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
             fingerprint = hashlib.sha256(board.table(sweep).encode()).hexdigest()
             if shown.exists() and shown.read_text() == fingerprint:
                 return
-            from linear_lab.sweep.page_figures import log_page  # only now: it imports torch
+            from linear_lab.sweep.page_content import log_page  # only now: it imports torch
 
             log_page(sweep, folder / PAGE)
             shown.write_text(fingerprint)
