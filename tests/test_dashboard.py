@@ -1,515 +1,179 @@
-"""What TensorBoard reads of a run."""
+"""The dashboard's process: the address it prints, who reaches it, and how it ends."""
 
-import gc
 import json
 import re
-import time
+import signal
+import socket
+import sys
+import urllib.request
+import webbrowser
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import pytest
-import torch
-from lightning.pytorch import Callback, Trainer
-from runs import compose, events, record, resume, scalars, train
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from tensorboard.compat.proto.graph_pb2 import GraphDef
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.plugins.hparams import api_pb2, metadata
-from torch import nn
+from browser import end, stable, start
+from torch.utils.tensorboard import SummaryWriter
 
-from linear_lab import UserError
-from linear_lab.fitting.build import build, build_reference
-from linear_lab.fitting.callbacks import Interrupted
-from linear_lab.models import LinearModule
-from linear_lab.terminal.layout import markdown_table
-from linear_lab.tracking.hparams import START, hyperparameters
-from linear_lab.tracking.pictures.of_run import Pictures
-from linear_lab.tracking.tensorboard import RunLogger, event_files
-from linear_lab.tracking.tracker import coefficients, gradient_norms, has_pictures, on_path
+from linear_lab import UserError, dashboard
 
-SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+RUNS = ("runs/20261123-062841-9i1e-sgd", "sweeps/20261123-070000-ab12/3-adam-lr=0.1-seed=2")
 
 
-def text(folder, tag):
-    """A text as it was logged."""
-    (event,) = events(folder).Tensors(f"{tag}/text_summary")
-    return event.tensor_proto.string_val[0].decode()
+@pytest.fixture
+def logdir(tmp_path):
+    folder = tmp_path / "two words"
+    for run in RUNS:
+        with SummaryWriter(str(folder / run)) as writer:
+            writer.add_scalar("val/loss", 0.5, 0)
+    return folder
 
 
-def status(folder):
-    """The end that TensorBoard reads first; None without one."""
-    found = events(folder).SummaryMetadata
+@pytest.fixture
+def taken():
+    """TensorBoard's own port, which some other process has."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("127.0.0.1", 6006))
+            server.listen()
+        except OSError:
+            pass  # then some other process has it indeed
+        yield 6006
+
+
+def children(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def alive(pid):
     try:
-        content = found(metadata.SESSION_END_INFO_TAG).plugin_data.content
-    except KeyError:
-        return None
-    return api_pb2.Status.Name(metadata.parse_session_end_info_plugin_data(content).status).removeprefix("STATUS_")
+        return bool(Path(f"/proc/{pid}/cmdline").read_text())  # a zombie has none
+    except OSError:
+        return False
 
 
-def cells(folder):
-    """The hyperparameters of a run's row, as Python values."""
-    content = events(folder).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-    values = metadata.parse_session_start_info_plugin_data(content).hparams
-    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+def runs(address):
+    with urllib.request.urlopen(address.partition("?")[0] + "data/runs") as answer:
+        return set(json.load(answer))
 
 
-def test_one_folder_holds_all_of_a_run(finished):
-    assert {path.name for path in finished.iterdir() if path.is_dir()} == {".hydra", "checkpoints"}  # no sub-runs
-    assert sum(path.stat().st_size for path in finished.glob("events*")) < 500_000
-
-
-def test_curves_go_from_the_untouched_to_the_final_model(finished):
-    curves, result = scalars(finished), record(finished)
-    assert set(curves) == {
-        "train/loss", "val/loss", "test/loss", "train/excess", "train/log10_excess", "optim/lr", "optim/grad_norm",
-        "param/weight", "param/bias", "optimum/weight", "optimum/bias", "optimum/loss", "time/steps_per_second",
-        "hp/train_loss", "hp/val_loss", "hp/best_val_loss", "hp/excess_loss", "hp/steps_above_1_percent",
-    }  # fmt: skip
-    for tag, points in curves.items():
-        steps = {"test/loss": [500], "time/steps_per_second": list(range(10, 501, 10))}
-        assert [step for step, _ in points] == steps.get(tag, list(range(0, 501, 10))), tag
-        assert all(np.isfinite(value) for _, value in points), tag
-    first, last = ({tag: points[end][1] for tag, points in curves.items()} for end in (0, -1))
-    initial, final, best = result["initial"], result["metrics"], result["best"]
-    assert (first["param/weight"], first["param/bias"]) == pytest.approx((initial["weight"][0][0], initial["bias"][0]))
-    assert last["param/weight"] == pytest.approx(result["parameters"]["weight"][0][0])
-    assert first["train/excess"] == pytest.approx(initial["excess_loss"])
-    assert last["train/excess"] == last["hp/excess_loss"] == pytest.approx(result["excess_loss"])
-    assert last["train/log10_excess"] == pytest.approx(np.log10(result["excess_loss"]))
-    assert last["hp/val_loss"] == last["val/loss"] == final["val/loss"]
-    assert last["hp/best_val_loss"] == pytest.approx(best["metrics"]["val/loss"])
-    assert last["test/loss"] == final["test/loss"]
-    assert first["optim/grad_norm"] == pytest.approx(
-        np.hypot(*(np.ravel(g)[0] for g in result["first_step"]["gradient"].values()))
-    )
-    small = next(step for step, value in curves["train/excess"] if value <= 0.01 * first["train/excess"])
-    assert last["hp/steps_above_1_percent"] == small == 10
-
-
-def test_the_best_value_is_that_of_the_best_checkpoint(tmp_path):
-    """Here the start is better than all that follows, and has no checkpoint."""
-    start = ("model.weight=2", "model.bias=0", "data.train={x: [1, 2], y: [3, 7]}")
-    often = ("trainer.max_epochs=5", "trainer.check_val_every_n_epoch=1")
-    result = train(tmp_path, "optimizer=adam", "optimizer.lr=0.5", *start, *often)
-    values = [value for _, value in scalars(tmp_path)["val/loss"]]
-    assert values[0] == 0 < min(values[1:]) == pytest.approx(result["best"]["metrics"]["val/loss"])
-    bests = [value for _, value in scalars(tmp_path)["hp/best_val_loss"]]
-    assert bests == [0, *np.minimum.accumulate(values[1:])]
-
-
-def test_the_rate_of_each_step_is_logged(tmp_path):
-    train(tmp_path, "scheduler=step", "scheduler.step_size=2", "scheduler.gamma=0.5", "trainer.max_epochs=5",
-          "trainer.check_val_every_n_epoch=1")  # fmt: skip
-    rates = [value for _, value in scalars(tmp_path)["optim/lr"]]
-    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05, 0.025])
-
-
-def test_steps_above_one_percent_are_counted_until_the_first_that_is_below(tmp_path):
-    train(tmp_path, "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=1")
-    curves = scalars(tmp_path)
-    above = [step for step, value in curves["train/excess"] if value > 0.01 * curves["train/excess"][0][1]]
-    assert above == list(range(len(above)))
-    assert [value for _, value in curves["hp/steps_above_1_percent"]] == [min(k, len(above)) for k in range(13)]
-
-
-@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "cross_entropy"])
-def test_gradients_are_those_of_each_row_and_of_their_mean(loss):
-    source = "toy_classes" if loss == "cross_entropy" else "synthetic"
-    besides = [] if loss == "cross_entropy" else ["data.features=3", "data.targets=2"]
-    data, model = build(compose(f"data={source}", f"loss={loss}", "data.samples=60", *besides))
-    x, y = data.parts["train"]
-    rows = []
-    for row in range(len(x)):
-        parameters = list(model.parameters())
-        by_row = torch.autograd.grad(model.loss(model(x[row : row + 1]), y[row : row + 1]), parameters)
-        rows.append(torch.cat([values.flatten() for values in by_row]))
-    rows = torch.stack(rows)
-    with torch.inference_mode():
-        norm, norms = gradient_norms(model, x, y)
-    torch.testing.assert_close(norms.float(), rows.norm(dim=1))
-    assert norm == pytest.approx(rows.mean(0).norm().item(), rel=1e-5)
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_the_gradient_of_many_rows_is_their_mean_too(monkeypatch):
-    data, model = build(compose("data=synthetic"))
-    x, y = data.parts["train"]
-    whole = gradient_norms(model, x, y)
-    monkeypatch.setattr("linear_lab.tracking.tracker.EVALUATION_ROWS", 64)
-    blocks = gradient_norms(model, x, y)
-    assert blocks[0] == pytest.approx(whole[0], rel=1e-6)
-    torch.testing.assert_close(blocks[1].float(), whole[1].float())
-
-
-def test_each_coefficient_has_a_curve_while_there_are_few():
-    weight, bias = [[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0]
-    assert coefficients("param", {"weight": weight, "bias": bias}, ["a", "b"], ["y", "z"]) == {
-        "param/weight/y/a": 1, "param/weight/y/b": 2, "param/weight/z/a": 3, "param/weight/z/b": 4,
-        "param/bias/y": 5, "param/bias/z": 6,
-    }  # fmt: skip
-    assert coefficients("param", {"weight": [[2.0]], "bias": None}, ["x"], ["y"]) == {"param/weight": 2.0}
-    many = [f"x{k}" for k in range(17)]
-    norms = coefficients("param", {"weight": [[2.0] * 17], "bias": [3.0]}, many, ["y"])
-    assert norms == pytest.approx({"param/weight_norm": 2 * 17**0.5, "param/bias_norm": 3.0})
-
-
-def test_pictures_and_histograms_are_spaced_logarithmically(finished):
-    found = events(finished)
-    assert set(found.Tags()["images"]) == {"pictures/fit", "pictures/loss_surface"}
-    assert set(found.Tags()["histograms"]) == {"train/residuals", "train/gradient_norms"}
-    steps = [0, 1, 3, 10, 30, 100, 300, 500]
-    for tag in found.Tags()["images"]:
-        images = found.Images(tag)
-        assert [image.step for image in images] == steps
-        assert len({image.encoded_image_string for image in images}) == len(steps)  # each its own
-        assert all(image.width > 400 and image.height > 300 for image in images)
-    for tag in found.Tags()["histograms"]:
-        assert [event.step for event in found.Histograms(tag)] == steps
-    start = found.Histograms("train/residuals")[0].histogram_value
-    initial = record(finished)["initial"]
-    rest = initial["weight"][0][0] * np.arange(1, 5) + initial["bias"][0] - 2 * np.arange(1, 5)
-    assert (start.num, start.min, start.max) == (4, pytest.approx(rest.min()), pytest.approx(rest.max()))
-
-
-def test_pictures_of_a_standardized_table_are_in_its_units(tmp_path):
-    table = tmp_path / "t.csv"
-    table.write_text("a,b,c\n" + "".join(f"{k},{k * k % 7},{300 * k - (k * k % 7) + k % 5}\n" for k in range(40)))
-    cfg = compose("data=table", f"data.path={table}", "data.y=[c]")
-    data, model = build(cfg)
-    with torch.no_grad():
-        model.network.weight.copy_(torch.tensor([[0.5, -0.25]]))
-    pictures = Pictures(data, model, build_reference(cfg, data, model))
-    pictures.draw(0, [])
-    x, y = (values.numpy() for values in data.raw["train"])
-    (mean, scale), (y_mean, y_scale) = ((v.mean(0), v.std(0)) for v in (x, y))
-    bias = model.network.bias.item()
-    y_hat = y_mean + y_scale * ((x - mean) / scale @ np.array([[0.5], [-0.25]]) + bias)
-    low, high = pictures.agreement.limits
-    shown = pictures.agreement.dots["train"].get_ydata()
-    np.testing.assert_allclose(shown, np.clip(y_hat[:, 0], low, high), rtol=1e-5)
-    np.testing.assert_allclose(pictures.residuals()["residuals"], (y_hat - y)[:, 0], rtol=1e-4)
-    np.testing.assert_allclose(pictures.coefficients.dots.get_xdata(), [0.5, -0.25])
-
-
-def test_a_run_leaves_no_file_open(tmp_path):
-    gc.disable()  # which would close it some time
-    train(tmp_path, *SHORT)
-    gc.enable()
-    held = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.exists()]
-    assert not [path for path in held if tmp_path in path.parents]
-
-
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc, and 127.0.0.2, which is this machine's as well")
 @pytest.mark.parametrize(
-    ("overrides", "pictures"),
+    ("loader", "folder", "names", "by", "code"),
     [
-        (["data=synthetic", "data.features=3", "data.targets=2"], {"predictions", "coefficients"}),
-        (["data=toy_classes", "loss=cross_entropy"], {"decision_regions"}),
-        (["model.bias=false"], {"fit"}),
-        (["loss=mae"], {"fit", "loss_surface"}),
-        (["logger.pictures=false"], set()),
+        ("auto", ".", set(RUNS), signal.SIGINT, 0),
+        ("auto", RUNS[0], {Path(RUNS[0]).name}, signal.SIGTERM, 143),
+        ("false", RUNS[1], {Path(RUNS[1]).name}, signal.SIGINT, 0),
     ],
 )
-def test_pictures_suit_the_data(overrides, pictures, tmp_path):
-    train(tmp_path, *overrides, "trainer.max_epochs=1", *(["logger=tensorboard"] if pictures else []))
-    found = events(tmp_path)
-    assert set(found.Tags()["images"]) == {f"pictures/{name}" for name in pictures}
-    assert bool(found.Tags()["histograms"]) == bool(pictures)
-    for tag in found.Tags()["images"]:
-        assert [image.step for image in found.Images(tag)] == [0, 1]
-
-
-def test_classes_of_other_features_than_two_have_a_confusion_matrix(tmp_path):
-    table = tmp_path / "t.csv"
-    table.write_text("a,kind\n" + "".join(f"{k},{'low' if k < 20 else 'high'}\n" for k in range(40)))
-    train(tmp_path / "run", "data=table", f"data.path={table}", "data.y=[kind]", "loss=cross_entropy",
-          "trainer.max_epochs=1", "logger=tensorboard")  # fmt: skip
-    assert events(tmp_path / "run").Tags()["images"] == ["pictures/confusion"]
-
-
-def test_pictures_are_on_or_off(tmp_path):
-    with pytest.raises(UserError, match="logger: pictures must be true or false, got 7"):
-        train(tmp_path, "logger.pictures=7")
-
-
-def test_steps_of_pictures_and_of_the_path():
-    assert [step for step in range(5000) if has_pictures(step)] == [0, 1, 3, 10, 30, 100, 300, 1000, 3000]
-    assert [step for step in range(200) if on_path(step)] == [*range(64), *range(64, 128, 2), *range(128, 200, 4)]
-
-
-def test_the_row_of_a_run(finished):
-    found = cells(finished)
-    assert {name: found[name] for name in ("optimizer", "lr", "momentum", "batch_size", "seed")} == {
-        "optimizer": "SGD", "lr": 0.1, "momentum": "0", "batch_size": 4, "seed": 0
-    }  # fmt: skip
-    assert found["optimizer.nesterov"] is False
-    assert found["trainer.max_epochs"] == 500
-    assert "data.order_seed" not in found  # it is the seed's column
-    assert status(finished) == "SUCCESS"
-
-
-@pytest.mark.parametrize(("option", "momentum", "lr"), [("adam", "-", 0.1), ("rmsprop", "0", 0.01), ("lbfgs", "-", 1)])
-def test_each_optimizer_fills_the_columns_that_all_have(option, momentum, lr):
-    cfg = compose(f"optimizer={option}", "data=synthetic", "data.batch_size=5000")
-    data, model = build(cfg)
-    found = hyperparameters({**cfg}, model.configure_optimizers(), len(data.parts["train"][0]))
-    assert (found["momentum"], found["lr"], found["batch_size"], found["scheduler"]) == (momentum, lr, 700, "-")
-
-
-def test_a_run_that_diverged_has_its_last_numbers_and_failed(tmp_path):
-    with pytest.raises(UserError, match="diverged"):
-        train(tmp_path, "optimizer.lr=0.5")
-    result, curves = record(tmp_path), scalars(tmp_path)
-    for tag, points in curves.items():
-        assert points[-1][0] == result["steps"], tag
-    assert curves["hp/val_loss"][-1][1] == pytest.approx(result["metrics"]["val/loss"])
-    assert curves["hp/best_val_loss"][-1][1] == pytest.approx(result["initial"]["val/loss"])
-    assert status(tmp_path) == "FAILURE"
-    assert result["error"] in text(tmp_path, "outcome")
-
-
-@pytest.mark.parametrize("lr", ["1e20", "1e30"])
-def test_what_float32_cannot_hold_is_not_logged(lr, tmp_path):
-    with pytest.raises(UserError, match="diverged"):
-        train(tmp_path, f"optimizer.lr={lr}", "trainer.precision=64-true", "logger=tensorboard")
-    assert all(np.isfinite(value) for points in scalars(tmp_path).values() for _, value in points)
-
-
-def test_a_run_without_validation_has_a_row_with_its_end(tmp_path):
-    result = train(tmp_path, "trainer.limit_val_batches=0", *SHORT)
-    assert cells(tmp_path)["optimizer"] == "SGD"
-    assert scalars(tmp_path)["hp/val_loss"] == [(3, pytest.approx(result["metrics"]["val/loss"]))]
-
-
-class WithDropout(LinearModule):
-    """A network that draws random numbers, and counts how often it was run."""
-
-    def __init__(self, in_features, out_features, **arguments):
-        super().__init__(in_features, out_features, **arguments)
-        layers = nn.Linear(in_features, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, out_features)
-        self.network = nn.Sequential(*layers)
-        self.network.register_parameter("unused", nn.Parameter(torch.zeros(1)))
-
-
-class Noisy(LinearModule):
-    """nn.Linear, and something around it that draws random numbers at any time."""
-
-    def forward(self, x):
-        return self.network(x + 0.1 * torch.randn_like(x)) ** 2
-
-
-class LogsToo(LinearModule):
-    """Logs a number of its own beside the metrics."""
-
-    def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        super().validation_step(batch, batch_idx, dataloader_idx)
-        if dataloader_idx == 0:
-            self.log("val/mine", float(self.trainer.global_step), add_dataloader_idx=False)
-
-
-def test_what_a_module_of_ones_own_logs_stands_at_the_step_of_the_metrics(tmp_path):
-    train(tmp_path, f"model._target_={__name__}.LogsToo", "trainer.max_epochs=30")
-    found = scalars(tmp_path)
-    assert (
-        found["val/mine"] == [(step, step) for step, _ in found["val/loss"]] == [(0, 0), (10, 10), (20, 20), (30, 30)]
-    )
-    assert "epoch" not in found
-
-
-class WithoutRate(torch.optim.Optimizer):
-    """Subtracts a fixed share of the gradient."""
-
-    def __init__(self, params, weight_decay=0):
-        super().__init__(params, {"weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        with torch.enable_grad():
-            loss = closure()
-        for p in self.param_groups[0]["params"]:
-            p.sub_(p.grad, alpha=0.01)
-        return loss
-
-
-@pytest.mark.parametrize("own", ["WithDropout", "Noisy"])
-def test_looking_changes_no_number(own, tmp_path):
-    overrides = ("data=synthetic", "data.batch_size=100", f"model._target_={__name__}.{own}", "optimizer.lr=0.001")
-    states = []
-    for logger in ("logger=none", "logger=tensorboard"):
-        train(tmp_path / logger, *overrides, logger, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1")
-        states.append(torch.load(tmp_path / logger / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
-    for name, values in states[0].items():
-        assert torch.equal(values, states[1][name]), name
-    found = events(tmp_path / "logger=tensorboard")
-    assert found.Tags()["images"] == ["pictures/predictions"]
-    assert found.Tags()["histograms"] == ["train/residuals"]  # a row's gradient is known of nn.Linear alone
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
-def test_half_precision_is_logged_too(precision, tmp_path):
-    train(tmp_path, f"trainer.precision={precision}", "trainer.max_epochs=1", "logger=tensorboard")
-    assert set(events(tmp_path).Tags()["images"]) == {"pictures/fit", "pictures/loss_surface"}
-    assert scalars(tmp_path)["optim/grad_norm"][0][1] == pytest.approx(28.86, rel=0.01)
-
-
-def test_an_optimizer_without_a_rate(tmp_path):
-    without = [f"~optimizer.{key}" for key in ("lr", "momentum", "nesterov")]
-    train(tmp_path, f"optimizer._target_={__name__}.WithoutRate", *without, *SHORT)
-    assert "lr" not in cells(tmp_path)
-    assert "optim/lr" not in scalars(tmp_path)
-
-
-def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
-    train(tmp_path, "trainer.max_epochs=70", "logger=tensorboard")
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["callbacks"]["Tracker"]
-    torch.save(checkpoint, path)
-    (tmp_path / START).unlink()
-    resume(tmp_path, "trainer.max_epochs=71")
-    assert cells(tmp_path)["trainer.max_epochs"] == 71
-    assert [step for step, _ in scalars(tmp_path)["param/weight"]][-1] == 71
-    assert [image.step for image in events(tmp_path).Images("pictures/loss_surface")][-1] == 71
-
-
-def test_a_run_that_goes_on_otherwise_says_so(tmp_path):
-    mini_batches = ("data=synthetic", "data.samples=20", "data.batch_size=5", "trainer.accumulate_grad_batches=2")
-    train(tmp_path, *mini_batches, "trainer.max_epochs=2")
-    assert (cells(tmp_path)["batch_size"], cells(tmp_path)["trainer.max_epochs"]) == (10, 2)
-    resume(tmp_path, "trainer.max_epochs=4", "trainer.accumulate_grad_batches=1")
-    assert (cells(tmp_path)["batch_size"], cells(tmp_path)["trainer.max_epochs"]) == (5, 4)
-    shown = events(tmp_path).Tensors("config/text_summary")
-    assert ["max_epochs: 4" in event.tensor_proto.string_val[0].decode() for event in shown] == [False, True]
-    assert status(tmp_path) == "SUCCESS"
-
-
-def stop_at(step, action, monkeypatch):
-    """Have something happen after a step, before its checkpoint."""
-
-    def act(trainer, *_):
-        if trainer.global_step == step:
-            action()
-
-    callback = Callback()
-    callback.on_train_batch_end = act
-    original = Trainer.__init__
-    monkeypatch.setattr(
-        Trainer, "__init__", lambda self, *_, callbacks=(), **k: original(self, callbacks=[*callbacks, callback], **k)
-    )
-
-
-def interrupt():
-    raise Interrupted(130)
-
-
-def fail():
-    raise OSError("no such luck")
-
-
-@pytest.mark.parametrize(("action", "ended"), [(interrupt, None), (fail, "FAILURE")])
-def test_a_run_that_goes_on_has_one_row_and_its_own_end(action, ended, tmp_path, monkeypatch):
-    overrides = ("trainer.max_epochs=7", "trainer.check_val_every_n_epoch=3", "logger=tensorboard")
-    train(tmp_path / "whole", *overrides)
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patched, pytest.raises((Interrupted, OSError)):
-        stop_at(5, action, patched)
-        train(folder, *overrides)
-    assert status(folder) == ended
-    before = cells(folder)
-    resume(folder)
-    assert status(folder) == "SUCCESS"
-    assert cells(folder) == before
-    assert len(list(folder.glob("events*.end"))) == 1
-    one, two = (scalars(path) for path in (folder, tmp_path / "whole"))
-    assert [len(curves.pop("time/steps_per_second")) for curves in (one, two)] == [3, 3]
-    assert one == two
-    found = events(folder)
-    for tag in found.Tags()["images"]:
-        assert [image.step for image in found.Images(tag)] == [0, 1, 3, 7]
-    resume(folder)  # nothing is left to do, and nothing is said twice
-    assert scalars(folder)["test/loss"] == one["test/loss"]
-    assert len(events(folder).Images("pictures/fit")) == 4
-    (end,) = folder.glob("events*.end")
-    content = end.read_bytes()
-    with pytest.raises(UserError, match="seed=3 cannot change"):
-        resume(folder, "seed=3")  # refused: the end stays as it is, with its time
-    assert list(folder.glob("events*.end")) == [end]
-    assert end.read_bytes() == content
-
-
-def test_events_of_a_resumed_run_come_after_those_that_are_there(tmp_path):
-    """TensorBoard reads files in the order of their names: second, machine, process."""
-    there = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.9999999.0"
-    there.touch()
-    logger = RunLogger(str(tmp_path), purge_step=3)
-    logger.log_metrics({"a": 1.0}, 3)
-    logger.close()
-    assert event_files(tmp_path)[0] == there
-    assert len(event_files(tmp_path)) == 2
-
-
-def test_what_is_logged_together_is_one_event_and_on_disk_within_a_second(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("linear_lab.tracking.tensorboard.time.monotonic", lambda: now[0])
-    logger = RunLogger(str(tmp_path))
-    for step, there in ((0, [(0, 2)]), (1, [(0, 2)]), (2, [(0, 2), (1, 2), (2, 2)])):
-        logger.log_metrics({"a": 1.0, "b": step, "c": float("nan")}, step)
-        (path,) = event_files(tmp_path)
-        found = [(e.step, len(e.summary.value)) for e in LegacyEventFileLoader(str(path)).Load() if e.summary.value]
-        assert found == there
-        now[0] += 0.6
-    logger.log_metrics({"a": 2.0}, 3)
-    logger.close()
-    assert [step for step, _ in scalars(tmp_path)["a"]] == [0, 1, 2, 3]
-
-
-def test_the_graph_goes_from_x_and_y_to_the_loss(finished):
-    (path,) = event_files(finished)
-    content = next(event.graph_def for event in LegacyEventFileLoader(str(path)).Load() if event.graph_def)
-    nodes = {node.name: node for node in GraphDef.FromString(content).node}
-    assert {name: node.op for name, node in nodes.items()} == {
-        "x": "x", "y": "y", "network/weight": "Parameter", "network/bias": "Parameter", "network": "Linear",
-        "loss": "MSELoss", "output": "output",
-    }  # fmt: skip
-    assert list(nodes["network"].input) == ["x", "network/weight", "network/bias"]
-    assert list(nodes["loss"].input) == ["network", "y"]
-    (shape,) = nodes["network"].attr["_output_shapes"].list.shape
-    assert [dim.size for dim in shape.dim] == [1, 1]
-
-
-def test_the_layout_names_curves_that_are_there(finished):
-    content = events(finished).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    charts = {chart.title: list(chart.multiline.tag) for c in Layout.FromString(content).category for chart in c.chart}
-    assert list(charts) == ["train, val and the least", "excess loss, log10", "weight", "bias"]
-    tags = list(scalars(finished))
-    for title, patterns in charts.items():
-        for pattern in patterns:
-            assert [tag for tag in tags if re.search(pattern, tag)], (title, pattern)
-    assert charts["weight"] == ["^param/weight$", "^optimum/weight$"]
-
-
-def test_the_config_and_the_outcome_are_texts(finished):
-    assert "_target_: torch.optim.SGD" in text(finished, "config")
-    outcome, found = text(finished, "outcome"), record(finished)
-    optimum = found["optimum"]
-    assert "**completed**" in outcome
-    assert f"| optimum | `y = 2 x {'-' if optimum['bias'][0] < 0 else '+'} {abs(optimum['bias'][0]):.6g}` |" in outcome
-    assert abs(optimum["bias"][0]) < 1e-30  # which of these it is depends on the processor
-    assert f"| train/loss | 25.1283 | {found['metrics']['train/loss']:.6g} | {optimum['train/loss']:.6g} |" in outcome
-
-
-def test_a_cell_of_a_table_keeps_to_its_place():
-    assert markdown_table(["a|b"], [["`c\nd`"]]) == "| a\\|b |\n| --- |\n| `c`, `d` |"
-
-
-def test_a_batch_that_takes_no_step_adds_no_point_and_no_picture(tmp_path):
-    overrides = ("data.batch_size=1", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=5")
-    train(tmp_path, *overrides, "logger=tensorboard")
-    path = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Tracker"]["path"]
-    assert [step for step, *_ in path] == list(range(11))
-    assert [image.step for image in events(tmp_path).Images("pictures/fit")] == [0, 1, 3, 10]
-
-
-def test_no_logger_leaves_no_events(tmp_path):
-    train(tmp_path, "logger=none", *SHORT)
-    assert not list(tmp_path.glob("events*"))
-    assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
+def test_serves_this_machine_alone_and_ends_without_a_trace(
+    logdir, tmp_path, monkeypatch, loader, folder, names, by, code
+):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    process, address = start(logdir / folder, f"--load_fast={loader}")
+    try:
+        servers = children(process)
+        assert len(servers) == (loader == "auto")
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()  # it takes seconds to load
+        assert urllib.request.urlopen(address).status == 200
+        stable(lambda: runs(address) == names, times=1)
+        for other in ("127.0.0.2", "::1"):
+            with pytest.raises(OSError, match=r"refused|assign|unreachable|not supported"):
+                socket.create_connection((other, urlsplit(address).port), timeout=1).close()
+    finally:
+        ended = end(process, by)
+    assert ended == (code, "")
+    stable(lambda: not any(map(alive, servers)), seconds=5, times=1)
+    assert not list(scratch.iterdir())
+
+
+def test_a_taken_port_is_left_alone(logdir, taken):
+    process, address = start(logdir, port=None)
+    assert urlsplit(address).port != taken
+    assert end(process) == (0, "")
+    with pytest.raises(RuntimeError, match=rf"\(1, 'error: --port {taken} is taken; .*without --port.*'\)"):
+        start(logdir, port=taken)
+
+
+@pytest.mark.parametrize("arguments", [["--port", "66000"], ["--port", "http"]])
+def test_what_is_no_port_is_refused(tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        dashboard.main([str(tmp_path), *arguments])
+    assert f"argument --port: invalid port value: '{arguments[1]}'" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_told(tmp_path, capsys):
+    logdir = tmp_path / "outputs"
+    assert dashboard.main([str(logdir)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: LOGDIR={logdir}: there is no such folder; ")
+    assert said.err.count("\n") == 1
+
+
+def test_tensorboards_options_are_passed_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("outputs", "a b"):
+        (tmp_path / folder).mkdir()
+    folder, options, others = dashboard.parsed(["--reload_interval", "30", "--port", "7000"])
+    assert (folder, options.port, others) == (Path("outputs"), 7000, ["--reload_interval", "30"])
+    folder, options, others = dashboard.parsed(["~/a b", "--path_prefix=/x", "--no-browser"])
+    assert (folder, options.no_browser, others) == (tmp_path / "a b", True, ["--path_prefix=/x"])
+
+
+def test_the_folder_is_named_once(tmp_path):
+    assert dashboard.parsed(["--logdir", str(tmp_path)])[0] == tmp_path
+    with pytest.raises(UserError, match="name one folder"):
+        dashboard.parsed([str(tmp_path), "--logdir=outputs"])
+
+
+@pytest.mark.parametrize("display", [None, ":0"])
+def test_a_browser_opens_where_there_is_a_screen(logdir, tmp_path, monkeypatch, capsys, display):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    opened = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", display) if display else monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.Chrome("chrome"))
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(dashboard, "serve", lambda *_: "http://127.0.0.1:6006/")
+    monkeypatch.setattr(dashboard.time, "sleep", interrupted)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert dashboard.main([str(logdir)]) == 0
+    address = "http://127.0.0.1:6006/" + dashboard.view()
+    assert capsys.readouterr().out.splitlines()[1:] == [address, ""]
+    assert opened == ([address] if display else [])
+
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("w3m"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert dashboard.main([str(empty)]) == 0
+    assert capsys.readouterr().out.startswith(f"{empty} holds no run yet; ")
+    assert len(opened) == (display is not None)
+
+
+def test_the_address_pins_the_losses_and_colours_by_optimizer(logdir, tmp_path, monkeypatch):
+    options = tmp_path / "optimizer"
+    options.mkdir()
+    names = ["adam", "adamw", "sgd", "my-sgd", "sgd.v2"]
+    for name in names:
+        (options / f"{name}.yaml").touch()
+    monkeypatch.setattr(dashboard, "CONF", tmp_path)
+    query = {key: value for key, [value] in parse_qs(dashboard.view()[1:], strict_parsing=True).items()}
+    assert query["smoothing"] == "0"
+    assert [card["tag"] for card in json.loads(query["pinnedCards"])] == ["val/loss", "train/log10_excess"]
+    kind, _, colour = query["runColorGroup"].partition(":")
+    assert kind == "regex"
+    for name in names:
+        for run in (f"runs/20261123-062841-9i1e-{name}", f"sweeps/20261123-070000-ab12/0-{name}-lr=0.1-seed=2"):
+            assert re.search(colour, run)[1] == name
+    assert re.search(colour, "runs/20261123-062841-9i1e-sgdx")[1] is None
+
+
+def test_the_optimizers_are_those_of_the_config():
+    assert {"sgd", "adam"} <= {file.stem for file in (dashboard.CONF / "optimizer").glob("*.yaml")}

@@ -1,180 +1,288 @@
-"""The run folder: one for each launch, held by one process, whole at any moment."""
+"""A run from config to result, and what evaluate says of it."""
 
 import json
 import os
-import re
-import resource
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
+from omegaconf import OmegaConf
+from runs import compose, record, resume, train
+from torch import nn
 
 from linear_lab import UserError
-from linear_lab.runs import atomic, folder
+from linear_lab.fitting import build, run
+from linear_lab.fitting.checks import check
+from linear_lab.inference.remeasure import evaluate
+from linear_lab.models import LinearModule, SupervisedModule
+
+SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
 
-def make(root):
-    atomic.new.cache_clear()
-    return atomic.new(root)
+def test_the_default_run_learns_the_line(finished):
+    result = record(finished)
+    assert result["status"] == "completed"
+    assert result["metrics"]["train/loss"] < 1e-6
+    assert result["parameters"]["weight"][0][0] == pytest.approx(2, abs=1e-4)
+    assert result["parameters"]["bias"][0] == pytest.approx(0, abs=1e-3)
+    assert (result["steps"], result["seed"], result["error"]) == (500, 0, None)
+    assert result["seconds"] > 0
+    assert set(result["versions"]) == {"linear_lab", "python", "torch", "lightning", "hydra-core"}
+    assert set(result["metrics"]) == {"train/loss", "val/loss", "test/loss"}
+    assert {"initial", "parameters", "best", "config_hash", "git", "first_step"} <= set(result)
 
 
-def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
-    with ProcessPoolExecutor(2) as pool:
-        folders = list(pool.map(make, [str(tmp_path)] * 40))
-    assert len(set(folders)) == 40
-    assert all(re.fullmatch(r"\d{8}-\d{6}-[a-z0-9]{4}", os.path.basename(folder)) for folder in folders)  # noqa: PTH119
-    assert not any(os.listdir(folder) for folder in folders)  # noqa: PTH208 - the probe is gone
+def test_autograd_by_hand(tmp_path):
+    result = train(tmp_path, "experiment=autograd")
+    assert result["initial"]["weight"] == [[1.0]]
+    assert result["first_step"] == {"loss": 1.0, "gradient": {"weight": [[-2.0]]}}
+    assert result["steps"] == 1
+    assert result["parameters"] == {"weight": [[pytest.approx(1.2)]], "bias": None}
 
 
-def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
-    letters, now = iter("aab"), atomic.datetime.now(atomic.UTC)
-    monkeypatch.setattr(atomic, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
-    monkeypatch.setattr(atomic.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
-    names = [make(str(tmp_path))[-4:] for _ in range(2)]
-    assert names == ["aaaa", "bbbb"]
+def test_no_training_leaves_the_given_line(tmp_path):
+    weight, bias = 0.5636951923370361, 0.46575701236724854
+    result = train(tmp_path, f"model.weight={weight}", f"model.bias={bias}", "trainer.max_epochs=0")
+    assert result["parameters"] == {"weight": [[weight]], "bias": [bias]}
+    assert result["status"] == "completed"
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
 
 
-@pytest.mark.parametrize("root", ["/dev/null/outputs", "/proc/outputs"])
-def test_a_root_that_cannot_hold_a_run_is_named(root):
-    with pytest.raises(UserError, match=rf"no run can be kept in {root}.*choose another"):
-        make(root)
+def test_seed_zero_is_a_seed(tmp_path):
+    one, two, other = (train(tmp_path / str(k), f"seed={k // 2}", *SHORT) for k in (0, 1, 2))
+    assert one["initial"] == two["initial"] != other["initial"]
+    assert one["seed"] == 0
 
 
-def test_a_full_disk_is_found_before_training(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a quota does
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*: File too large; make room"):
-            make(str(tmp_path))
-        assert not list(tmp_path.iterdir())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def test_a_job_alone_equals_the_job_in_a_sweep(tmp_path):
+    job = ("data=synthetic", "data.batch_size=32", "optimizer=adam", *SHORT)
+    alone = train(tmp_path / "alone", *job)
+    train(tmp_path / "before", "seed=5", "trainer.deterministic=true", "data.batch_size=1", *SHORT)
+    torch.rand(3)
+    later = train(tmp_path / "later", *job)
+    assert {**alone, "seconds": 0} == {**later, "seconds": 0}
 
 
-def test_a_folder_is_held_by_one_process(tmp_path):
-    other = folder.Run(tmp_path)
-    with folder.Run(tmp_path).recording(), pytest.raises(UserError, match="another process"), other.recording():
-        pytest.fail("two hold it")
-    assert not other.held
-    with folder.Run(tmp_path).recording() as again:
-        again.write(status="completed")
-    assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
+def test_the_process_is_left_as_it_was(tmp_path):
+    before = sys.argv, dict(os.environ), torch.get_rng_state()
+    train(tmp_path, "trainer.deterministic=true", *SHORT)
+    assert (sys.argv, dict(os.environ)) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_evaluate_returns_what_the_run_recorded(which, tmp_path, capsys):
+    result = train(tmp_path, "data=synthetic", "data.batch_size=32", "optimizer=adam", "optimizer.lr=1", *SHORT)
+    metrics = evaluate(str(tmp_path), which)
+    assert metrics == (result["best"] if which == "best" else result)["metrics"]
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("train/loss", "val/loss", "test/loss", "recorded"))
+
+
+def test_evaluate_keeps_every_digit_of_float64(tmp_path):
+    result = train(tmp_path, "data=synthetic", "data.features=3", "trainer.precision=64-true", *SHORT)
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
+
+
+class MLP(SupervisedModule):
+    """A network of a builder's own."""
+
+    def __init__(self, in_features, out_features, bias=True, weight=None, **training):
+        super().__init__(nn.Sequential(nn.Linear(in_features, 8), nn.Tanh(), nn.Linear(8, out_features)), **training)
+
+
+def test_a_module_of_ones_own(tmp_path, capsys):
+    result = train(tmp_path, f"model._target_={__name__}.MLP", "console.steps=2", *SHORT)
+    assert result["status"] == "completed"
+    assert result["parameters"]["0.weight"] != result["initial"]["0.weight"]
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
+    assert "MLP, 25 parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("cut", "left"), [("best", "last"), ("last", "best")])
+def test_a_checkpoint_cut_in_half_is_replaced_by_the_other_one(cut, left, tmp_path, finished, caplog):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = folder / "checkpoints" / f"{cut}.ckpt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    expected = record(folder)["best"] if left == "best" else record(folder)
+    assert evaluate(str(folder), cut) == expected["metrics"]
+    assert f"{cut}.ckpt" in caplog.text
+    assert f"taking {folder}/checkpoints/{left}.ckpt instead" in caplog.text
+
+
+def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
+    overrides = ("trainer.max_epochs=40", "optimizer.lr=0.02")
+    expected = train(tmp_path / "whole", *overrides)
+    folder = tmp_path / "cut"
+    train(folder, *overrides)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    assert resume(folder)["parameters"] == expected["parameters"]
+    assert best["global_step"] == 40
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"half")
+    assert resume(folder)["status"] == "completed"
+
+
+def test_no_readable_checkpoint_is_said(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for name in ("best", "last"):
+        (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"cannot read .*best\.ckpt.*last\.ckpt.*delete the checkpoints"):
+        evaluate(str(folder))
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        evaluate(str(folder))
+
+
+def test_a_checkpoint_of_a_newer_lightning_is_refused(tmp_path, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = folder / "checkpoints" / "best.ckpt"
+    torch.save(torch.load(path, weights_only=True) | {"pytorch-lightning_version": "99.1"}, path)
+    with pytest.raises(UserError, match=r"made by lightning 99\.1, newer than"):
+        evaluate(str(folder))
+
+
+def test_evaluate_names_bad_choices(finished, tmp_path):
+    with pytest.raises(UserError, match="checkpoint=worst: choose checkpoint=best or"):
+        evaluate(str(finished), "worst")
+    with pytest.raises(UserError, match="there is no such folder"):
+        evaluate(str(tmp_path / "none"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="finds no GPU"):
+            evaluate(str(finished), accelerator="gpu")
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "text"),
+    ("overrides", "message"),
     [
-        (UserError("lr is wrong"), "failed", "lr is wrong"),
-        (ZeroDivisionError("x"), "failed", "ZeroDivisionError('x')"),
-        (KeyboardInterrupt(), "interrupted", None),
-        (SystemExit(143), "interrupted", None),
+        (["optimizer.lr=-1"], "optimizer: lr must be a positive number, got -1; try optimizer.lr=0.01"),
+        (["optimizer.momentum=-1"], "optimizer: Invalid momentum value: -1"),
+        (["+optimizer.speed=9"], "optimizer: .*unexpected keyword argument 'speed'"),
+        (["optimizer._target_=torch.optim.Nothing"], "optimizer: .*torch.optim.Nothing"),
+        (["optimizer._target_=os.system"], "optimizer: .*os.system"),
+        (["scheduler=plateau", "scheduler.factor=2"], "Factor should be < 1.0.*factor=2"),
+        (["loss._target_=torch.optim.SGD"], "model: torch.optim.SGD is not a subclass of Module"),
+        (["loss=huber", "loss.delta=-1"], "delta"),
+        (["data.batch_size=0"], "data: batch_size must be a whole number of at least 1"),
+        (["data=synthetic", "data.samples=0"], "data: samples must be a whole number of at least 1, got 0"),
+        (["model.weight=[[1,2]]"], r"model: weight has shape \(1, 2\), but the data want \(1, 1\)"),
+        (["model.bias=[1,2]"], "model: bias has shape"),
+        (["seed=-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
+        (["seed=null"], "seed must be"),
+        (["seed=true"], "seed must be.*got True"),
+        (["console.steps=-1"], "console.steps must be"),
+        (["data.order_seed=-5"], "data: order_seed must be a whole number"),
+        (["data.train=null"], "data: train must be points"),
+        (["data.batch_size=true"], "data: batch_size.*got True"),
+        (["model.weight=abc"], "model: weight must be a number.*got abc"),
+        (["model.bias=null"], "model: bias must be a number"),
+        (["+loss.reduction=sum"], "model: loss.reduction must be mean.*got sum"),
+        (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size must be a whole number from 1.*got 0"),
+        (["scheduler=cosine", "trainer.max_epochs=-1"], "scheduler.T_max must be"),
+        (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch must be"),
+        (["trainer.val_check_interval=7"], "trainer: .*val_check_interval"),
+        (["~optimizer"], "optimizer: missing"),
+        (["data._target_=lightning.pytorch.LightningDataModule"], "data"),
+        (["metric=val/accuracy"], "metric=val/accuracy.*train/loss"),
+        (["metric=test/loss"], "metric=test/loss: while training these data measure train/loss, val/loss"),
+        (
+            ["loss=cross_entropy"],
+            "loss: CrossEntropyLoss wants class labels, but ToyData has numbers in y; choose loss=mse",
+        ),
+        (
+            ["data=toy_classes"],
+            r"loss: MSELoss wants numbers, but ToyClasses has class labels \(A, B, C\); choose loss=",
+        ),
+        (["data=toy_classes", "data.classes=1"], "data: classes must be a whole number of at least 2, got 1"),
+        (["data=table"], "data: path is missing: name a CSV or Parquet file"),
+        (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: not there; check the path"),
+        (["mode=max"], "mode=max: of val/loss choose mode=min"),
+        (["metric=null", "data.val=null"], "metric=None: while training"),
+        (["optimum=maybe"], "optimum must be true or false, got maybe"),
+        (
+            ["optimizer=lbfgs", "optimizer.max_iter=0"],
+            "optimizer: max_iter must be a whole number of at least 1, got 0",
+        ),
+        (["optimizer=lbfgs", "optimizer.line_search_fn=foo"], "line_search_fn must be strong_wolfe or null, got foo"),
+        (["trainer.precision=7"], "trainer: Precision 7 is invalid"),
+        (["trainer.max_epochs=-2"], "trainer"),
+        (["trainer.barebones=true"], "trainer"),
     ],
 )
-def test_the_record_says_how_a_run_ended(error, status, text, tmp_path):
-    with pytest.raises(type(error)), folder.Run(tmp_path).recording() as one:
-        assert json.loads((tmp_path / "result.json").read_text())["status"] == "running"
-        one.write(steps=3)
-        raise error
-    record = json.loads((tmp_path / "result.json").read_text())
-    assert (record["status"], record["error"], record["steps"]) == (status, text, 3)
-    assert record["seconds"] > 0
+def test_a_mistake_is_named_and_recorded(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        train(tmp_path, *overrides)
+    result = record(tmp_path)
+    assert (result["status"], result["error"]) == ("failed", str(error.value))
+    assert not (tmp_path / "checkpoints").exists()
 
 
-def test_the_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    with folder.Run(tmp_path).recording() as one:
-        one.write(steps=1)
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-            with pytest.raises(UserError, match=r"cannot write .*result\.json: No space left"):
-                one.write(steps=2)
-        assert json.loads((tmp_path / "result.json").read_text())["steps"] == 1
-        assert {path.name for path in tmp_path.iterdir()} == {".lock", "result.json"}
+def test_a_resumed_run_keeps_what_made_it(tmp_path):
+    train(tmp_path, *SHORT)
+    config, before = (tmp_path / ".hydra" / "config.yaml").read_text(), record(tmp_path)
+    with pytest.raises(UserError, match=r"optimizer.lr=0.5 cannot change; trainer, callbacks and console can"):
+        resume(tmp_path, "optimizer.lr=0.5")
+    assert (tmp_path / ".hydra" / "config.yaml").read_text() == config
+    assert record(tmp_path) == before
+    result = resume(tmp_path, "trainer.max_epochs=4")
+    assert (result["steps"], result["status"]) == (4, "completed")
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 4
 
 
-def test_numbers_without_a_word_in_json_are_null(tmp_path):
-    with folder.Run(tmp_path).recording() as one:
-        one.write(metrics={"train/loss": float("nan")}, parameters={"weight": [[float("inf")]]})
-    record = json.loads((tmp_path / "result.json").read_text())
-    assert (record["metrics"], record["parameters"]) == ({"train/loss": None}, {"weight": [[None]]})
+def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.report, "show_plan", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, *SHORT)
+    assert "ZeroDivisionError" in record(tmp_path)["error"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no result.json in it"),
-        ("{half", "cannot be read"),
-        ("[]", "cannot be read"),
-        ('{"status": "completed"}', "cannot be read"),
-        ('{"versions": {"linear_lab": "99.0"}}', "made by linear_lab 99.0, this is .*update"),
-    ],
-)
-def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path):
-    if content is not None:
-        (tmp_path / "result.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        folder.Run.open(tmp_path)
+def test_a_defect_in_training_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(LinearModule, "training_step", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(tmp_path, *SHORT)
+    assert "RuntimeError" in record(tmp_path)["error"]
 
 
-def test_a_folder_without_its_config_is_named(tmp_path):
-    with folder.Run(tmp_path).recording() as one:
-        one.write(status="completed")
-    with pytest.raises(UserError, match=r"no \.hydra/config\.yaml in it"):
-        folder.Run.open(tmp_path)
+def test_evaluate_compares_with_a_record_of_the_same_step_alone(tmp_path, finished, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    result = record(folder)
+    old = {"steps": 3, "metrics": {"train/loss": 9.0}, "best": None}  # as while a resumed run goes on
+    (folder / "result.json").write_text(json.dumps(result | old))
+    evaluate(str(folder), "last")
+    out = capsys.readouterr().out
+    assert "not the recorded digits" not in out
+    (folder / "result.json").write_text(json.dumps(result | old | {"steps": 500}))
+    evaluate(str(folder), "last")
+    assert "not the recorded digits: another device" in capsys.readouterr().out
 
 
-def test_a_resumed_run_keeps_its_record_until_it_begins(tmp_path):
-    with folder.Run(tmp_path).recording() as one:
-        one.begin("a: 1", ["resume=x"], seed=0)
-        one.write(status="completed")
-    before = (tmp_path / "result.json").read_text()
-    with pytest.raises(UserError, match="mistyped"), folder.Run.open(tmp_path).recording():
-        raise UserError("mistyped")
-    assert (tmp_path / "result.json").read_text() == before
-    with pytest.raises(UserError, match="later"), folder.Run.open(tmp_path).recording() as again:
-        again.begin("a: 2", ["resume=y"])
-        raise UserError("later")
-    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
-    assert (tmp_path / folder.OVERRIDES).read_text() == "- resume=x\n- resume=y\n"
+def test_gpu_is_asked_for_with_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    given = {}
+
+    def init(self, **arguments):
+        given.update(arguments)
+        self.callbacks = []
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.__init__", init)
+    cfg = compose("trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
+    check(cfg)
+    build.build_trainer(cfg, Path("here"), None, [])
+    assert (given["accelerator"], given["devices"], given["precision"]) == ("gpu", 2, "bf16-mixed")
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"resume=.*/nothing: there is no such folder"):
-        folder.Run.open(tmp_path / "nothing", "resume")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_gpu_learns_the_line(tmp_path):
+    result = train(tmp_path, "trainer=gpu")
+    assert result["metrics"]["train/loss"] < 1e-6
+    assert evaluate(str(tmp_path), "last") == result["metrics"]
 
 
-@given(st.lists(st.tuples(*[st.integers(0, 50)] * 3), min_size=2, max_size=2))
-def test_releases_compare_as_numbers(pair):
-    one, two = pair
-    assert (folder.release(".".join(map(str, one))) < folder.release(".".join(map(str, two)))) == (one < two)
-
-
-def test_git_revision_is_that_of_the_project(monkeypatch, tmp_path):
-    revision = folder.git_revision()
-    monkeypatch.chdir(tmp_path)
-    assert folder.git_revision() == revision
-    monkeypatch.setenv("PATH", "")
-    assert folder.git_revision() is None
-
-
-def test_a_kill_while_a_folder_is_cleared_leaves_no_record(tmp_path, monkeypatch):
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "result.json").write_text("{}")
-    monkeypatch.setattr(shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt):
-        folder.Run(tmp_path).clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-
-
-def test_overrides_are_added_as_yaml(tmp_path):
-    typed = ["+note='a: b'", "seed=1", "größe=[1, 2]"]
-    with folder.Run(tmp_path).lock() as held:
-        held.begin("seed: 1\n", typed[:1])
-        held.begin("seed: 1\n", typed[1:])
-    assert yaml.safe_load((tmp_path / ".hydra/overrides.yaml").read_text()) == typed
+def test_result_is_strict_json(finished):
+    json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)

@@ -1,0 +1,180 @@
+"""The run folder: one for each launch, held by one process, whole at any moment."""
+
+import json
+import os
+import re
+import resource
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linear_lab import UserError
+from linear_lab.runs import atomic, folder
+
+
+def make(root):
+    atomic.new.cache_clear()
+    return atomic.new(root)
+
+
+def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
+    with ProcessPoolExecutor(2) as pool:
+        folders = list(pool.map(make, [str(tmp_path)] * 40))
+    assert len(set(folders)) == 40
+    assert all(re.fullmatch(r"\d{8}-\d{6}-[a-z0-9]{4}", os.path.basename(folder)) for folder in folders)  # noqa: PTH119
+    assert not any(os.listdir(folder) for folder in folders)  # noqa: PTH208 - the probe is gone
+
+
+def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
+    letters, now = iter("aab"), atomic.datetime.now(atomic.UTC)
+    monkeypatch.setattr(atomic, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
+    monkeypatch.setattr(atomic.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
+    names = [make(str(tmp_path))[-4:] for _ in range(2)]
+    assert names == ["aaaa", "bbbb"]
+
+
+@pytest.mark.parametrize("root", ["/dev/null/outputs", "/proc/outputs"])
+def test_a_root_that_cannot_hold_a_run_is_named(root):
+    with pytest.raises(UserError, match=rf"no run can be kept in {root}.*choose another"):
+        make(root)
+
+
+def test_a_full_disk_is_found_before_training(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a quota does
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*: File too large; make room"):
+            make(str(tmp_path))
+        assert not list(tmp_path.iterdir())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_folder_is_held_by_one_process(tmp_path):
+    other = folder.Run(tmp_path)
+    with folder.Run(tmp_path).recording(), pytest.raises(UserError, match="another process"), other.recording():
+        pytest.fail("two hold it")
+    assert not other.held
+    with folder.Run(tmp_path).recording() as again:
+        again.write(status="completed")
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (UserError("lr is wrong"), "failed", "lr is wrong"),
+        (ZeroDivisionError("x"), "failed", "ZeroDivisionError('x')"),
+        (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(143), "interrupted", None),
+    ],
+)
+def test_the_record_says_how_a_run_ended(error, status, text, tmp_path):
+    with pytest.raises(type(error)), folder.Run(tmp_path).recording() as one:
+        assert json.loads((tmp_path / "result.json").read_text())["status"] == "running"
+        one.write(steps=3)
+        raise error
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["status"], record["error"], record["steps"]) == (status, text, 3)
+    assert record["seconds"] > 0
+
+
+def test_the_record_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    with folder.Run(tmp_path).recording() as one:
+        one.write(steps=1)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(UserError, match=r"cannot write .*result\.json: No space left"):
+                one.write(steps=2)
+        assert json.loads((tmp_path / "result.json").read_text())["steps"] == 1
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "result.json"}
+
+
+def test_numbers_without_a_word_in_json_are_null(tmp_path):
+    with folder.Run(tmp_path).recording() as one:
+        one.write(metrics={"train/loss": float("nan")}, parameters={"weight": [[float("inf")]]})
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["metrics"], record["parameters"]) == ({"train/loss": None}, {"weight": [[None]]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no result.json in it"),
+        ("{half", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"status": "completed"}', "cannot be read"),
+        ('{"versions": {"linear_lab": "99.0"}}', "made by linear_lab 99.0, this is .*update"),
+    ],
+)
+def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        folder.Run.open(tmp_path)
+
+
+def test_a_folder_without_its_config_is_named(tmp_path):
+    with folder.Run(tmp_path).recording() as one:
+        one.write(status="completed")
+    with pytest.raises(UserError, match=r"no \.hydra/config\.yaml in it"):
+        folder.Run.open(tmp_path)
+
+
+def test_a_resumed_run_keeps_its_record_until_it_begins(tmp_path):
+    with folder.Run(tmp_path).recording() as one:
+        one.begin("a: 1", ["resume=x"], seed=0)
+        one.write(status="completed")
+    before = (tmp_path / "result.json").read_text()
+    with pytest.raises(UserError, match="mistyped"), folder.Run.open(tmp_path).recording():
+        raise UserError("mistyped")
+    assert (tmp_path / "result.json").read_text() == before
+    with pytest.raises(UserError, match="later"), folder.Run.open(tmp_path).recording() as again:
+        again.begin("a: 2", ["resume=y"])
+        raise UserError("later")
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+    assert (tmp_path / folder.OVERRIDES).read_text() == "- resume=x\n- resume=y\n"
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"resume=.*/nothing: there is no such folder"):
+        folder.Run.open(tmp_path / "nothing", "resume")
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 50)] * 3), min_size=2, max_size=2))
+def test_releases_compare_as_numbers(pair):
+    one, two = pair
+    assert (folder.release(".".join(map(str, one))) < folder.release(".".join(map(str, two)))) == (one < two)
+
+
+def test_git_revision_is_that_of_the_project(monkeypatch, tmp_path):
+    revision = folder.git_revision()
+    monkeypatch.chdir(tmp_path)
+    assert folder.git_revision() == revision
+    monkeypatch.setenv("PATH", "")
+    assert folder.git_revision() is None
+
+
+def test_a_kill_while_a_folder_is_cleared_leaves_no_record(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "result.json").write_text("{}")
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.Run(tmp_path).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_overrides_are_added_as_yaml(tmp_path):
+    typed = ["+note='a: b'", "seed=1", "größe=[1, 2]"]
+    with folder.Run(tmp_path).lock() as held:
+        held.begin("seed: 1\n", typed[:1])
+        held.begin("seed: 1\n", typed[1:])
+    assert yaml.safe_load((tmp_path / ".hydra/overrides.yaml").read_text()) == typed
