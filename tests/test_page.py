@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from runs import command, events, record, resume, scalars, train
 from tensorboard.plugins.hparams import metadata
-from test_dashboard import cells, status
+from test_tracker import cells, status
 from test_leaderboard import plan, stack
 
 from linear_lab import train as train_entry
