@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 from runs import command, events, record, resume, scalars, train
 from tensorboard.plugins.hparams import metadata
-from test_tracker import cells, status
 from test_leaderboard import plan, stack
+from test_tracker import cells, status
 
 from linear_lab import train as train_entry
 from linear_lab.sweep import board, page, page_content, results

@@ -48,11 +48,12 @@ def line(parameters: dict[str, Any], columns: "Schema | Columns | None" = None) 
         if constant is not None:
             terms.append(_signed(constant))
         right = "".join(terms)
-        formulas.append(f"{left} = {'-' if coefficients[0] < 0 else ''}{right[3:]}")
+        formulas.append(f"{left} = {'-' if right.startswith(' -') else ''}{right[3:]}")
     return "\n".join(formulas + (["..."] if len(weight) > SHOWN else []))
 
 
-def _signed(value: float, name: str = "") -> str:
+def _signed(value: float | None, name: str = "") -> str:
+    value = math.nan if value is None else value  # a record holds null for what is not finite
     return f" {'-' if value < 0 else '+'} {number(abs(value))}{name}"
 
 
