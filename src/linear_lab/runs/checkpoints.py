@@ -59,9 +59,14 @@ class SaveCheckpoints(callbacks.Checkpoint):
         self.step = step
         for logger in trainer.loggers:
             logger.save()  # so that the curves reach as far as the checkpoint after a kill
-        if self.is_best(trainer):  # first: best.ckpt is never behind last.ckpt
-            trainer.save_checkpoint(folder / BEST)
-        trainer.save_checkpoint(folder / LAST)
+        is_best = self.is_best(trainer)
+        trainer.save_checkpoint(folder / (BEST if is_best else LAST))
+        if is_best and (folder / BEST).is_dir():  # a strategy has cut the model into parts
+            trainer.save_checkpoint(folder / LAST)
+        elif is_best:  # a copy, since to make a checkpoint takes longer; best.ckpt is never behind last.ckpt
+            if trainer.is_global_zero:
+                atomic.replace(folder / LAST, (folder / BEST).read_bytes(), sync=False)
+            trainer.strategy.barrier()
 
     def is_best(self, trainer: Trainer) -> bool:
         """Tell whether the monitored metric is the best so far, and keep it."""
