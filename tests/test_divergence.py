@@ -9,7 +9,7 @@ from runs import compose, record, resume, scalars, train
 
 from linear_lab import UserError
 from linear_lab.fitting.divergence import rounded_down
-from linear_lab.fitting.summary import GROWTH
+from linear_lab.tracking.summary import GROWTH
 
 
 def diverges(folder, *overrides):

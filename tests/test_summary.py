@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import record, scalars, train
 
-from linear_lab.fitting.summary import GROWTH, Summary
+from linear_lab.tracking.summary import GROWTH, Summary
 
 
 def numbers(*values):

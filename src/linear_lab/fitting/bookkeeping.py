@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from linear_lab.config import as_dict
 from linear_lab.data import LinearData
 from linear_lab.fitting.divergence import DivergenceError
 from linear_lab.fitting.measure import measure
@@ -35,9 +34,9 @@ class Fit:
     diverged: DivergenceError | None = None
 
 
-def begin(run: Run, cfg: DictConfig, fingerprint: str, fitted: Fit, overrides: Sequence[str]) -> None:
-    """Record that training begins, and with which config."""
-    data, plain = fitted.data, as_dict(cfg)
+def begin(run: Run, fitted: Fit, plain: dict[str, Any], fingerprint: str, overrides: Sequence[str]) -> None:
+    """Record that training begins, and with which config; ``plain`` is the config without interpolations."""
+    cfg, data = fitted.cfg, fitted.data
     # cosine: its T_max does not follow max_epochs when the run is resumed
     saved = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"], "resume": None})
     hparams.take_back_end(run.path)

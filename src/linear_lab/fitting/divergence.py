@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
-from linear_lab.fitting.summary import Summary
 from linear_lab.theory.reference import Reference
+from linear_lab.tracking.summary import Summary
 
 log = logging.getLogger(__name__)
 

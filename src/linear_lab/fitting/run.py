@@ -101,6 +101,7 @@ def fit(
     fingerprint = config_hash(as_dict(cfg))
     data = build.build_data(cfg)
     cfg = build.with_measured_metric(cfg, data)
+    plain = as_dict(cfg)
     model = build.build_model(cfg, data)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
     check_resume(cfg, data, path, checkpoint)
@@ -113,7 +114,7 @@ def fit(
         at_the_end.callback(logger.close)  # it has still to log the outcome
         config: Any = OmegaConf.to_container(cfg)
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
-    first_steps = SevenSteps(screen, cfg.console.steps, as_dict(cfg))
+    first_steps = SevenSteps(screen, cfg.console.steps, plain)
     trainer = build.build_trainer(cfg, run.path, logger, [
         *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
@@ -123,8 +124,8 @@ def fit(
         stop,                                 # a signal waits until the last step was measured
     ])  # fmt: skip
     fitted = Fit(cfg, data, model, trainer, reference, tracker)
-    begin(run, cfg, fingerprint, fitted, overrides)
-    report.show_plan(screen, as_dict(cfg), data, model, trainer, reference, run.path, step)
+    begin(run, fitted, plain, fingerprint, overrides)
+    report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)
     warn_if_lr_unstable(cfg, reference)
     try:
         if tracker and trainer.is_global_zero and path is None:

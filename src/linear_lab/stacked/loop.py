@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from linear_lab.data.batches import Part, epoch_order
-from linear_lab.fitting.summary import Summary
 from linear_lab.stacked.optimizers import OPTIONAL, Numbers
 from linear_lab.stacked.step import Models, Parameters, StackSpec, State, Stepper
+from linear_lab.tracking.summary import Summary
 
 
 class Loop:

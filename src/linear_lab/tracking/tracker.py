@@ -16,12 +16,12 @@ from torch.optim import Optimizer
 
 from linear_lab.data import LinearData
 from linear_lab.data.datamodule import EVALUATION_ROWS
-from linear_lab.fitting.summary import Summary
 from linear_lab.models import SupervisedModule
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
 from linear_lab.tracking.graph import trace
 from linear_lab.tracking.pictures.of_run import Pictures, is_plain
+from linear_lab.tracking.summary import Summary
 from linear_lab.tracking.tensorboard import RunLogger
 
 MOST_CURVES = 16  # coefficients with a curve each; of more coefficients only the norm is logged

@@ -1,4 +1,4 @@
-"""What is remembered of J models while they train: of one run, J = 1, as of a stack."""
+"""First and best numbers of J models while they train: J = 1 for a run, more for a stack."""
 
 import math
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROWTH = 1e12  # times its first value, or times 1 if that was smaller: the loss of a model that has diverged
-SMALL = 0.01  # of the loss at the start: when a loss counts as small
+GROWTH = 1e12  # a model has diverged once its loss is this many times its first value, or this large
+SMALL = 0.01  # a loss counts as small below this share of the first one
 
 
 class Summary:
@@ -22,8 +22,8 @@ class Summary:
         mode: ``min`` or ``max``.
 
     Attributes:
-        first: metrics of the untouched models, and ``loss``, by which "small" is measured; ``(J,)`` float64 each.
-        best: the best value of the metric, ``(J,)`` float64; the untouched model does not count.
+        first: metrics of the initial models, and ``loss``, by which "small" is measured; ``(J,)`` float64 each.
+        best: the best value of the metric, ``(J,)`` float64; the initial model does not count.
         best_step: when, ``(J,)``; -1 where there is none yet.
         parameters: of the best models, ``(J, ...)`` by name, if they were given.
         small_at: the first step whose loss is at most 1 % of the first, ``(J,)``; -1 where there is none yet.
@@ -53,12 +53,7 @@ class Summary:
         return self.diverged_at < 0
 
     def after_step(self, step: int, losses: Tensor) -> bool:
-        """Look at the losses with which a step began; returns whether a model has diverged by them.
-
-        Args:
-            step: how many steps have been taken.
-            losses: ``(J,)``.
-        """
+        """Take the losses ``(J,)`` with which a step began; returns whether they show that a model has diverged."""
         losses = losses.detach().double()
         if self.bound is None:
             self.bound = GROWTH * losses.clamp(min=1.0)
@@ -70,7 +65,7 @@ class Summary:
         """Look at what was measured of the models as they are; returns whether a model has diverged by it.
 
         Args:
-            step: how many steps have been taken; 0 for the untouched models.
+            step: how many steps have been taken; 0 for the initial models.
             metrics: by name, ``(J,)`` each.
             loss: by which "small" is measured: the excess loss, or train/loss where that is not known; ``(J,)``.
             parameters: of the models, ``(J, ...)`` by name, to keep those of the best.
@@ -109,9 +104,7 @@ class Summary:
         return bool(which.any())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
         vars(self).update(state)
