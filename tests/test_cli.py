@@ -211,6 +211,22 @@ def test_train_evaluate_resume(tmp_path):
     assert record(folder)["status"] == "completed"
 
 
+def test_a_run_folder_holds_no_config_of_hydra(tmp_path):
+    assert command(train_entry, f"output_root={tmp_path}", *SHORT)[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    logging_of_a_stranger = folder / ".hydra" / "hydra" / "job_logging" / "file.yaml"
+    logging_of_a_stranger.parent.mkdir(parents=True)
+    handler = f"{{class: logging.FileHandler, filename: '{tmp_path / 'read'}'}}"
+    logging_of_a_stranger.write_text(f"version: 1\nhandlers: {{f: {handler}}}\nroot: {{handlers: [f]}}\n")
+    config = folder / ".hydra" / "config.yaml"
+    acting = f"hydra: {{callbacks: {{c: {{_target_: os.mkdir, path: '{tmp_path / 'made'}'}}}}}}\ndefaults: [nothing]\n"
+    config.write_text(acting + config.read_text())
+    code, _, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=5")
+    assert (code, err) == (0, "")
+    assert record(folder)["steps"] == 5
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
 def test_evaluate_wants_a_run(tmp_path):
     code, _, err = command(evaluate_entry)
     assert code == 1
