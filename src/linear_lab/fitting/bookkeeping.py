@@ -65,7 +65,7 @@ def save_last(run: Run, fitted: Fit) -> None:
     else:
         unsaved = path != run.path / LAST or last["global_step"] != trainer.global_step
     if unsaved and not fitted.cfg.trainer.fast_dev_run:
-        trainer.save_checkpoint(run.path / LAST)
+        trainer.save_checkpoint(run.path / LAST, weights_only=False)
 
 
 def outcome(run: Run, fitted: Fit) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class MeasureLastStep(Callback):
             validates = compat.validate_after_batch(trainer, batch_idx, ends_training=last)
             if not validates and not trainer.is_last_batch:
                 # after fit, Lightning counts the epoch as done, so the checkpoint is taken here
-                trainer.save_checkpoint(Path(trainer.default_root_dir, LAST))
+                trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
 
 
 def is_last_of_all(trainer: Trainer) -> bool:
@@ -140,6 +140,6 @@ class StopOnSignal(Callback):
         if signalled:
             saved = (c.step for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints))
             if trainer.global_step not in saved:
-                trainer.save_checkpoint(Path(trainer.default_root_dir, LAST))
+                trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
             self.step = trainer.global_step
             raise Interrupted(128 + (self.signum or signal.SIGTERM))

@@ -60,9 +60,9 @@ class SaveCheckpoints(callbacks.Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # so that the curves reach as far as the checkpoint after a kill
         is_best = self.is_best(trainer)
-        trainer.save_checkpoint(folder / (BEST if is_best else LAST))
+        trainer.save_checkpoint(folder / (BEST if is_best else LAST), weights_only=False)
         if is_best and (folder / BEST).is_dir():  # a strategy has cut the model into parts
-            trainer.save_checkpoint(folder / LAST)
+            trainer.save_checkpoint(folder / LAST, weights_only=False)
         elif is_best:  # a copy, since to make a checkpoint takes longer; best.ckpt is never behind last.ckpt
             if trainer.is_global_zero:
                 atomic.replace(folder / LAST, (folder / BEST).read_bytes(), sync=False)
