@@ -237,6 +237,7 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
             r"optimizer=sgd and optimizer\.momentum=\.\.\., one with optimizer=adam without it",
         ),
         (("optimizer.lrr=1,2",), r"optimizer\.lrr=1: .*did you mean optimizer\.lr\?"),
+        (("optimiser=sgd,adam",), r"optimiser=sgd: .*did you mean optimizer\?"),
         (("lr=1,2",), r"lr=1: .*lr"),
         (("optimizer=sgdd,adam",), "sgdd"),
         (("name=a,b",), "name=a,b: cannot differ between the jobs of a sweep; give one value"),

@@ -31,9 +31,11 @@ def mistake(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Co
     option = compose.option(overrides, group)
     others = {compose.option(row, group) for row in jobs if _composes(compose, [*compose.choices(row), wrong])}
     if not others or not name:
-        keys = compose(choices).get(group)
-        close = difflib.get_close_matches(name, list(keys) if isinstance(keys, dict) else [], n=1)
-        hint = f"; did you mean {group}.{close[0]}?" if close else ""
+        config = compose(choices)
+        values = config.get(group)
+        keys = [*config, *(f"{group}.{item}" for item in (values if isinstance(values, dict) else {}))]
+        close = difflib.get_close_matches(key, keys, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
         return f"{wrong}: {str(error).splitlines()[0]}{hint}"
     return (
         f"{wrong}: {group}={option} has no {name}, which {', '.join(sorted(others))} has; make it two commands with "
