@@ -9,7 +9,7 @@ import hydra.errors
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -106,6 +106,7 @@ def typed_grids(draw, values=VALUES):
 
 
 @settings(max_examples=25)
+@example(["seed=[0.8,'${optimizer.lr}']", "optimizer.lr=0"])  # the rate goes to a place that is gone without the seed
 @given(typed_grids())
 def test_fingerprints_of_a_grid_are_those_of_its_jobs(typed):
     check(combinations(*typed))

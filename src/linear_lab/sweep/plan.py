@@ -162,12 +162,12 @@ def identified(typed: pl.DataFrame, composer: Composer) -> pl.DataFrame:
             name: pl.repeat(total(of.fixed, counts), len(rows), dtype=pl.UInt64, eager=True)
             for name, (of, counts) in sums.items()
         }
-        for key, paths in places.of_key.items():
+        for key in places.of_key:
             texts, codes = coded(rows[key])
             values = [composer.value(key, text) for text in texts]
-            for name, (_, counts) in sums.items():
+            for name, (of, counts) in sums.items():  # without the seed, a value may go to fewer places
                 chosen = [0] * len(values) if (name, key) == ("group", "seed") else values
-                terms = [sum(total(leaves(value, path), counts) for path in paths) % 2**64 for value in chosen]
+                terms = [sum(total(leaves(v, path), counts) for path in of.of_key[key]) % 2**64 for v in chosen]
                 columns[name] += pl.Series(terms, dtype=pl.UInt64).gather(codes)  # modulo 2^64
         in_hex = {name: column.map_elements("{:016x}".format, pl.String) for name, column in columns.items()}
         parts.append(rows.with_columns(**in_hex))
