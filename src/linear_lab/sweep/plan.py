@@ -1,13 +1,12 @@
 """What a sweep is to do: a table with one row per job and one column per key that was typed."""
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
+from linear_lab.runs.record import Strict, Text
 from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
@@ -241,14 +241,19 @@ def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem
     return fields | {"lr": optimizer.get("lr"), "pictures": bool(logger.get("pictures"))}
 
 
-def read_settings(folder: Path) -> dict[str, str]:
-    """Read the metric by which a sweep ranks, and its mode; without those that cannot be read."""
+class Settings(Strict):
+    """What sweep.json holds: the metric by which the sweep ranks its jobs, and its mode."""
+
+    metric: Text
+    mode: Literal["min", "max"]
+
+
+def read_settings(folder: Path) -> Settings | None:
+    """Read sweep.json; None where it cannot be read, since the jobs' records say the same."""
     try:
-        settings = json.loads((folder / SETTINGS).read_bytes())
-        metric, mode = settings.get("metric"), settings.get("mode")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
-    return ({"metric": metric} if isinstance(metric, str) else {}) | ({"mode": mode} if mode in ("min", "max") else {})
+        return Settings.model_validate_json((folder / SETTINGS).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def read_plan(folder: Path) -> pl.DataFrame:
@@ -258,8 +263,7 @@ def read_plan(folder: Path) -> pl.DataFrame:
     try:
         plan = pl.read_parquet(folder / PLAN, memory_map=False).cast(pl.String)
         plan = pl.concat([EMPTY, plan], how="diagonal")
-        if plan["name"].has_nulls():
-            raise ValueError("it names no jobs")
+        results.check_names(plan["name"])
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{PLAN} cannot be read ({str(error).splitlines()[0]})") from error
     return plan
@@ -270,7 +274,7 @@ def plan_lock(folder: Path) -> AbstractContextManager[None]:
     return results.locked(folder / LOCK)
 
 
-def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: str) -> None:
+def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: Literal["min", "max"]) -> None:
     """Add jobs to the sweep's plan, in place of those with the same names, before any is trained."""
     with plan_lock(folder):
         try:
@@ -278,5 +282,5 @@ def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: str) -> None
         except UserError:  # damaged: the records say what those jobs are
             earlier = jobs.clear()
         merged = pl.concat([earlier, jobs], how="diagonal").group_by("name", maintain_order=True).last()
-        atomic.replace(folder / SETTINGS, json.dumps({"metric": metric, "mode": mode}).encode())
+        atomic.replace(folder / SETTINGS, Settings(metric=metric, mode=mode).model_dump_json().encode())
         results.write(folder / PLAN, merged)

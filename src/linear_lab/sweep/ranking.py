@@ -150,7 +150,8 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     if mode not in (None, *MODES):
         raise UserError(f"mode={mode}: choose min or max")
     recorded = jobs.select("metric", "mode").filter(pl.col("metric").is_not_null() & pl.col("mode").is_in(MODES))
-    defaults = {"metric": "val/loss", "mode": "min"} | (recorded.row(0, named=True) if len(recorded) else {}) | settings
+    defaults = {"metric": "val/loss", "mode": "min"} | (recorded.row(0, named=True) if len(recorded) else {})
+    defaults |= settings.model_dump() if settings else {}
     default = defaults["metric"]
     if default not in measured and default.replace("val/", "train/") in measured:
         default = default.replace("val/", "train/")  # without a val part, the train part decides which weights are best
