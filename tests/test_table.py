@@ -201,7 +201,7 @@ GOOD = "a,b,c\n1,2,3\n4,5,6\n7,8,10\n"
         ("a;c\n1.000;2\n", {"decimal": ",", "x": ["a"]}, r"column a holds text: '1\.000' in row 1"),
         ("a,id,c\n1,p,2\n,q,\n", {"x": ["a"]}, "column a has no value in row 2"),  # not a blank line
         ("a,c\n1,2\n\n3,4\n", {}, "column a has no value in row 2"),
-        ('"a\nb",c\r1,2\r', {}, "its lines end as those of old Macs do|cannot be read"),
+        ('"a\nb",c\r1,2\r', {}, r"my\.csv: the header ends in CR alone, as lines of old Macs do; save it with LF"),
         ("a,c\n1,2\n,4\n", {}, "column a has no value in row 2.*1 in a.*data.missing=drop"),
         ("a,c\n1,2\n3,NaN\n", {}, "column c has NaN in row 2"),
         ("a,c\n-inf,2\n3,NaN\n", {}, "column a has -infinity in row 1 .*1 in a, 1 in c"),

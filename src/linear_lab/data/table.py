@@ -127,7 +127,7 @@ class TableData(LinearData):
             reason = f"column {name} holds {frame[name].dtype}, no numbers"
         except ValueError as error:
             numeric, reason = False, str(error)
-        if not name:
+        if not name.strip():
             numeric, reason = False, "a column without a name"
         if not numeric:
             self.notes.append(f"not in x: {reason}")
