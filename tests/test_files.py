@@ -158,3 +158,34 @@ def test_what_polars_refuses_is_looked_up_in_the_file_not_in_its_message(path, m
     monkeypatch.setattr(files.pl.LazyFrame, "collect", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(ValueError, match="row 2 has 3 values, the header 2"):
         found.read(["x"])
+
+
+THOUSANDS = "commas between thousands? write the numbers without them"
+DECIMAL = r"a decimal comma? try data.decimal=','"
+
+
+@pytest.mark.parametrize(
+    ("values", "decimal", "hint"),
+    [
+        (["990", "1,009"], ".", THOUSANDS),
+        (["-1,234,567.5", "1,009"], ".", THOUSANDS),
+        (["1,009.5", "12"], ".", THOUSANDS),
+        (["1,5", "990", "1,009"], ".", DECIMAL),
+        (["0,125", "1,009"], ".", DECIMAL),
+        (["1500", "1,009"], ".", DECIMAL),  # thousands without a comma
+        (["1,5e3", "-2,5", "", "NA", " 3 "], ".", DECIMAL),
+        (["1,500", "2,250"], ".", f"{THOUSANDS}; or {DECIMAL}"),
+        (["1,5", "2.5"], ".", ""),  # nothing that the whole column bears out
+        (["1,5", "x"], ".", ""),
+        (["1,009", "x"], ".", ""),
+        (["1,2,3", "4"], ".", ""),
+        (["990", "1.009"], ",", "dots between thousands? write the numbers without them"),
+        (["1.009,5", "2"], ",", "dots between thousands? write the numbers without them"),
+        (["1.5", "2"], ",", r"a decimal point? try data.decimal=."),
+    ],
+)
+def test_advice_on_a_comma_is_what_the_whole_column_bears_out(values, decimal, hint, path):
+    found = table(path, "x;y\n" + "".join(f"1;{value}\n" for value in values), decimal=decimal)
+    with pytest.raises(ValueError, match="column y holds text: ") as error:
+        found.numbers(found.read(["y"]), "y", hint="")
+    assert re.sub(r".* in row \d+(; )?", "", str(error.value)) == hint

@@ -203,11 +203,23 @@ class TableFile:
             return numbers
         wrong = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()
         if len(wrong):
-            value = text[wrong[0]]
-            if re.fullmatch(r"[+-]?\d+,\d+", value):
-                hint = f"; a decimal comma? try {self.group}decimal=','"
-            raise ValueError(f"column {column} holds text: {value!r} in row {wrong[0] + first_row}{hint}")
+            hint = self._other_marks(text.filter(~text.str.to_lowercase().is_in(MISSING))) or hint
+            raise ValueError(f"column {column} holds text: {text[wrong[0]]!r} in row {wrong[0] + first_row}{hint}")
         return numbers
+
+    def _other_marks(self, text: pl.Series) -> str:
+        """Advise on commas in a column of text, or on dots beside decimal commas, as far as all values bear it out."""
+        comma = self.decimal == "."
+        mark, point = (",", r"\.") if comma else (r"\.", ",")
+        grouped = text.str.contains(rf"^[+-]?(\d{{1,3}}|[1-9]\d{{0,2}}({mark}\d{{3}})+)({point}\d*)?$").all()
+        divided = text.str.contains(rf"^[+-]?\d*({mark}\d*)?([eE][+-]?\d+)?$").all()
+        advice = []
+        if grouped:
+            advice.append(f"{'commas' if comma else 'dots'} between thousands? write the numbers without them")
+        if divided and not (grouped and not text.str.contains(mark).all()):  # 1,009 beside 990 is a thousand
+            kind, value = ("comma", "','") if comma else ("point", ".")
+            advice.append(f"a decimal {kind}? try {self.group}decimal={value}")
+        return f"; {'; or '.join(advice)}" if advice else ""
 
     def incomplete(self, numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:
         """Tell which rows have a value that is missing or not finite, and describe the first such value."""
