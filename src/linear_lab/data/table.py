@@ -1,7 +1,9 @@
 """Training data from a CSV or Parquet file."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -13,6 +15,7 @@ from linear_lab.data.datamodule import LinearData, check_seed, split
 from linear_lab.data.files import TableFile
 from linear_lab.data.schema import Schema, units
 
+EXACT = 2**53  # up to here float64 holds each whole number
 PARTS = ("train", "val", "test")
 
 
@@ -79,6 +82,7 @@ class TableData(LinearData):
         else:
             hint = "; class labels want loss=cross_entropy"
             columns |= {name: table.numbers(frame, name, hint=hint) for name in y_names}
+        self._note(frame, columns, x_names)
         numbers = pl.DataFrame(columns)
         complete = self._complete(table, numbers)
         values = torch.from_numpy(numbers.filter(complete).to_numpy(order="c", writable=True))
@@ -132,6 +136,21 @@ class TableData(LinearData):
         if not numeric:
             self.notes.append(f"not in x: {reason}")
         return numeric
+
+    def _note(self, frame: pl.DataFrame, columns: dict[str, pl.Series], x: list[str]) -> None:
+        """Add notes on digits that float64 does not hold, and on columns that count the rows and nobody asked for."""
+        for name, numbers in columns.items():
+            if value := first_rounded(frame[name], numbers):
+                text = f"whole numbers beyond 2^53, such as {value}, which are rounded to 16 digits"
+                self.notes.append(f"column {name} holds {text}")
+        counts = [name for name in x if self.x_columns is None and counts_rows(columns[name])]
+        others = ",".join(name for name in x if name not in counts)
+        for name in counts if others else []:
+            order = columns[name].sort()
+            text = (
+                f"counts the rows from {order[0]:.0f} to {order[-1]:.0f}, and is in x; data.x=[{others}] leaves it out"
+            )
+            self.notes.append(f"column {name} {text}")
 
     def _complete(self, table: TableFile, numbers: pl.DataFrame) -> pl.Series:
         """Tell which rows are complete; refuse the others, or add a note that they are dropped."""
@@ -204,18 +223,33 @@ def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
             f"y: column {name} holds numbers such as {numbers[fractions[0]]}; cross-entropy wants class labels, "
             "strings or integers; for numbers choose loss=mse"
         )
-    if labels.str.contains(".", literal=True).any():  # 1.0 is the class 1.
-        labels = numbers.cast(pl.Int64, strict=False).cast(pl.String)
+    if labels.str.contains("[.,]").any():  # 1.0 is the class 1.
+        short = numbers.cast(pl.Int64, strict=False).cast(pl.String)
+        labels = short.zip_with(numbers.abs() < EXACT, labels.str.replace("[.,]0*$", ""))
     return labels.set(~finite, None)
+
+
+def first_rounded(values: pl.Series, numbers: pl.Series) -> str | None:
+    """Return the first whole number of a column that is another one as float64."""
+    large = numbers.is_finite() & (numbers.abs() >= EXACT)
+    for value, number in zip(values.filter(large), numbers.filter(large), strict=True):
+        whole = re.fullmatch(r"([+-]?\d+)([.,]0*)?", text := str(value).strip())
+        if whole and int(whole[1]) != int(number):
+            return text
+    return None
+
+
+def counts_rows(numbers: pl.Series) -> bool:
+    """Tell whether a column has distinct consecutive whole numbers, at least three, as an index has."""
+    whole = len(numbers) > 2 and not numbers.null_count() and (numbers == numbers.floor()).all()
+    return whole and (numbers.sort().diff()[1:] == 1).all()
 
 
 def class_indices(labels: pl.Series, name: str) -> tuple[pl.Series, list[str]]:
     """Return the index of each row's class, int64, and the sorted classes; sorted as numbers if all of them are."""
-    classes = labels.unique().to_list()
-    try:
-        classes.sort(key=float)
-    except ValueError:
-        classes.sort()
+    classes = sorted(labels.unique())
+    with suppress(ValueError):  # if the labels are no numbers
+        classes.sort(key=float)  # '001' stays before '1'
     if len(classes) < 2:
         raise ValueError(f"y: column {name} has one class alone ({classes[0]}): nothing to tell apart")
     return labels.replace_strict(classes, range(len(classes)), return_dtype=pl.Int64), classes
