@@ -173,7 +173,7 @@ DECIMAL = r"a decimal comma? try data.decimal=','"
         (["1,5", "990", "1,009"], ".", DECIMAL),
         (["0,125", "1,009"], ".", DECIMAL),
         (["1500", "1,009"], ".", DECIMAL),  # thousands without a comma
-        (["1,5e3", "-2,5", "", "NA", " 3 "], ".", DECIMAL),
+        (["1,5e3", "-2,5", "", "NA", "NaN", " 3 "], ".", DECIMAL),
         (["1,500", "2,250"], ".", f"{THOUSANDS}; or {DECIMAL}"),
         (["1,5", "2.5"], ".", ""),  # nothing that the whole column bears out
         (["1,5", "x"], ".", ""),

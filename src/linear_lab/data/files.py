@@ -17,7 +17,7 @@ import polars as pl
 
 MISSING = ("", "na", "n/a", "null", "none")  # how a missing number is written, in upper or lower case, beside NaN
 SEPARATORS = ",;\t|"
-DECLARED = re.compile(r"sep=(.)[\r\n]*")  # the line with which Excel is told the separator
+DECLARED = re.compile(r"sep=([^\r\n\"])[\r\n]*")  # the line with which Excel is told the separator
 BOM = "\ufeff".encode()
 LINES = 50  # in which a header is looked for
 SHOWN = 30  # most names of columns in a message
@@ -203,7 +203,7 @@ class TableFile:
             return numbers
         wrong = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()
         if len(wrong):
-            hint = self._other_marks(text.filter(~text.str.to_lowercase().is_in(MISSING))) or hint
+            hint = self._other_marks(text.filter(~text.str.to_lowercase().is_in([*MISSING, "nan"]))) or hint
             raise ValueError(f"column {column} holds text: {text[wrong[0]]!r} in row {wrong[0] + first_row}{hint}")
         return numbers
 
@@ -220,18 +220,6 @@ class TableFile:
             kind, value = ("comma", "','") if comma else ("point", ".")
             advice.append(f"a decimal {kind}? try {self.group}decimal={value}")
         return f"; {'; or '.join(advice)}" if advice else ""
-
-    def incomplete(self, numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:
-        """Tell which rows have a value that is missing or not finite, and describe the first such value."""
-        bad = numbers.select((~pl.all().is_finite()).fill_null(value=True))
-        rows = bad.select(pl.any_horizontal(pl.all())).to_series()
-        if not rows.any():
-            return rows, ""
-        row = rows.arg_true()[0]
-        name = next(name for name in bad.columns if bad[name][row])
-        value = {None: "no value", math.inf: "infinity", -math.inf: "-infinity"}.get(numbers[name][row], "NaN")
-        where = ", ".join(f"{count} in {name}" for name, count in bad.sum().row(0, named=True).items() if count)
-        return rows, f"column {name} has {value} in row {row + first_row} (missing or not finite: {where})"
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -264,6 +252,19 @@ def is_closed(lines: Sequence[str], separator: str) -> bool:
     except csv.Error:
         return False
     return True
+
+
+def incomplete_rows(numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:
+    """Tell which rows have a value that is missing or not finite, and describe the first such value."""
+    bad = numbers.select((~pl.all().is_finite()).fill_null(value=True))
+    rows = bad.select(pl.any_horizontal(pl.all())).to_series()
+    if not rows.any():
+        return rows, ""
+    row = rows.arg_true()[0]
+    name = next(name for name in bad.columns if bad[name][row])
+    value = {None: "no value", math.inf: "infinity", -math.inf: "-infinity"}.get(numbers[name][row], "NaN")
+    where = ", ".join(f"{count} in {name}" for name, count in bad.sum().row(0, named=True).items() if count)
+    return rows, f"column {name} has {value} in row {row + first_row} (missing or not finite: {where})"
 
 
 def trailing_blanks(frame: pl.DataFrame) -> int:

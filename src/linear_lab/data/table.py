@@ -12,7 +12,7 @@ from torch import Tensor
 
 from linear_lab.data.batches import Part
 from linear_lab.data.datamodule import LinearData, check_seed, split
-from linear_lab.data.files import TableFile
+from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, units
 
 EXACT = 2**53  # up to here float64 holds each whole number
@@ -84,7 +84,7 @@ class TableData(LinearData):
             columns |= {name: table.numbers(frame, name, hint=hint) for name in y_names}
         self._note(frame, columns, x_names)
         numbers = pl.DataFrame(columns)
-        complete = self._complete(table, numbers)
+        complete = self._complete(numbers)
         values = torch.from_numpy(numbers.filter(complete).to_numpy(order="c", writable=True))
         x, y, classes = values[:, : len(x_names)], values[:, len(x_names) :], None
         if self.classification:
@@ -152,9 +152,9 @@ class TableData(LinearData):
             )
             self.notes.append(f"column {name} {text}")
 
-    def _complete(self, table: TableFile, numbers: pl.DataFrame) -> pl.Series:
+    def _complete(self, numbers: pl.DataFrame) -> pl.Series:
         """Tell which rows are complete; refuse the others, or add a note that they are dropped."""
-        incomplete, first = table.incomplete(numbers)
+        incomplete, first = incomplete_rows(numbers)
         if first and self.missing == "error":
             raise ValueError(f"{first}; data.missing=drop leaves such rows out")
         if first:

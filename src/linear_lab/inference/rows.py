@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from linear_lab import UserError
-from linear_lab.data.files import TableFile
+from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
 from linear_lab.fitting.checks import user_errors
@@ -87,7 +87,8 @@ def predict(
         x: a row of F numbers, or a list of such rows; with one feature, a list of its values.
         input: a CSV or Parquet file with the columns of x, in any order and among others.
         output: the CSV to write; None is predictions.csv in the run folder.
-        missing: ``error``, or ``empty`` to leave the prediction of a row without all values empty.
+        missing: of rows without all values: ``error``, ``drop`` to leave them out, or ``empty`` to leave their
+            prediction empty.
         **reading: separator, encoding and decimal of the input; None takes those of the run's own data.
 
     Returns:
@@ -98,14 +99,16 @@ def predict(
     """
     if (x is None) == (input is None):
         raise UserError("give either x=[...] or input=<file>: the rows to predict")
-    if missing not in ("error", "empty"):
-        raise UserError(f"missing={missing}: choose missing=error or missing=empty")
+    if missing not in ("error", "drop", "empty"):
+        raise UserError(f"missing={missing}: choose missing=error, drop or empty")
     if input is None and output is not None:
         raise UserError(f"output={output}: x=[...] is shown, not written; give input=<file> to write a file")
     run, cfg, predictor = load(folder, which)
     if input is None:
         rows = as_rows(x, predictor.schema.x)
         predicted = predictor.columns(rows)
+        with user_errors("predict"):
+            check_finite(predicted)
         values = [(*row, *y_hat) for row, y_hat in zip(rows.tolist(), predicted.rows(), strict=True)]
         layout.show_table(layout.screen(), [*predictor.schema.x, *predicted.columns], values)
         return None
@@ -114,35 +117,48 @@ def predict(
         table = TableFile(input, "input", **{key: value for key, value in reading.items() if value is not None})
         sources = [table.path, *([Path(cfg.data.path)] if cfg.data.get("path") else [])]
         target = target_file(run, output, PREDICTIONS, sources)
-        count = predict_file(predictor, table, target, missing)
-    layout.screen().print(f"{count} row{'s' * (count != 1)} predicted: {layout.short(target)}", soft_wrap=True)
+        count, dropped = predict_file(predictor, table, target, missing)
+    done = f"{count} row{'s' * (count != 1)} predicted{f', {dropped} dropped' if dropped else ''}"
+    layout.screen().print(f"{done}: {layout.short(target)}", soft_wrap=True)
     return target
 
 
-def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> int:
-    """Write the rows of a table with their predictions, atomically; returns the number of rows."""
+def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> tuple[int, int]:
+    """Write the rows of a table with their predictions, atomically; returns how many, and how many were dropped."""
     names = predictor.schema.x
     table.check_columns(names, "input")
-    row = 1
+    row, dropped = 1, 0
     with writing(target) as part, part.open("wb") as file, table.reading():
         for batch in table.batches(ROWS):
             numbers = pl.DataFrame({name: table.numbers(batch, name, row) for name in names})
-            incomplete, first = table.incomplete(numbers, row)
+            incomplete, first = incomplete_rows(numbers, row)
             if missing == "error" and first:
-                raise ValueError(f"{first}; missing=empty leaves the prediction of such rows empty")
+                raise ValueError(
+                    f"{first}; missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
+                )
             predicted = predictor.columns(torch.from_numpy(numbers.to_numpy(order="c", writable=True)))
-            sound = predicted.select(pl.when(~incomplete).then(pl.selectors.numeric()).otherwise(0.0))
-            if first := table.incomplete(sound, row)[1]:
-                raise ValueError(f"predicted {first}: its x is too far from the data that the run was trained on")
+            predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
+            check_finite(predicted.select(pl.when(~incomplete).then(pl.selectors.numeric()).otherwise(0.0)), row)
             twice = [name for name in predicted.columns if name in batch.columns]
             if twice:
                 raise ValueError(f"there is a column {twice[0]} already, as the prediction is called; rename it")
-            predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
-            pl.concat([batch, predicted], how="horizontal").write_csv(file, include_header=row == 1)
+            written = pl.concat([batch, predicted], how="horizontal")
+            if missing == "drop":
+                written, dropped = written.filter(~incomplete), dropped + int(incomplete.sum())
+            written.write_csv(file, include_header=row == 1)
             row += len(batch)
         if row == 1:
             raise ValueError(f"{table.label}: a header, but no rows")
-    return row - 1
+        if row - 1 == dropped:
+            raise ValueError(f"{table.label}: missing=drop leaves no row; {first}")
+    return row - 1 - dropped, dropped
+
+
+def check_finite(predicted: pl.DataFrame, first_row: int = 1) -> None:
+    """Refuse a prediction that is not finite."""
+    first = incomplete_rows(predicted.select(pl.selectors.numeric()), first_row)[1]
+    if first:
+        raise ValueError(f"predicted {first}: its x is too far from the data that the run was trained on")
 
 
 def target_file(run: Run, output: str | None, default: str, sources: Sequence[Path] = ()) -> Path:
