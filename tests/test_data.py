@@ -198,10 +198,18 @@ def test_bad_input_is_named(make, message):
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (torch.ones(4, 1), torch.arange(4.0), r"y \(4,\) of torch.float32.* numbers want \(B, 1\).*class labels int64"),
+        (
+            torch.ones(4, 1),
+            torch.arange(4.0),
+            r"y \(B, T\) of numbers, or \(B,\) of int64 class labels, .*y \(4,\) of torch.float32",
+        ),
         (torch.ones(4), torch.ones(4, 1), r"train wants x \(B, F\).*got x \(4,\)"),
         (torch.ones(4, 1), torch.tensor([0, 1, -1, 0]), "class labels from 0 up.* got -1"),
-        (torch.ones(4, 1), torch.tensor([True, False, True, True]), r"y \(4,\) of torch.bool.*class labels int64"),
+        (
+            torch.ones(4, 1),
+            torch.tensor([True, False, True, True]),
+            r"\(B,\) of int64 class labels, .*y \(4,\) of torch.bool",
+        ),
         (torch.tensor([[1.0], [math.nan]]), torch.ones(2, 1), "train has nan in column x, which is not finite"),
         (torch.ones(2, 1), torch.tensor([[1.0], [math.inf]]), "train has inf in column y, which is not finite"),
         (

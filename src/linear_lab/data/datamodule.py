@@ -69,27 +69,23 @@ class LinearData(LightningDataModule, ABC):
         raw = {name: (x.double(), y.double() if y.ndim > 1 else y) for name, (x, y) in self.load().items()}
         if "train" not in raw:
             raise ValueError(f"load returned the parts {', '.join(raw)}; train is missing")
-        x, y = raw["train"]
-        features, targets = x.shape[1] if x.ndim == 2 else "F", y.shape[1:]
+        features, targets = (values.shape[1:] for values in raw["train"])
         for name, (x, y) in raw.items():
+            shapes = f"got x {tuple(x.shape)} and y {tuple(y.shape)} of {y.dtype}"
             if y.ndim < 2 and (y.ndim, y.dtype) != (1, torch.int64):
+                raise ValueError(f"{name} wants y (B, T) of numbers, or (B,) of int64 class labels, {shapes}")
+            if x.ndim != 2 or x.shape != (len(y), *features) or y.shape != (len(x), *targets) or not len(x):
+                wanted = [", ".join(["B", *map(str, shape)]) for shape in (features or ["F"], targets)]
                 raise ValueError(
-                    f"{name} has y {tuple(y.shape)} of {y.dtype}; numbers want (B, 1), class labels int64 and (B,)"
-                )
-            if x.shape != (len(y), features) or y.shape != (len(x), *targets) or not len(x):
-                wanted = ", ".join(["B", *map(str, targets)])
-                raise ValueError(
-                    f"{name} wants x (B, {features}) and y ({wanted}) with the same number of rows B of at "
-                    f"least 1, got x {tuple(x.shape)} and y {tuple(y.shape)}"
+                    f"{name} wants x ({wanted[0]}) and y ({wanted[1]}) with the same number of rows B of at least 1, "
+                    f"{shapes}"
                 )
             if not targets and y.min() < 0:
                 raise ValueError(f"{name} wants class labels from 0 up, got {y.min()}")
         if not self.schema.x:
             classes = 1 + max(int(y.max()) for _, y in raw.values()) if not targets else 0
-            self.schema = Schema.plain(
-                raw["train"][0].shape[1], sum(targets) or 1, [str(k) for k in range(classes)] or None
-            )
-        self.raw, self.in_features = raw, len(self.schema.x)
+            self.schema = Schema.plain(features[0], sum(targets) or 1, [str(k) for k in range(classes)] or None)
+        self.raw, self.in_features = raw, features[0]
         self.out_features = len(self.schema.labels) if self.schema.labels else len(self.schema.y)
         self.parts = {name: self._standardized(name) for name in raw}
 

@@ -66,9 +66,9 @@ class TableFile:
             raise ValueError(f"{self.label}: cannot be read with encoding={self.encoding} ({error})") from None
         if self.encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
             self.encoding = "utf-8-sig"
-        self.start, header = 0, ""  # lines before the header
+        header = ""
         with self._text() as file:
-            for self.start, header in enumerate(file):
+            for self.start, header in enumerate(file):  # start counts the lines before the header
                 if declared := DECLARED.fullmatch(header):
                     separator = separator or declared[1]
                 elif header.strip():
@@ -86,12 +86,9 @@ class TableFile:
         if repeated:
             raise ValueError(f"{self.label}: two columns are called {repeated[0]!r}; rename one")
         names, plain = self.names, self.encoding == "utf-8-sig" and not self.start and self._is_plain()
+        source = self.path if plain else self._copy()
         return pl.scan_csv(
-            self.path if plain else self._copy(),
-            separator=self.separator,
-            infer_schema=False,
-            glob=False,
-            with_column_names=lambda _: names,
+            source, separator=self.separator, infer_schema=False, glob=False, with_column_names=lambda _: names
         )
 
     def _is_plain(self) -> bool:
@@ -210,15 +207,12 @@ class TableFile:
     def _other_marks(self, text: pl.Series) -> str:
         """Advise on commas in a column of text, or on dots beside decimal commas, as far as all values bear it out."""
         comma = self.decimal == "."
-        mark, point = (",", r"\.") if comma else (r"\.", ",")
+        mark, point, kind, option = (",", r"\.", "comma", "','") if comma else (r"\.", ",", "point", ".")
         grouped = text.str.contains(rf"^[+-]?(\d{{1,3}}|[1-9]\d{{0,2}}({mark}\d{{3}})+)({point}\d*)?$").all()
         divided = text.str.contains(rf"^[+-]?\d*({mark}\d*)?([eE][+-]?\d+)?$").all()
-        advice = []
-        if grouped:
-            advice.append(f"{'commas' if comma else 'dots'} between thousands? write the numbers without them")
+        advice = [f"{'commas' if comma else 'dots'} between thousands? write the numbers without them"] * grouped
         if divided and not (grouped and not text.str.contains(mark).all()):  # 1,009 beside 990 is a thousand
-            kind, value = ("comma", "','") if comma else ("point", ".")
-            advice.append(f"a decimal {kind}? try {self.group}decimal={value}")
+            advice.append(f"a decimal {kind}? try {self.group}decimal={option}")
         return f"; {'; or '.join(advice)}" if advice else ""
 
     @contextmanager

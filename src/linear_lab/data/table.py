@@ -75,7 +75,8 @@ class TableData(LinearData):
     def load(self) -> dict[str, Part]:
         table = TableFile(self.path, "path", **self.reading)  # type: ignore[arg-type]
         x_names, y_names, frame = self._choose(table)
-        columns = {name: table.numbers(frame, name) for name in x_names}
+        hint = "; text is one-hot encoded by polars' frame.to_dummies({!r}): a column of 0 and 1 for each category"
+        columns = {name: table.numbers(frame, name, hint=hint.format(name)) for name in x_names}
         if self.classification:
             labels = class_labels(table, frame, y_names[0])
             columns[y_names[0]] = labels.is_not_null().replace_strict({True: 0.0, False: None}, return_dtype=pl.Float64)
@@ -141,16 +142,13 @@ class TableData(LinearData):
         """Add notes on digits that float64 does not hold, and on columns that count the rows and nobody asked for."""
         for name, numbers in columns.items():
             if value := first_rounded(frame[name], numbers):
-                text = f"whole numbers beyond 2^53, such as {value}, which are rounded to 16 digits"
-                self.notes.append(f"column {name} holds {text}")
+                what = f"whole numbers beyond 2^53, such as {value}, which are rounded to 16 digits"
+                self.notes.append(f"column {name} holds {what}")
         counts = [name for name in x if self.x_columns is None and counts_rows(columns[name])]
         others = ",".join(name for name in x if name not in counts)
-        for name in counts if others else []:
-            order = columns[name].sort()
-            text = (
-                f"counts the rows from {order[0]:.0f} to {order[-1]:.0f}, and is in x; data.x=[{others}] leaves it out"
-            )
-            self.notes.append(f"column {name} {text}")
+        if counts and others:
+            advice = f"an index, which predicts nothing? data.x=[{others}] leaves it out"
+            self.notes.append(f"{', '.join(counts)} in x counts the rows: {advice}")
 
     def _complete(self, numbers: pl.DataFrame) -> pl.Series:
         """Tell which rows are complete; refuse the others, or add a note that they are dropped."""
