@@ -204,6 +204,14 @@ class TableFile:
             raise ValueError(f"column {column} holds text: {text[wrong[0]]!r} in row {wrong[0] + first_row}{hint}")
         return numbers
 
+    def texts(self, frame: pl.DataFrame, column: str, wanted: str) -> pl.Series:
+        """Return a column as text, null for an empty field."""
+        try:
+            text = frame[column].cast(pl.String).str.strip_chars()
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"column {column} holds {frame[column].dtype}, not {wanted}") from error
+        return text.set(text == "", None)
+
     def _other_marks(self, text: pl.Series) -> str:
         """Advise on commas in a column of text, or on dots beside decimal commas, as far as all values bear it out."""
         comma = self.decimal == "."

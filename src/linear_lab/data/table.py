@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from linear_lab.data.batches import Part
+from linear_lab.data.categories import one_hot
 from linear_lab.data.datamodule import LinearData, check_seed, split
 from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, units
@@ -26,6 +28,8 @@ class TableData(LinearData):
         path: the file.
         x: columns to predict from; None takes all numeric ones but y.
         y: columns to predict; one column of class labels, strings or integers, for classification.
+        categorical: columns to predict from that hold text, or numbers that are names. Each category of the train part
+            becomes a column, which is 1 in its rows and 0 in others.
         fractions: share of the rows for train, val and test, drawn by the seed; a part with 0 is left out.
         split: a column that says train, val or test for each row, instead of fractions.
         seed: of that draw alone. Each part keeps the order of the file.
@@ -47,6 +51,7 @@ class TableData(LinearData):
         path: str | None,
         x: Sequence[str] | str | None = None,
         y: Sequence[str] | str | None = None,
+        categorical: Sequence[str] | str | None = None,
         fractions: Sequence[float] = (0.7, 0.15, 0.15),
         split: str | None = None,
         seed: int = 0,
@@ -67,7 +72,8 @@ class TableData(LinearData):
             raise ValueError(f"center must be true or false, got {center}")
         check_seed(seed)
         self.path, self.missing, self.seed, self.fractions = path, missing, seed, fractions
-        self.x_columns, self.y_columns = (c if c is None or isinstance(c, (list, tuple)) else [c] for c in (x, y))
+        lists = (c if c is None or isinstance(c, (list, tuple)) else [c] for c in (x, y, categorical))
+        self.x_columns, self.y_columns, self.categorical = lists
         self.split_column = None if split is None else str(split)
         self.standardize, self.center = standardize, center is not False
         self.reading = {"separator": separator, "encoding": encoding, "decimal": decimal}
@@ -75,28 +81,36 @@ class TableData(LinearData):
     def load(self) -> dict[str, Part]:
         table = TableFile(self.path, "path", **self.reading)  # type: ignore[arg-type]
         x_names, y_names, frame = self._choose(table)
-        hint = "; text is one-hot encoded by polars' frame.to_dummies({!r}): a column of 0 and 1 for each category"
+        texts = [table.texts(frame, str(name), "categories") for name in self.categorical or []]
+        hint = "; data.categorical=[{}] has a column of 0 and 1 for each such text"
         columns = {name: table.numbers(frame, name, hint=hint.format(name)) for name in x_names}
         if self.classification:
             labels = class_labels(table, frame, y_names[0])
-            columns[y_names[0]] = labels.is_not_null().replace_strict({True: 0.0, False: None}, return_dtype=pl.Float64)
+            columns[y_names[0]] = presence(labels)
         else:
             hint = "; class labels want loss=cross_entropy"
             columns |= {name: table.numbers(frame, name, hint=hint) for name in y_names}
         self._note(frame, columns, x_names)
         numbers = pl.DataFrame(columns)
-        complete = self._complete(numbers)
+        complete = self._complete(numbers.with_columns(**{text.name: presence(text) for text in texts}))
+        rows = self._split(frame, complete)
         values = torch.from_numpy(numbers.filter(complete).to_numpy(order="c", writable=True))
         x, y, classes = values[:, : len(x_names)], values[:, len(x_names) :], None
         if self.classification:
             indices, classes = class_indices(labels.filter(complete), y_names[0])
             y = torch.from_numpy(indices.to_numpy(writable=True))
-        parts = {name: (x[rows], y[rows]) for name, rows in self._split(frame, complete).items()}
-        seen = set(parts["train"][1].tolist()) if classes else set()
+        seen = set(y[rows["train"]].tolist()) if classes else set()
         unseen = [label for k, label in enumerate(classes or []) if k not in seen]
+        texts = [text.filter(complete) for text in texts]
+        categories = {text.name: sorted(text.gather(rows["train"].numpy()).unique()) for text in texts}
+        for text in texts:
+            unseen += [f"{text.name}={value}" for value in sorted({*text} - {*categories[text.name]})]
+            coded = pl.DataFrame(one_hot(text, categories[text.name]))
+            x, x_names = torch.cat([x, torch.from_numpy(coded.to_numpy())], 1), x_names + coded.columns
         if unseen:
             self.notes.append(f"in no row of train, so the model knows nothing of them: {', '.join(unseen)}")
-        self.schema = self._schema(x_names, y_names, classes, *parts["train"])
+        parts = {name: (x[part], y[part]) for name, part in rows.items()}
+        self.schema = replace(self._schema(x_names, y_names, classes, *parts["train"]), categories=categories)
         return parts
 
     def _choose(self, table: TableFile) -> tuple[list[str], list[str], pl.DataFrame]:
@@ -107,21 +121,25 @@ class TableData(LinearData):
         table.check_columns(y, "y")
         if self.classification and len(y) > 1:
             raise ValueError(f"y={y}: cross-entropy wants one column of class labels")
+        texts = [str(name) for name in self.categorical or []]
+        table.check_columns(texts, "categorical")
         others = y if self.split_column is None else [*y, self.split_column]
         table.check_columns(others[len(y) :], "split")
         if self.x_columns is not None:
             x = [str(name) for name in self.x_columns]
             table.check_columns(x, "x")
-            frame = table.read([*dict.fromkeys([*x, *others])])
+            x = [name for name in x if name not in texts]
+            frame = table.read([*dict.fromkeys([*x, *texts, *others])])
         else:
             frame = table.read(table.names)
-            x = [name for name in table.names if name not in others and self._is_numeric(table, frame, name)]
+            left = [name for name in table.names if name not in [*texts, *others]]
+            x = [name for name in left if self._is_numeric(table, frame, name)]
         if not len(frame):
             raise ValueError(f"{table.label}: a header, but no rows")
-        repeated = [name for name, count in Counter([*x, *others]).items() if count > 1]
+        repeated = [name for name, count in Counter([*x, *texts, *others]).items() if count > 1]
         if repeated:
             raise ValueError(f"{', '.join(repeated)}: in more than one of x, y and split; name each column once")
-        if not x:
+        if not x and not texts:
             raise ValueError(f"x: no numeric column to predict from; {'; '.join([table.content, *self.notes])}")
         return x, y, frame
 
@@ -201,13 +219,14 @@ class TableData(LinearData):
         return Schema.of(x, y, None, x_units, (y_mean, y_scale))
 
 
+def presence(text: pl.Series) -> pl.Series:
+    """Return 0.0 where there is a text, and null where there is none."""
+    return text.is_not_null().replace_strict({True: 0.0, False: None}, return_dtype=pl.Float64)
+
+
 def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
     """Return the label of each row as a string; null for an empty field, and among numbers also for NaN and NA."""
-    try:
-        labels = frame[name].cast(pl.String).str.strip_chars()
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"y: column {name} holds {frame[name].dtype}, not class labels") from error
-    labels = labels.set(labels == "", None)
+    labels = table.texts(frame, name, "class labels")
     if not (frame[name].dtype == pl.String or frame[name].dtype.is_numeric()):
         return labels
     try:

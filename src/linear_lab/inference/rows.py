@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from linear_lab import UserError
+from linear_lab.data.categories import one_hot_seen
 from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
@@ -105,12 +106,12 @@ def predict(
         raise UserError(f"output={output}: x=[...] is shown, not written; give input=<file> to write a file")
     run, cfg, predictor = load(folder, which)
     if input is None:
-        rows = as_rows(x, predictor.schema.x)
-        predicted = predictor.columns(rows)
+        schema, rows = predictor.schema, as_lists(x, len(predictor.schema.columns))
         with user_errors("predict"):
+            predicted = predictor.columns(as_rows(rows, schema.columns, schema.categories))
             check_finite(predicted)
-        values = [(*row, *y_hat) for row, y_hat in zip(rows.tolist(), predicted.rows(), strict=True)]
-        layout.show_table(layout.screen(), [*predictor.schema.x, *predicted.columns], values)
+        values = [(*row, *y_hat) for row, y_hat in zip(rows, predicted.rows(), strict=True)]
+        layout.show_table(layout.screen(), [*schema.columns, *predicted.columns], values)
         return None
     reading = {key: cfg.data.get(key) if value is None else value for key, value in reading.items()}
     with user_errors("predict"):
@@ -125,12 +126,15 @@ def predict(
 
 def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> tuple[int, int]:
     """Write the rows of a table with their predictions, atomically; returns how many, and how many were dropped."""
-    names = predictor.schema.x
-    table.check_columns(names, "input")
+    schema = predictor.schema
+    table.check_columns(schema.columns, "input")
     row, dropped = 1, 0
     with writing(target) as part, part.open("wb") as file, table.reading():
         for batch in table.batches(ROWS):
-            numbers = pl.DataFrame({name: table.numbers(batch, name, row) for name in names})
+            columns = {name: table.numbers(batch, name, row) for name in schema.columns if name in schema.x}
+            for name, categories in schema.categories.items():
+                columns |= one_hot_seen(table.texts(batch, name, "categories"), categories, row)
+            numbers = pl.DataFrame(columns)
             incomplete, first = incomplete_rows(numbers, row)
             if missing == "error" and first:
                 raise ValueError(
@@ -180,24 +184,37 @@ def target_file(run: Run, output: str | None, default: str, sources: Sequence[Pa
     return target
 
 
-def as_rows(x: Any, names: list[str]) -> Tensor:
-    """Convert typed numbers to rows ``(N, F)``, float64.
+def as_lists(x: Any, columns: int) -> list[Any]:
+    """Return typed values as a list of rows: of one column each value is a row."""
+    values = OmegaConf.to_container(x) if OmegaConf.is_config(x) else x
+    values = values if isinstance(values, list) else [values]
+    if any(isinstance(value, list) for value in values):
+        return values
+    return [[value] for value in values] if columns == 1 else [values]
+
+
+def as_rows(x: Any, names: list[str], categories: dict[str, list[str]] | None = None) -> Tensor:
+    """Convert typed rows to numbers ``(N, F)``, float64; the last names may be those of categories.
 
     >>> as_rows([5, 6], ["x"]).tolist()
     [[5.0], [6.0]]
+    >>> as_rows([5, "Oslo"], ["x", "city"], {"city": ["Oslo", "Rome"]}).tolist()
+    [[5.0, 1.0, 0.0]]
     """
-    values = OmegaConf.to_container(x) if OmegaConf.is_config(x) else x
-    example = ",".join(["0"] * min(len(names), layout.SHOWN))
+    categories, rows = categories or {}, as_lists(x, len(names))
+    count = len(names) - len(categories)
+    example = ",".join([*["0"] * count, *(known[0] for known in categories.values())][: layout.SHOWN])
     mistake = UserError(
-        f"x={values}: x wants {len(names)} numbers a row ({layout.names(names)}), as in x=[{example}], or "
-        "x=[[...],[...]] for several rows; all finite"
+        f"x={x}: x wants {len(names)} {'values' if categories else 'numbers'} a row ({layout.names(names)}), as in "
+        f"x=[{example}], or x=[[...],[...]] for several rows; all finite"
     )
     try:
-        rows = torch.tensor(values, dtype=torch.float64)
+        numbers = torch.tensor([row[:count] for row in rows], dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise mistake from error
-    if rows.ndim < 2:
-        rows = rows.reshape(-1, 1) if len(names) == 1 else rows.reshape(1, -1)
-    if rows.ndim != 2 or rows.shape[1] != len(names) or not len(rows) or not rows.isfinite().all():
+    if numbers.ndim != 2 or {len(row) for row in rows} != {len(names)} or not numbers.isfinite().all():
         raise mistake
-    return rows
+    for k, (name, known) in enumerate(categories.items(), count):
+        coded = pl.DataFrame(one_hot_seen(pl.Series(name, [str(row[k]) for row in rows]), known))
+        numbers = torch.cat([numbers, torch.from_numpy(coded.to_numpy())], 1)
+    return numbers
