@@ -14,6 +14,9 @@ from linear_lab.inference.programs import export
 from linear_lab.inference.remeasure import evaluate
 from linear_lab.inference.rows import load as load_run
 from linear_lab.inference.rows import predict
+from linear_lab.runs.folder import Run
+from linear_lab.terminal import layout
+from linear_lab.terminal.report import show_outcome
 
 CITIES = ("Rome", "Oslo", "Bern")
 
@@ -102,6 +105,12 @@ def test_a_run_learns_predicts_and_is_measured_with_its_categories(cities, tmp_p
     predict(str(cities), x=[[1, "Oslo"], [2.5, "Rome"]])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [["a", "city", "c_hat"], ["1", "Oslo", "22"], ["2.5", "Rome", "15"]]
+
+
+def test_the_command_that_predicts_fits_the_categories(cities, capsys):
+    show_outcome(layout.screen(), Run.open(cities).record, cities, dashboard=False)
+    assert "linear_lab.predict" in (out := capsys.readouterr().out)
+    assert "input=<file>" in out
 
 
 def test_an_unseen_category_is_named(cities, tmp_path):
