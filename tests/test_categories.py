@@ -49,6 +49,12 @@ def test_categories_are_those_of_train_and_others_are_told(path):
     assert data.notes == ["in no row of train, so the model knows nothing of them: city=Bern"]
 
 
+def test_one_category_alone_is_a_constant_column(path):
+    data = load(path, "city,a,c\nRome,1,5\nRome,2,7\n", categorical="city", standardize=True)
+    assert data.parts["train"][0].tolist() == [[-1, 0], [1, 0]]
+    assert data.notes == ["the same in all rows of train, so of no effect: city=Rome"]
+
+
 def test_a_row_without_a_category_is_incomplete(path):
     content = "city,a,c\nRome,1,5\n,2,6\nOslo,3,7\n"
     with pytest.raises(ValueError, match=r"column city has no value in row 2.*data.missing=drop"):
@@ -72,13 +78,14 @@ def test_parquet_has_categories_too(tmp_path):
         ({"categorical": "c"}, "c: in more than one of x, y and split"),
         (
             {"x": ["a", "city"]},
-            r"column city holds text: 'Rome' in row 1; data\.categorical=\[city\] has a column of 0",
+            r"column city holds text: 'Rome' in row 1; a category\? data\.categorical=\[city\] makes a",
         ),
+        ({"x": ["a", "city=Rome"], "categorical": "city"}, "column city=Rome is called as a category of city; rename"),
         ({"categorical": "n"}, r"column n has 1500 categories in train, more than 1000"),
     ],
 )
 def test_wrong_categories_are_named(arguments, message, path):
-    content = "city,a,c,n\n" + "".join(f"{CITIES[k % 3]},{k * k},{k % 7},n{k}\n" for k in range(1500))
+    content = "city,a,c,n,city=Rome\n" + "".join(f"{CITIES[k % 3]},{k * k},{k % 7},n{k},1\n" for k in range(1500))
     with pytest.raises(ValueError, match=message):
         load(path, content, **arguments)
 

@@ -152,6 +152,12 @@ def test_lines_before_the_header_are_told(content, line, path):
         found.check_columns(["nowhere"], "y")
 
 
+def test_a_cell_is_no_header(path):
+    found = table(path, "city,y\nRome,1\nOslo,2\n")
+    with pytest.raises(ValueError, match=r"there is no column 'Rome'; my\.csv has the columns city, y$"):
+        found.check_columns(["Rome"], "y")
+
+
 def test_what_polars_refuses_is_looked_up_in_the_file_not_in_its_message(path, monkeypatch):
     found = table(path, "x,y\n1,2\n3,4,5\n")
     error = files.pl.exceptions.ComputeError("in other words, as of another version")

@@ -195,7 +195,7 @@ GOOD = "a,b,c\n1,2,3\n4,5,6\n7,8,10\n"
         (GOOD, {"split": "b"}, "column b holds '2' in row 1; it must say train, val or test"),
         ("a,s,c\n1,val,2\n3,test,4\n", {"split": "s"}, "no row of column s says train"),
         ("a,c\n1,2\n3,x7\n", {}, "column c holds text: 'x7' in row 2; class labels want loss=cross_entropy"),
-        ("a,c\n1,2\nfoo,4\n", {"x": ["a"]}, r"a holds text: 'foo' in row 2; data\.categorical=\[a\] has a column"),
+        ("a,c\n1,2\nfoo,4\n", {"x": ["a"]}, r"a holds text: 'foo' in row 2; a category\? data\.categorical=\[a\]"),
         ("a,c\n1,2\nfoo,4\n", {}, "x: no numeric column.*'foo' in row 2"),
         ('a;c\n"1,5";2\n', {}, r"'1,5' in row 1; a decimal comma\? try data\.decimal"),
         ("a;c\n1.000;2\n", {"decimal": ",", "x": ["a"]}, r"column a holds text: '1\.000' in row 1"),

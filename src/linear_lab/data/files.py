@@ -239,10 +239,11 @@ class TableFile:
         """Advise to delete a title if a line below it names the columns."""
         if not self.is_csv:
             return ""
+        named = sum(map(bool, map(str.strip, self.names)))
         with self._text() as file:
             for number, line in enumerate(itertools.islice(file, LINES), 1):
-                words = {word.strip('"# \r\n') for word in re.split(f"[{SEPARATORS}]", line)}
-                if number > self.start + 1 and words.issuperset(names):
+                words = {word.strip('"# \r\n') for word in re.split(f"[{SEPARATORS}]", line)} - {""}
+                if number > self.start + 1 and len(words) > named and words.issuperset(names):
                     return f"; line {number} names {', '.join(names)}: delete the lines before it"
         return ""
 

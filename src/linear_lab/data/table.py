@@ -82,7 +82,7 @@ class TableData(LinearData):
         table = TableFile(self.path, "path", **self.reading)  # type: ignore[arg-type]
         x_names, y_names, frame = self._choose(table)
         texts = [table.texts(frame, str(name), "categories") for name in self.categorical or []]
-        hint = "; data.categorical=[{}] has a column of 0 and 1 for each such text"
+        hint = "; a category? data.categorical=[{}] makes a column of 0 and 1 for each"
         columns = {name: table.numbers(frame, name, hint=hint.format(name)) for name in x_names}
         if self.classification:
             labels = class_labels(table, frame, y_names[0])
@@ -106,7 +106,10 @@ class TableData(LinearData):
         for text in texts:
             unseen += [f"{text.name}={value}" for value in sorted({*text} - {*categories[text.name]})]
             coded = pl.DataFrame(one_hot(text, categories[text.name]))
-            x, x_names = torch.cat([x, torch.from_numpy(coded.to_numpy())], 1), x_names + coded.columns
+            if twice := {*coded.columns} & {*x_names}:
+                raise ValueError(f"column {min(twice)} is called as a category of {text.name}; rename it")
+            x_names += coded.columns
+            x = torch.cat([x, torch.from_numpy(coded.to_numpy(writable=True))], 1)
         if unseen:
             self.notes.append(f"in no row of train, so the model knows nothing of them: {', '.join(unseen)}")
         parts = {name: (x[part], y[part]) for name, part in rows.items()}

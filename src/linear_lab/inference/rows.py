@@ -85,7 +85,7 @@ def predict(
     Args:
         folder: the run folder.
         which: ``best`` or ``last`` checkpoint.
-        x: a row of F numbers, or a list of such rows; with one feature, a list of its values.
+        x: a row of F numbers, then of categories as text, or a list of such rows; with one feature, its values.
         input: a CSV or Parquet file with the columns of x, in any order and among others.
         output: the CSV to write; None is predictions.csv in the run folder.
         missing: of rows without all values: ``error``, ``drop`` to leave them out, or ``empty`` to leave their
@@ -216,5 +216,5 @@ def as_rows(x: Any, names: list[str], categories: dict[str, list[str]] | None = 
         raise mistake
     for k, (name, known) in enumerate(categories.items(), count):
         coded = pl.DataFrame(one_hot_seen(pl.Series(name, [str(row[k]) for row in rows]), known))
-        numbers = torch.cat([numbers, torch.from_numpy(coded.to_numpy())], 1)
+        numbers = torch.cat([numbers, torch.from_numpy(coded.to_numpy(writable=True))], 1)
     return numbers
