@@ -132,6 +132,8 @@ def test_an_unseen_category_is_named(cities, tmp_path):
         with pytest.raises(UserError, match=r"x wants 2 values a row \(a, city\)|holds '(3|2|None)' in row 1"):
             predict(str(cities), x=x)
     (tmp_path / "new.csv").write_text("city,a\nOslo,1\n,2\n")
+    with pytest.raises(UserError, match=r"column city has no value in row 2 \(missing or not finite: 1 in city\)"):
+        predict(str(cities), input=str(tmp_path / "new.csv"), output=str(tmp_path / "o.csv"))
     predict(str(cities), input=str(tmp_path / "new.csv"), output=str(tmp_path / "o.csv"), missing="drop")
     assert len(pl.read_csv(tmp_path / "o.csv")) == 1
 

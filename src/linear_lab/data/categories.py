@@ -26,3 +26,8 @@ def one_hot_seen(text: pl.Series, categories: Sequence[str], first_row: int = 1)
         known = ", ".join(categories[:30]) + ", ..." * (len(categories) > 30)
         raise ValueError(f"{where}, which no row of train has; it has {known}")
     return one_hot(text, categories)
+
+
+def presence(text: pl.Series) -> pl.Series:
+    """Return 0.0 where there is a text, and null where there is none."""
+    return text.is_not_null().replace_strict({True: 0.0, False: None}, return_dtype=pl.Float64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from linear_lab.data.batches import Part
-from linear_lab.data.categories import one_hot
+from linear_lab.data.categories import one_hot, presence
 from linear_lab.data.datamodule import LinearData, check_seed, split
 from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, units
@@ -220,11 +220,6 @@ class TableData(LinearData):
         y_mean, y_scale = units(train[1], center=self.center)
         y_scale[y_scale == 0] = 1.0
         return Schema.of(x, y, None, x_units, (y_mean, y_scale))
-
-
-def presence(text: pl.Series) -> pl.Series:
-    """Return 0.0 where there is a text, and null where there is none."""
-    return text.is_not_null().replace_strict({True: 0.0, False: None}, return_dtype=pl.Float64)
 
 
 def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:

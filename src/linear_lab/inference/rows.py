@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from linear_lab import UserError
-from linear_lab.data.categories import one_hot_seen
+from linear_lab.data.categories import one_hot_seen, presence
 from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
@@ -108,7 +108,7 @@ def predict(
     if input is None:
         schema, rows = predictor.schema, as_lists(x, len(predictor.schema.columns))
         with user_errors("predict"):
-            predicted = predictor.columns(as_rows(rows, schema.columns, schema.categories))
+            predicted = predictor.columns(as_rows(x, schema.columns, schema.categories))
             check_finite(predicted)
         values = [(*row, *y_hat) for row, y_hat in zip(rows, predicted.rows(), strict=True)]
         layout.show_table(layout.screen(), [*schema.columns, *predicted.columns], values)
@@ -132,10 +132,13 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
     with writing(target) as part, part.open("wb") as file, table.reading():
         for batch in table.batches(ROWS):
             columns = {name: table.numbers(batch, name, row) for name in schema.columns if name in schema.x}
+            given = dict(columns)
             for name, categories in schema.categories.items():
-                columns |= one_hot_seen(table.texts(batch, name, "categories"), categories, row)
+                text = table.texts(batch, name, "categories")
+                given[name] = presence(text)
+                columns |= one_hot_seen(text, categories, row)
             numbers = pl.DataFrame(columns)
-            incomplete, first = incomplete_rows(numbers, row)
+            incomplete, first = incomplete_rows(pl.DataFrame(given), row)
             if missing == "error" and first:
                 raise ValueError(
                     f"{first}; missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
