@@ -93,6 +93,9 @@ class TableFile:
 
     def _is_plain(self) -> bool:
         """Tell whether quotes enclose whole cells, and each CR is followed by LF: polars reads other files wrongly."""
+        with self.path.open("rb") as file:  # most files have neither, which is seen in a tenth of the time
+            if not any(b'"' in block or b"\r" in block for block in iter(lambda: file.read(2**20), b"")):
+                return True
         content = np.memmap(self.path, np.uint8, mode="r")
         data = content[len(BOM) if content[: len(BOM)].tobytes() == BOM else 0 :]
         quotes, returns = np.flatnonzero(data == ord('"')), np.flatnonzero(data[:-1] == ord("\r"))
