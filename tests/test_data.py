@@ -1,5 +1,6 @@
 """Where x and y come from, and in which order they are served."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from linear_lab.data import Batches, SyntheticData, ToyClasses, ToyData, split
+from linear_lab.data import Batches, LinearData, SyntheticData, ToyClasses, ToyData, split
 from linear_lab.data.batches import epoch_order
 
 TRAIN = {"x": [1, 2, 3, 4], "y": [2, 4, 6, 8]}
@@ -192,3 +193,56 @@ def test_synthetic_parameters_are_drawn_where_none_are_given():
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make().setup()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (
+            torch.ones(4, 1),
+            torch.arange(4.0),
+            r"y \(B, T\) of numbers, or \(B,\) of int64 class labels, .*y \(4,\) of torch.float32",
+        ),
+        (torch.ones(4), torch.ones(4, 1), r"train wants x \(B, F\).*got x \(4,\)"),
+        (torch.ones(4, 1), torch.tensor([0, 1, -1, 0]), "class labels from 0 up.* got -1"),
+        (
+            torch.ones(4, 1),
+            torch.tensor([True, False, True, True]),
+            r"\(B,\) of int64 class labels, .*y \(4,\) of torch.bool",
+        ),
+        (torch.tensor([[1.0], [math.nan]]), torch.ones(2, 1), "train has nan in column x, which is not finite"),
+        (torch.ones(2, 1), torch.tensor([[1.0], [math.inf]]), "train has inf in column y, which is not finite"),
+        (
+            torch.tensor([[1e300]], dtype=torch.float64),
+            torch.ones(1, 1),
+            r"train has 1e\+300 in column x, too large for torch.float32",
+        ),
+    ],
+)
+def test_wrong_parts_of_ones_own_are_named(x, y, message):
+    class Own(LinearData):
+        def load(self):
+            return {"train": (x, y)}
+
+    with pytest.raises(ValueError, match=message):
+        Own().setup()
+
+
+def test_whole_numbers_in_y_are_numbers():
+    class Own(LinearData):
+        def load(self):
+            return {"train": (torch.arange(4)[:, None], torch.arange(4)[:, None])}
+
+    data = Own()
+    data.setup()
+    assert data.schema.labels is None
+    assert data.parts["train"][1].dtype == torch.float32
+
+
+def test_a_source_without_a_train_part_is_named():
+    class Own(LinearData):
+        def load(self):
+            return {"val": (torch.ones(1, 1), torch.ones(1, 1))}
+
+    with pytest.raises(ValueError, match="load returned the parts val; train is missing"):
+        Own().setup()

@@ -109,6 +109,27 @@ def test_rows_without_all_values_stay_empty_if_asked(trees, tmp_path):
     assert [value is None for value in pl.read_csv(tmp_path / "out.csv")["c_hat"]] == [False, True, True, False]
 
 
+def test_rows_without_all_values_are_left_out_as_in_training(trees, tmp_path, capsys):
+    (tmp_path / "new.csv").write_text("k,a,same,d\n1,1,7,0\n2,,7,0\n3,nan,7,0\n4,2,7,0\n")
+    predict(str(trees[0]), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"), missing="drop")
+    found = pl.read_csv(tmp_path / "out.csv")
+    assert (found["k"].to_list(), found["c_hat"].null_count()) == ([1, 4], 0)
+    assert "2 rows predicted, 2 dropped:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("x", [[1.7e308, 7, 0], [[1, 7, 0], [-1.7e308, 7, 0]]])
+def test_a_typed_row_too_far_from_the_data_has_no_prediction(x, trees, capsys):
+    row = 2 if isinstance(x[0], list) else 1
+    with pytest.raises(UserError, match=rf"predicted column c_hat has -?infinity in row {row}.*: its x is too far"):
+        predict(str(trees[0]), x=x)
+    assert not capsys.readouterr().out
+
+
+def test_a_class_of_a_row_too_far_from_the_data_is_not_predicted(kinds):
+    with pytest.raises(UserError, match=r"predicted column y_probability has NaN in row 1.*too far from the data"):
+        predict(str(kinds), x=[1e300, -1e300])
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
@@ -122,7 +143,8 @@ def test_rows_without_all_values_stay_empty_if_asked(trees, tmp_path):
         ("a,same,d\n1,7,0\n", {"output": "out.parquet"}, "what is written is .csv; name such a file"),
         ("a,same,d\n1,7,0\n1.7e308,7,0\n", {}, r"predicted column c_hat has infinity in row 2"),
         ("a,same,d\n1,7,0\n", {"output": "/dev/full"}, "not a plain file"),
-        ("a,same,d\n1,7,0\n", {"missing": "drop"}, "missing=drop: choose missing=error or missing=empty"),
+        ("a,same,d\n1,7,0\n", {"missing": "ignore"}, "missing=ignore: choose missing=error, drop or empty"),
+        ("a,same,d\n,7,0\n", {"missing": "drop"}, "missing=drop leaves no row"),
         ("a,same,d\n1,7,0\n", {"which": "worst"}, "checkpoint=worst"),
     ],
 )

@@ -195,13 +195,13 @@ GOOD = "a,b,c\n1,2,3\n4,5,6\n7,8,10\n"
         (GOOD, {"split": "b"}, "column b holds '2' in row 1; it must say train, val or test"),
         ("a,s,c\n1,val,2\n3,test,4\n", {"split": "s"}, "no row of column s says train"),
         ("a,c\n1,2\n3,x7\n", {}, "column c holds text: 'x7' in row 2; class labels want loss=cross_entropy"),
-        ("a,c\n1,2\nfoo,4\n", {"x": ["a"]}, "column a holds text: 'foo' in row 2"),
+        ("a,c\n1,2\nfoo,4\n", {"x": ["a"]}, r"a holds text: 'foo' in row 2; a category\? data\.categorical=\[a\]"),
         ("a,c\n1,2\nfoo,4\n", {}, "x: no numeric column.*'foo' in row 2"),
         ('a;c\n"1,5";2\n', {}, r"'1,5' in row 1; a decimal comma\? try data\.decimal"),
         ("a;c\n1.000;2\n", {"decimal": ",", "x": ["a"]}, r"column a holds text: '1\.000' in row 1"),
         ("a,id,c\n1,p,2\n,q,\n", {"x": ["a"]}, "column a has no value in row 2"),  # not a blank line
         ("a,c\n1,2\n\n3,4\n", {}, "column a has no value in row 2"),
-        ('"a\nb",c\r1,2\r', {}, "its lines end as those of old Macs do|cannot be read"),
+        ('"a\nb",c\r1,2\r', {}, r"my\.csv: the header ends in CR alone, as lines of old Macs do; save it with LF"),
         ("a,c\n1,2\n,4\n", {}, "column a has no value in row 2.*1 in a.*data.missing=drop"),
         ("a,c\n1,2\n3,NaN\n", {}, "column c has NaN in row 2"),
         ("a,c\n-inf,2\n3,NaN\n", {}, "column a has -infinity in row 1 .*1 in a, 1 in c"),
@@ -344,3 +344,64 @@ def test_cross_entropy_on_a_table(tmp_path, capsys):
     assert "logit of oak = " in capsys.readouterr().out
     with pytest.raises(UserError, match="class labels want loss=cross_entropy"):
         train(tmp_path / "mse", *overrides[:3])
+
+
+LARGE = "12345678901234567890"
+
+
+@pytest.mark.parametrize(
+    ("y", "labels"),
+    [
+        (["001", "1", "01", "2"], ["001", "01", "1", "2"]),
+        (["9007199254740993", "9007199254740992", "3"], ["3", "9007199254740992", "9007199254740993"]),
+        ([f"{LARGE}.0", f"{LARGE[:-1]}1.", "3"], ["3", LARGE, f"{LARGE[:-1]}1"]),
+        (["-1.0", "1e3", "1000", "1."], ["-1", "1", "1000"]),
+        (['"1,0"', "1", '"2,"'], ["1", "2"]),
+    ],
+)
+def test_labels_that_tie_as_numbers_have_one_order(y, labels, csv):
+    content = "a;c\n" + "".join(f"{k};{label}\n" for k, label in enumerate(y))
+    decimal = "," if "," in content else "."
+    for _ in range(8):  # the order of polars' unique() differs from call to call
+        assert load(csv, content, classification=True, decimal=decimal).schema.labels == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "value"),
+    [
+        (["9007199254740993", "1"], "9007199254740993"),
+        (["9007199254740992", "-9007199254740995.0"], "-9007199254740995.0"),
+        (["1", str(2**60)], None),  # a number that float64 has
+        (["9007199254740992", "1e300", "0.1", "12345678901234567.25"], None),
+    ],
+)
+@pytest.mark.parametrize("column", ["a", "c"])
+def test_digits_of_whole_numbers_that_are_lost_are_told(values, value, column, csv):
+    other = "c" if column == "a" else "a"
+    notes = load(csv, f"{column},{other}\n" + "".join(f"{v},{k % 2}\n" for k, v in enumerate(values))).notes
+    told = [f"column {column} holds whole numbers beyond 2^53, such as {value}, which are rounded to 16 digits"]
+    assert notes == (told if value else [])
+
+
+def test_digits_that_are_lost_are_told_of_parquet_too(tmp_path):
+    pl.DataFrame({"a": [2**53 + 1, 1], "c": [1, 2]}).write_parquet(tmp_path / "my.parquet")
+    assert "such as 9007199254740993" in load(tmp_path / "my.parquet").notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "told"),
+    [
+        ("id,a,c\n1,5,2\n2,9,4\n3,6,6\n", {}, "id"),
+        ("a,c,n\n5,2,7\n7,4,5\n6,6,6\n5,2,8\n", {}, "n"),  # in any order
+        (",a,c\n0,5,2\n1,9,4\n2,6,6\n", {}, None),  # without a name, and so left out already
+        ("id,a,c\n1,5,2\n2,9,4\n3,6,6\n", {"x": ["id", "a"]}, None),  # wanted
+        ("id,c\n1,2\n2,4\n3,6\n", {}, None),  # nothing else to predict from
+        ("id,a,c\n1,5,2\n2,9,4\n2,6,6\n", {}, None),
+        ("id,a,c\n1,5,2\n3,9,4\n5,6,6\n", {}, None),
+        ("id,a,c\n1.5,5,2\n2.5,9,4\n3.5,6,6\n", {}, None),
+    ],
+)
+def test_a_column_that_counts_the_rows_is_told(content, arguments, told, csv):
+    notes = [note for note in load(csv, content, **arguments).notes if "counts" in note]
+    advice = "an index, which predicts nothing? data.x=[a] leaves it out"
+    assert notes == ([f"{told} in x counts the rows: {advice}"] if told else [])

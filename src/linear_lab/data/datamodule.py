@@ -66,19 +66,26 @@ class LinearData(LightningDataModule, ABC):
         """
         if self.parts:
             return
-        raw = {name: (x.double(), y.double() if y.is_floating_point() else y) for name, (x, y) in self.load().items()}
-        features, targets = raw["train"][0].shape[-1], raw["train"][1].shape[1:]
+        raw = {name: (x.double(), y.double() if y.ndim > 1 else y) for name, (x, y) in self.load().items()}
+        if "train" not in raw:
+            raise ValueError(f"load returned the parts {', '.join(raw)}; train is missing")
+        features, targets = (values.shape[1:] for values in raw["train"])
         for name, (x, y) in raw.items():
-            if x.shape != (len(y), features) or y.shape != (len(x), *targets) or not len(x):
-                wanted = ", ".join(["B", *map(str, targets)])
+            shapes = f"got x {tuple(x.shape)} and y {tuple(y.shape)} of {y.dtype}"
+            if y.ndim < 2 and (y.ndim, y.dtype) != (1, torch.int64):
+                raise ValueError(f"{name} wants y (B, T) of numbers, or (B,) of int64 class labels, {shapes}")
+            if x.ndim != 2 or x.shape != (len(y), *features) or y.shape != (len(x), *targets) or not len(x):
+                wanted = [", ".join(["B", *map(str, shape)]) for shape in (features or ["F"], targets)]
                 raise ValueError(
-                    f"{name} wants x (B, {features}) and y ({wanted}) with the same number of rows B of at "
-                    f"least 1, got x {tuple(x.shape)} and y {tuple(y.shape)}"
+                    f"{name} wants x ({wanted[0]}) and y ({wanted[1]}) with the same number of rows B of at least 1, "
+                    f"{shapes}"
                 )
+            if not targets and y.min() < 0:
+                raise ValueError(f"{name} wants class labels from 0 up, got {y.min()}")
         if not self.schema.x:
             classes = 1 + max(int(y.max()) for _, y in raw.values()) if not targets else 0
-            self.schema = Schema.plain(features, sum(targets) or 1, [str(k) for k in range(classes)] or None)
-        self.raw, self.in_features = raw, features
+            self.schema = Schema.plain(features[0], sum(targets) or 1, [str(k) for k in range(classes)] or None)
+        self.raw, self.in_features = raw, features[0]
         self.out_features = len(self.schema.labels) if self.schema.labels else len(self.schema.y)
         self.parts = {name: self._standardized(name) for name in raw}
 
@@ -129,10 +136,10 @@ class LinearData(LightningDataModule, ABC):
         for values, columns, raw in ((inputs, schema.x, x), (targets, schema.y, y)):
             if values.is_floating_point() and not values.isfinite().all():
                 row, column = (~values.isfinite()).nonzero()[0].tolist()
-                raise ValueError(
-                    f"{name} has {raw[row, column]:g} in column {columns[column]}, too large for {self.dtype}; "
-                    "try trainer.precision=64-true, or mend the value"
-                )
+                value = raw[row, column]
+                reason = f"too large for {self.dtype}; try trainer.precision=64-true, or mend the value"
+                reason = reason if value.isfinite() else "which is not finite; mend or leave out the row"
+                raise ValueError(f"{name} has {value:g} in column {columns[column]}, {reason}")
         return inputs, targets
 
 

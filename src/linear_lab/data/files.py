@@ -1,20 +1,25 @@
 """CSV and Parquet files, read without guessing."""
 
 import csv
+import itertools
 import math
 import re
-import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import numpy as np
 import polars as pl
 
 MISSING = ("", "na", "n/a", "null", "none")  # how a missing number is written, in upper or lower case, beside NaN
 SEPARATORS = ",;\t|"
+DECLARED = re.compile(r"sep=([^\r\n\"])[\r\n]*")  # the line with which Excel is told the separator
+BOM = "\ufeff".encode()
+LINES = 50  # in which a header is looked for
 SHOWN = 30  # most names of columns in a message
 
 
@@ -48,54 +53,110 @@ class TableFile:
             raise ValueError(f"{self.label}: the file is empty")
         if start.startswith(b"\x1f\x8b"):
             raise ValueError(f"{self.label}: compressed by gzip; unpack it first")
-        encoding = encoding or ("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
+        self.encoding = encoding or ("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
+        self.is_csv = start != b"PAR1"
         with self.reading():
-            self.frame = pl.scan_parquet(self.path) if start == b"PAR1" else self._scan_csv(separator, encoding)
+            self.frame = self._scan_csv(separator) if self.is_csv else pl.scan_parquet(self.path)
             self.names = self.frame.collect_schema().names()
 
-    def _scan_csv(self, separator: str | None, encoding: str) -> pl.LazyFrame:
-        self.source = self.path
-        if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
-            self._transcode(encoding)
+    def _scan_csv(self, separator: str | None) -> pl.LazyFrame:
         try:
-            with self.source.open(encoding="utf-8-sig", newline="") as file:
-                header = next((line for line in file if line.strip()), "")
-                unquoted = re.sub(r'"[^"]*"', "", header)
-                self.separator = separator or max(SEPARATORS, key=unquoted.count)
-                file.seek(0)
-                # Read the names here, since polars would rename the second of two columns of one name.
-                names = next(filter(None, csv.reader(file, delimiter=self.separator)), [])
-        except UnicodeDecodeError as error:
-            raise self._no_utf8() from error
-        except csv.Error as error:
-            raise ValueError(f"{self.label}: its first line cannot be read as names of columns ({error})") from error
+            "".encode(self.encoding)
+        except LookupError as error:
+            raise ValueError(f"{self.label}: cannot be read with encoding={self.encoding} ({error})") from None
+        if self.encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+            self.encoding = "utf-8-sig"
+        header = ""
+        with self._text() as file:
+            for self.start, header in enumerate(file):  # start counts the lines before the header
+                if declared := DECLARED.fullmatch(header):
+                    separator = separator or declared[1]
+                elif header.strip():
+                    break
+            else:
+                header = ""
         if "\0" in header or not header:
             raise ValueError(f"{self.label}: not a table, but binary data or blank lines")
-        if header.endswith("\r"):
-            raise ValueError(f"{self.label}: its lines end as those of old Macs do (CR alone); save it with LF")
-        names = [name.strip() for name in names]
-        repeated = [name for name, count in Counter(names).items() if count > 1]
+        self.separator = separator or max(SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
+        blanks = itertools.count()
+        # Read the names here, since polars would rename the second of two columns of one name. Columns without a name
+        # are told apart by spaces, since polars wants each name once.
+        self.names = [name.strip() or " " * next(blanks) for name in next(self._rows())]
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
             raise ValueError(f"{self.label}: two columns are called {repeated[0]!r}; rename one")
+        names, plain = self.names, self.encoding == "utf-8-sig" and not self.start and self._is_plain()
+        source = self.path if plain else self._copy()
         return pl.scan_csv(
-            self.source, separator=self.separator, infer_schema=False, glob=False, with_column_names=lambda _: names
+            source, separator=self.separator, infer_schema=False, glob=False, with_column_names=lambda _: names
         )
 
-    def _transcode(self, encoding: str) -> None:
-        """Set the source to a copy of the file in UTF-8, which is deleted with this object."""
-        self._copy = tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="")  # noqa: SIM115
+    def _is_plain(self) -> bool:
+        """Tell whether quotes enclose whole cells, and each CR is followed by LF: polars reads other files wrongly."""
+        with self.path.open("rb") as file:  # most files have neither, which is seen in a tenth of the time
+            if not any(b'"' in block or b"\r" in block for block in iter(lambda: file.read(2**20), b"")):
+                return True
+        content = np.memmap(self.path, np.uint8, mode="r")
+        data = content[len(BOM) if content[: len(BOM)].tobytes() == BOM else 0 :]
+        quotes, returns = np.flatnonzero(data == ord('"')), np.flatnonzero(data[:-1] == ord("\r"))
+        opening, closing = quotes[::2], quotes[1::2]
+        around = np.frombuffer(f'{self.separator}\r\n"'.encode(), np.uint8)  # a quote within a cell is written twice
+        opens = np.isin(data[opening - 1], around) | (opening == 0)
+        closes = np.isin(data[np.minimum(closing + 1, len(data) - 1)], around)
+        paired = len(opening) == len(closing)
+        return bool(paired and opens.all() and closes.all() and (data[returns + 1] == ord("\n")).all())
+
+    def _copy(self) -> Path:
+        """Write the file anew, in UTF-8 and plainly quoted; the copy is deleted with this object."""
+        self._copied = tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="")  # noqa: SIM115
+        csv.writer(self._copied, delimiter=self.separator).writerows(self._rows())
+        self._copied.flush()
+        return Path(self._copied.name)
+
+    def _rows(self) -> Iterator[list[str]]:
+        """Yield the header and the rows as Python's csv module reads them: a quote within a cell is text.
+
+        Raises:
+            ValueError: naming the first row that has too many values, or whose end cannot be told.
+        """
+        csv.field_size_limit(sys.maxsize)  # the limit of 131,072 characters is less than some maps have in a cell
+        lines: list[str] = []  # of one row
+
+        def noted(file: TextIO) -> Iterator[str]:
+            for line in itertools.islice(file, self.start, None):
+                lines.append(line)
+                yield line
+
+        with self._text() as file:
+            for row, values in enumerate(csv.reader(noted(file), delimiter=self.separator)):
+                name = f"{self.label}: {f'row {row}' if row else 'the header'}"
+                if len(lines) > 1 and not is_closed(lines, self.separator):
+                    raise ValueError(f"{name} opens a quote that is not closed where its cell ends; mend the quotes")
+                if lines[-1].endswith("\r"):
+                    raise ValueError(f"{name} ends in CR alone, as lines of old Macs do; save it with LF")
+                if row and len(values) > len(self.names):
+                    raise ValueError(f"{name} has {len(values)} values, the header {len(self.names)}")
+                lines.clear()
+                yield values
+
+    @contextmanager
+    def _text(self) -> Iterator[TextIO]:
+        """Open the CSV; raise ValueError where it has another encoding."""
         try:
-            with self.path.open(encoding=encoding, newline="") as file:
-                shutil.copyfileobj(file, self._copy)
-        except (LookupError, UnicodeError) as error:
-            raise ValueError(f"{self.label}: cannot be read with encoding={encoding} ({error})") from None
-        self._copy.flush()
-        self.source = Path(self._copy.name)
+            with self.path.open(encoding=self.encoding, newline="") as file:
+                yield file
+        except UnicodeError as error:
+            if self.encoding != "utf-8-sig":
+                raise ValueError(f"{self.label}: cannot be read with encoding={self.encoding} ({error})") from None
+            hint = f"{self.group}encoding=latin-1"
+            raise ValueError(f"{self.label}: not text in UTF-8; name its encoding, as in {hint}") from error
 
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
         """Return all rows of some columns, without blank lines at the end."""
         with self.reading():
-            frame = self.frame.select(columns).collect()
+            # All columns of a CSV are parsed: a row that another column breaks would be lost in silence (polars#21519).
+            every = pl.QueryOptFlags(projection_pushdown=not self.is_csv)
+            frame = self.frame.select(columns).collect(engine="streaming", optimizations=every)
             blank = trailing_blanks(frame)
             if blank:  # These columns are blank there; count the rows where all columns are.
                 blank = trailing_blanks(self.frame.tail(blank).collect())
@@ -114,14 +175,16 @@ class TableFile:
     @property
     def content(self) -> str:
         """The names of the columns, for messages."""
-        shown = self.names[:SHOWN] + ([f"... ({len(self.names)})"] if len(self.names) > SHOWN else [])
+        named = [name for name in self.names if name.strip()]
+        shown = named[:SHOWN] + ([f"... ({len(named)})"] if len(named) > SHOWN else [])
         return f"{self.path.name} has the columns {', '.join(shown)}"
 
     def check_columns(self, names: Sequence[str], key: str) -> None:
         """Raise ValueError for names that the file does not have, or that are given twice."""
         missing = [name for name in names if name not in self.names]
         if missing:
-            raise ValueError(f"{key}: there is no column {', '.join(map(repr, missing))}; {self.content}")
+            hint = self._header_below(missing)
+            raise ValueError(f"{key}: there is no column {', '.join(map(repr, missing))}; {self.content}{hint}")
         if len(set(names)) < len(names):
             raise ValueError(f"{key}: {', '.join(names)} names a column twice")
 
@@ -140,46 +203,74 @@ class TableFile:
             return numbers
         wrong = (numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(MISSING)).arg_true()
         if len(wrong):
-            value = text[wrong[0]]
-            if re.fullmatch(r"[+-]?\d+,\d+", value):
-                hint = f"; a decimal comma? try {self.group}decimal=','"
-            raise ValueError(f"column {column} holds text: {value!r} in row {wrong[0] + first_row}{hint}")
+            hint = self._other_marks(text.filter(~text.str.to_lowercase().is_in([*MISSING, "nan"]))) or hint
+            raise ValueError(f"column {column} holds text: {text[wrong[0]]!r} in row {wrong[0] + first_row}{hint}")
         return numbers
 
-    def incomplete(self, numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:
-        """Tell which rows have a value that is missing or not finite, and describe the first such value."""
-        bad = numbers.select((~pl.all().is_finite()).fill_null(value=True))
-        rows = bad.select(pl.any_horizontal(pl.all())).to_series()
-        if not rows.any():
-            return rows, ""
-        row = rows.arg_true()[0]
-        name = next(name for name in bad.columns if bad[name][row])
-        value = {None: "no value", math.inf: "infinity", -math.inf: "-infinity"}.get(numbers[name][row], "NaN")
-        where = ", ".join(f"{count} in {name}" for name, count in bad.sum().row(0, named=True).items() if count)
-        return rows, f"column {name} has {value} in row {row + first_row} (missing or not finite: {where})"
+    def texts(self, frame: pl.DataFrame, column: str, wanted: str) -> pl.Series:
+        """Return a column as text, null for an empty field."""
+        try:
+            text = frame[column].cast(pl.String).str.strip_chars()
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"column {column} holds {frame[column].dtype}, not {wanted}") from error
+        return text.set(text == "", None)
 
-    def _no_utf8(self) -> ValueError:
-        return ValueError(f"{self.label}: not text in UTF-8; name its encoding, as in {self.group}encoding=latin-1")
+    def _other_marks(self, text: pl.Series) -> str:
+        """Advise on commas in a column of text, or on dots beside decimal commas, as far as all values bear it out."""
+        comma = self.decimal == "."
+        mark, point, kind, option = (",", r"\.", "comma", "','") if comma else (r"\.", ",", "point", ".")
+        grouped = text.str.contains(rf"^[+-]?(\d{{1,3}}|[1-9]\d{{0,2}}({mark}\d{{3}})+)({point}\d*)?$").all()
+        divided = text.str.contains(rf"^[+-]?\d*({mark}\d*)?([eE][+-]?\d+)?$").all()
+        advice = [f"{'commas' if comma else 'dots'} between thousands? write the numbers without them"] * grouped
+        if divided and not (grouped and not text.str.contains(mark).all()):  # 1,009 beside 990 is a thousand
+            advice.append(f"a decimal {kind}? try {self.group}decimal={option}")
+        return f"; {'; or '.join(advice)}" if advice else ""
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn an error of polars into a ValueError that names the file."""
+        """Turn an error of polars into a ValueError that names the file, and the row of a CSV."""
         try:
             yield
         except pl.exceptions.PolarsError as error:
-            if "utf-8" in str(error):
-                raise self._no_utf8() from error
+            if self.is_csv:
+                for _ in self._rows():  # It raises for the first row that it cannot read.
+                    pass
             message = str(error).strip().splitlines()[0]
-            if "more fields" in message:
-                message = self._longer_row() or message
             raise ValueError(f"{self.label}: cannot be read as a table: {message}") from error
 
-    def _longer_row(self) -> str | None:
-        with self.source.open(encoding="utf-8-sig", newline="") as file:
-            for row, values in enumerate(csv.reader(file, delimiter=self.separator)):
-                if len(values) > len(self.names):
-                    return f"row {row} has {len(values)} values, the header {len(self.names)}"
-        return None
+    def _header_below(self, names: Sequence[str]) -> str:
+        """Advise to delete a title if a line below it names the columns."""
+        if not self.is_csv:
+            return ""
+        named = sum(map(bool, map(str.strip, self.names)))
+        with self._text() as file:
+            for number, line in enumerate(itertools.islice(file, LINES), 1):
+                words = {word.strip('"# \r\n') for word in re.split(f"[{SEPARATORS}]", line)} - {""}
+                if number > self.start + 1 and len(words) > named and words.issuperset(names):
+                    return f"; line {number} names {', '.join(names)}: delete the lines before it"
+        return ""
+
+
+def is_closed(lines: Sequence[str], separator: str) -> bool:
+    """Tell whether the lines of a row are one row by the strict rules too: each quote closes where its cell ends."""
+    try:
+        next(csv.reader(lines, delimiter=separator, strict=True))
+    except csv.Error:
+        return False
+    return True
+
+
+def incomplete_rows(numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:
+    """Tell which rows have a value that is missing or not finite, and describe the first such value."""
+    bad = numbers.select((~pl.all().is_finite()).fill_null(value=True))
+    rows = bad.select(pl.any_horizontal(pl.all())).to_series()
+    if not rows.any():
+        return rows, ""
+    row = rows.arg_true()[0]
+    name = next(name for name in bad.columns if bad[name][row])
+    value = {None: "no value", math.inf: "infinity", -math.inf: "-infinity"}.get(numbers[name][row], "NaN")
+    where = ", ".join(f"{count} in {name}" for name, count in bad.sum().row(0, named=True).items() if count)
+    return rows, f"column {name} has {value} in row {row + first_row} (missing or not finite: {where})"
 
 
 def trailing_blanks(frame: pl.DataFrame) -> int:

@@ -1,6 +1,6 @@
 """Names of the columns of x and y, and the units in which training sees them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -21,6 +21,7 @@ class Schema:
         y_mean: T numbers, likewise.
         y_scale: T numbers, likewise.
         labels: the C classes in the order of their indices; None for regression.
+        categories: of columns of text. Each category is a column of x, the last ones, which is 1 where the text is it.
     """
 
     x: list[str]
@@ -30,6 +31,12 @@ class Schema:
     y_mean: list[float]
     y_scale: list[float]
     labels: list[str] | None = None
+    categories: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of a file from which x is made: those of numbers, then those of text."""
+        return self.x[: len(self.x) - sum(map(len, self.categories.values()))] + list(self.categories)
 
     @classmethod
     def plain(cls, features: int, targets: int, labels: list[str] | None = None) -> Self:

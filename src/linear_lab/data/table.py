@@ -1,7 +1,10 @@
 """Training data from a CSV or Parquet file."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -9,10 +12,12 @@ import torch
 from torch import Tensor
 
 from linear_lab.data.batches import Part
+from linear_lab.data.categories import one_hot, presence
 from linear_lab.data.datamodule import LinearData, check_seed, split
-from linear_lab.data.files import TableFile
+from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, units
 
+EXACT = 2**53  # up to here float64 holds each whole number
 PARTS = ("train", "val", "test")
 
 
@@ -23,6 +28,8 @@ class TableData(LinearData):
         path: the file.
         x: columns to predict from; None takes all numeric ones but y.
         y: columns to predict; one column of class labels, strings or integers, for classification.
+        categorical: columns to predict from that hold text, or numbers that are names. Each category of the train part
+            becomes a column, which is 1 in its rows and 0 in others.
         fractions: share of the rows for train, val and test, drawn by the seed; a part with 0 is left out.
         split: a column that says train, val or test for each row, instead of fractions.
         seed: of that draw alone. Each part keeps the order of the file.
@@ -44,6 +51,7 @@ class TableData(LinearData):
         path: str | None,
         x: Sequence[str] | str | None = None,
         y: Sequence[str] | str | None = None,
+        categorical: Sequence[str] | str | None = None,
         fractions: Sequence[float] = (0.7, 0.15, 0.15),
         split: str | None = None,
         seed: int = 0,
@@ -64,7 +72,8 @@ class TableData(LinearData):
             raise ValueError(f"center must be true or false, got {center}")
         check_seed(seed)
         self.path, self.missing, self.seed, self.fractions = path, missing, seed, fractions
-        self.x_columns, self.y_columns = (c if c is None or isinstance(c, (list, tuple)) else [c] for c in (x, y))
+        lists = (c if c is None or isinstance(c, (list, tuple)) else [c] for c in (x, y, categorical))
+        self.x_columns, self.y_columns, self.categorical = lists
         self.split_column = None if split is None else str(split)
         self.standardize, self.center = standardize, center is not False
         self.reading = {"separator": separator, "encoding": encoding, "decimal": decimal}
@@ -72,26 +81,39 @@ class TableData(LinearData):
     def load(self) -> dict[str, Part]:
         table = TableFile(self.path, "path", **self.reading)  # type: ignore[arg-type]
         x_names, y_names, frame = self._choose(table)
-        columns = {name: table.numbers(frame, name) for name in x_names}
+        texts = [table.texts(frame, str(name), "categories") for name in self.categorical or []]
+        hint = "; a category? data.categorical=[{}] makes a column of 0 and 1 for each"
+        columns = {name: table.numbers(frame, name, hint=hint.format(name)) for name in x_names}
         if self.classification:
             labels = class_labels(table, frame, y_names[0])
-            columns[y_names[0]] = labels.is_not_null().replace_strict({True: 0.0, False: None}, return_dtype=pl.Float64)
+            columns[y_names[0]] = presence(labels)
         else:
             hint = "; class labels want loss=cross_entropy"
             columns |= {name: table.numbers(frame, name, hint=hint) for name in y_names}
+        self._note(frame, columns, x_names)
         numbers = pl.DataFrame(columns)
-        complete = self._complete(table, numbers)
+        complete = self._complete(numbers.with_columns(**{text.name: presence(text) for text in texts}))
+        rows = self._split(frame, complete)
         values = torch.from_numpy(numbers.filter(complete).to_numpy(order="c", writable=True))
         x, y, classes = values[:, : len(x_names)], values[:, len(x_names) :], None
         if self.classification:
             indices, classes = class_indices(labels.filter(complete), y_names[0])
             y = torch.from_numpy(indices.to_numpy(writable=True))
-        parts = {name: (x[rows], y[rows]) for name, rows in self._split(frame, complete).items()}
-        seen = set(parts["train"][1].tolist()) if classes else set()
+        seen = set(y[rows["train"]].tolist()) if classes else set()
         unseen = [label for k, label in enumerate(classes or []) if k not in seen]
+        texts = [text.filter(complete) for text in texts]
+        categories = {text.name: sorted(text.gather(rows["train"].numpy()).unique()) for text in texts}
+        for text in texts:
+            unseen += [f"{text.name}={value}" for value in sorted({*text} - {*categories[text.name]})]
+            coded = pl.DataFrame(one_hot(text, categories[text.name]))
+            if twice := {*coded.columns} & {*x_names}:
+                raise ValueError(f"column {min(twice)} is called as a category of {text.name}; rename it")
+            x_names += coded.columns
+            x = torch.cat([x, torch.from_numpy(coded.to_numpy(writable=True))], 1)
         if unseen:
             self.notes.append(f"in no row of train, so the model knows nothing of them: {', '.join(unseen)}")
-        self.schema = self._schema(x_names, y_names, classes, *parts["train"])
+        parts = {name: (x[part], y[part]) for name, part in rows.items()}
+        self.schema = replace(self._schema(x_names, y_names, classes, *parts["train"]), categories=categories)
         return parts
 
     def _choose(self, table: TableFile) -> tuple[list[str], list[str], pl.DataFrame]:
@@ -102,21 +124,25 @@ class TableData(LinearData):
         table.check_columns(y, "y")
         if self.classification and len(y) > 1:
             raise ValueError(f"y={y}: cross-entropy wants one column of class labels")
+        texts = [str(name) for name in self.categorical or []]
+        table.check_columns(texts, "categorical")
         others = y if self.split_column is None else [*y, self.split_column]
         table.check_columns(others[len(y) :], "split")
         if self.x_columns is not None:
             x = [str(name) for name in self.x_columns]
             table.check_columns(x, "x")
-            frame = table.read([*dict.fromkeys([*x, *others])])
+            x = [name for name in x if name not in texts]
+            frame = table.read([*dict.fromkeys([*x, *texts, *others])])
         else:
             frame = table.read(table.names)
-            x = [name for name in table.names if name not in others and self._is_numeric(table, frame, name)]
+            left = [name for name in table.names if name not in [*texts, *others]]
+            x = [name for name in left if self._is_numeric(table, frame, name)]
         if not len(frame):
             raise ValueError(f"{table.label}: a header, but no rows")
-        repeated = [name for name, count in Counter([*x, *others]).items() if count > 1]
+        repeated = [name for name, count in Counter([*x, *texts, *others]).items() if count > 1]
         if repeated:
             raise ValueError(f"{', '.join(repeated)}: in more than one of x, y and split; name each column once")
-        if not x:
+        if not x and not texts:
             raise ValueError(f"x: no numeric column to predict from; {'; '.join([table.content, *self.notes])}")
         return x, y, frame
 
@@ -127,15 +153,27 @@ class TableData(LinearData):
             reason = f"column {name} holds {frame[name].dtype}, no numbers"
         except ValueError as error:
             numeric, reason = False, str(error)
-        if not name:
+        if not name.strip():
             numeric, reason = False, "a column without a name"
         if not numeric:
             self.notes.append(f"not in x: {reason}")
         return numeric
 
-    def _complete(self, table: TableFile, numbers: pl.DataFrame) -> pl.Series:
+    def _note(self, frame: pl.DataFrame, columns: dict[str, pl.Series], x: list[str]) -> None:
+        """Add notes on digits that float64 does not hold, and on columns that count the rows and nobody asked for."""
+        for name, numbers in columns.items():
+            if value := first_rounded(frame[name], numbers):
+                what = f"whole numbers beyond 2^53, such as {value}, which are rounded to 16 digits"
+                self.notes.append(f"column {name} holds {what}")
+        counts = [name for name in x if self.x_columns is None and counts_rows(columns[name])]
+        others = ",".join(name for name in x if name not in counts)
+        if counts and others:
+            advice = f"an index, which predicts nothing? data.x=[{others}] leaves it out"
+            self.notes.append(f"{', '.join(counts)} in x counts the rows: {advice}")
+
+    def _complete(self, numbers: pl.DataFrame) -> pl.Series:
         """Tell which rows are complete; refuse the others, or add a note that they are dropped."""
-        incomplete, first = table.incomplete(numbers)
+        incomplete, first = incomplete_rows(numbers)
         if first and self.missing == "error":
             raise ValueError(f"{first}; data.missing=drop leaves such rows out")
         if first:
@@ -186,11 +224,7 @@ class TableData(LinearData):
 
 def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
     """Return the label of each row as a string; null for an empty field, and among numbers also for NaN and NA."""
-    try:
-        labels = frame[name].cast(pl.String).str.strip_chars()
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"y: column {name} holds {frame[name].dtype}, not class labels") from error
-    labels = labels.set(labels == "", None)
+    labels = table.texts(frame, name, "class labels")
     if not (frame[name].dtype == pl.String or frame[name].dtype.is_numeric()):
         return labels
     try:
@@ -204,18 +238,33 @@ def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
             f"y: column {name} holds numbers such as {numbers[fractions[0]]}; cross-entropy wants class labels, "
             "strings or integers; for numbers choose loss=mse"
         )
-    if labels.str.contains(".", literal=True).any():  # 1.0 is the class 1.
-        labels = numbers.cast(pl.Int64, strict=False).cast(pl.String)
+    if labels.str.contains("[.,]").any():  # 1.0 is the class 1.
+        short = numbers.cast(pl.Int64, strict=False).cast(pl.String)
+        labels = short.zip_with(numbers.abs() < EXACT, labels.str.replace("[.,]0*$", ""))
     return labels.set(~finite, None)
+
+
+def first_rounded(values: pl.Series, numbers: pl.Series) -> str | None:
+    """Return the first whole number of a column that is another one as float64."""
+    large = numbers.is_finite() & (numbers.abs() >= EXACT)
+    for value, number in zip(values.filter(large), numbers.filter(large), strict=True):
+        whole = re.fullmatch(r"([+-]?\d+)([.,]0*)?", text := str(value).strip())
+        if whole and int(whole[1]) != int(number):
+            return text
+    return None
+
+
+def counts_rows(numbers: pl.Series) -> bool:
+    """Tell whether a column has distinct consecutive whole numbers, at least three, as an index has."""
+    whole = len(numbers) > 2 and not numbers.null_count() and (numbers == numbers.floor()).all()
+    return whole and (numbers.sort().diff()[1:] == 1).all()
 
 
 def class_indices(labels: pl.Series, name: str) -> tuple[pl.Series, list[str]]:
     """Return the index of each row's class, int64, and the sorted classes; sorted as numbers if all of them are."""
-    classes = labels.unique().to_list()
-    try:
-        classes.sort(key=float)
-    except ValueError:
-        classes.sort()
+    classes = sorted(labels.unique())
+    with suppress(ValueError):  # if the labels are no numbers
+        classes.sort(key=float)  # '001' stays before '1'
     if len(classes) < 2:
         raise ValueError(f"y: column {name} has one class alone ({classes[0]}): nothing to tell apart")
     return labels.replace_strict(classes, range(len(classes)), return_dtype=pl.Int64), classes

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from linear_lab import UserError
-from linear_lab.data.files import TableFile
+from linear_lab.data.categories import one_hot_seen, presence
+from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
 from linear_lab.fitting.checks import user_errors
@@ -87,10 +88,11 @@ def predict(
     Args:
         folder: the run folder.
         which: ``best`` or ``last`` checkpoint.
-        x: a row of F numbers, or a list of such rows; with one feature, a list of its values.
+        x: a row of F numbers, then of categories as text, or a list of such rows; with one feature, its values.
         input: a CSV or Parquet file with the columns of x, in any order and among others.
         output: the CSV to write; None is predictions.csv in the run folder.
-        missing: ``error``, or ``empty`` to leave the prediction of a row without all values empty.
+        missing: of rows without all values: ``error``, ``drop`` to leave them out, or ``empty`` to leave their
+            prediction empty.
         trust: classes of your own that the run's config may name; see `check_targets`.
         **reading: separator, encoding and decimal of the input; None takes those of the run's own data.
 
@@ -102,51 +104,72 @@ def predict(
     """
     if (x is None) == (input is None):
         raise UserError("give either x=[...] or input=<file>: the rows to predict")
-    if missing not in ("error", "empty"):
-        raise UserError(f"missing={missing}: choose missing=error or missing=empty")
+    if missing not in ("error", "drop", "empty"):
+        raise UserError(f"missing={missing}: choose missing=error, drop or empty")
     if input is None and output is not None:
         raise UserError(f"output={output}: x=[...] is shown, not written; give input=<file> to write a file")
     run, cfg, predictor = load(folder, which, trust)
     if input is None:
-        rows = as_rows(x, predictor.schema.x)
-        predicted = predictor.columns(rows)
-        values = [(*row, *y_hat) for row, y_hat in zip(rows.tolist(), predicted.rows(), strict=True)]
-        layout.show_table(layout.screen(), [*predictor.schema.x, *predicted.columns], values)
+        schema, rows = predictor.schema, as_lists(x, len(predictor.schema.columns))
+        with user_errors("predict"):
+            predicted = predictor.columns(as_rows(x, schema.columns, schema.categories))
+            check_finite(predicted)
+        values = [(*row, *y_hat) for row, y_hat in zip(rows, predicted.rows(), strict=True)]
+        layout.show_table(layout.screen(), [*schema.columns, *predicted.columns], values)
         return None
     reading = {key: cfg.data.get(key) if value is None else value for key, value in reading.items()}
     with user_errors("predict"):
         table = TableFile(input, "input", **{key: value for key, value in reading.items() if value is not None})
         sources = [table.path, *([Path(cfg.data.path)] if cfg.data.get("path") else [])]
         target = target_file(run, output, PREDICTIONS, sources)
-        count = predict_file(predictor, table, target, missing)
-    layout.screen().print(f"{count} row{'s' * (count != 1)} predicted: {layout.short(target)}", soft_wrap=True)
+        count, dropped = predict_file(predictor, table, target, missing)
+    done = f"{count} row{'s' * (count != 1)} predicted{f', {dropped} dropped' if dropped else ''}"
+    layout.screen().print(f"{done}: {layout.short(target)}", soft_wrap=True)
     return target
 
 
-def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> int:
-    """Write the rows of a table with their predictions, atomically; returns the number of rows."""
-    names = predictor.schema.x
-    table.check_columns(names, "input")
-    row = 1
+def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> tuple[int, int]:
+    """Write the rows of a table with their predictions, atomically; returns how many, and how many were dropped."""
+    schema = predictor.schema
+    table.check_columns(schema.columns, "input")
+    row, dropped = 1, 0
     with writing(target) as part, part.open("wb") as file, table.reading():
         for batch in table.batches(ROWS):
-            numbers = pl.DataFrame({name: table.numbers(batch, name, row) for name in names})
-            incomplete, first = table.incomplete(numbers, row)
+            columns = {name: table.numbers(batch, name, row) for name in schema.columns if name in schema.x}
+            given = dict(columns)
+            for name, categories in schema.categories.items():
+                text = table.texts(batch, name, "categories")
+                given[name] = presence(text)
+                columns |= one_hot_seen(text, categories, row)
+            numbers = pl.DataFrame(columns)
+            incomplete, first = incomplete_rows(pl.DataFrame(given), row)
             if missing == "error" and first:
-                raise ValueError(f"{first}; missing=empty leaves the prediction of such rows empty")
+                raise ValueError(
+                    f"{first}; missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
+                )
             predicted = predictor.columns(torch.from_numpy(numbers.to_numpy(order="c", writable=True)))
-            sound = predicted.select(pl.when(~incomplete).then(pl.selectors.numeric()).otherwise(0.0))
-            if first := table.incomplete(sound, row)[1]:
-                raise ValueError(f"predicted {first}: its x is too far from the data that the run was trained on")
+            predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
+            check_finite(predicted.select(pl.when(~incomplete).then(pl.selectors.numeric()).otherwise(0.0)), row)
             twice = [name for name in predicted.columns if name in batch.columns]
             if twice:
                 raise ValueError(f"there is a column {twice[0]} already, as the prediction is called; rename it")
-            predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
-            pl.concat([batch, predicted], how="horizontal").write_csv(file, include_header=row == 1)
+            written = pl.concat([batch, predicted], how="horizontal")
+            if missing == "drop":
+                written, dropped = written.filter(~incomplete), dropped + int(incomplete.sum())
+            written.write_csv(file, include_header=row == 1)
             row += len(batch)
         if row == 1:
             raise ValueError(f"{table.label}: a header, but no rows")
-    return row - 1
+        if row - 1 == dropped:
+            raise ValueError(f"{table.label}: missing=drop leaves no row; {first}")
+    return row - 1 - dropped, dropped
+
+
+def check_finite(predicted: pl.DataFrame, first_row: int = 1) -> None:
+    """Refuse a prediction that is not finite."""
+    first = incomplete_rows(predicted.select(pl.selectors.numeric()), first_row)[1]
+    if first:
+        raise ValueError(f"predicted {first}: its x is too far from the data that the run was trained on")
 
 
 def target_file(run: Run, output: str | None, default: str, sources: Sequence[Path] = ()) -> Path:
@@ -168,24 +191,37 @@ def target_file(run: Run, output: str | None, default: str, sources: Sequence[Pa
     return target
 
 
-def as_rows(x: Any, names: list[str]) -> Tensor:
-    """Convert typed numbers to rows ``(N, F)``, float64.
+def as_lists(x: Any, columns: int) -> list[Any]:
+    """Return typed values as a list of rows: of one column each value is a row."""
+    values = OmegaConf.to_container(x) if OmegaConf.is_config(x) else x
+    values = values if isinstance(values, list) else [values]
+    if any(isinstance(value, list) for value in values):
+        return values
+    return [[value] for value in values] if columns == 1 else [values]
+
+
+def as_rows(x: Any, names: list[str], categories: dict[str, list[str]] | None = None) -> Tensor:
+    """Convert typed rows to numbers ``(N, F)``, float64; the last names may be those of categories.
 
     >>> as_rows([5, 6], ["x"]).tolist()
     [[5.0], [6.0]]
+    >>> as_rows([5, "Oslo"], ["x", "city"], {"city": ["Oslo", "Rome"]}).tolist()
+    [[5.0, 1.0, 0.0]]
     """
-    values = OmegaConf.to_container(x) if OmegaConf.is_config(x) else x
-    example = ",".join(["0"] * min(len(names), layout.SHOWN))
+    categories, rows = categories or {}, as_lists(x, len(names))
+    count = len(names) - len(categories)
+    example = ",".join([*["0"] * count, *(known[0] for known in categories.values())][: layout.SHOWN])
     mistake = UserError(
-        f"x={values}: x wants {len(names)} numbers a row ({layout.names(names)}), as in x=[{example}], or "
-        "x=[[...],[...]] for several rows; all finite"
+        f"x={x}: x wants {len(names)} {'values' if categories else 'numbers'} a row ({layout.names(names)}), as in "
+        f"x=[{example}], or x=[[...],[...]] for several rows; all finite"
     )
     try:
-        rows = torch.tensor(values, dtype=torch.float64)
+        numbers = torch.tensor([row[:count] for row in rows], dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise mistake from error
-    if rows.ndim < 2:
-        rows = rows.reshape(-1, 1) if len(names) == 1 else rows.reshape(1, -1)
-    if rows.ndim != 2 or rows.shape[1] != len(names) or not len(rows) or not rows.isfinite().all():
+    if numbers.ndim != 2 or {len(row) for row in rows} != {len(names)} or not numbers.isfinite().all():
         raise mistake
-    return rows
+    for k, (name, known) in enumerate(categories.items(), count):
+        coded = pl.DataFrame(one_hot_seen(pl.Series(name, [str(row[k]) for row in rows]), known))
+        numbers = torch.cat([numbers, torch.from_numpy(coded.to_numpy(writable=True))], 1)
+    return numbers

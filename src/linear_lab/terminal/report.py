@@ -133,7 +133,8 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
         run = quoted(f"run={short(folder)}")
         commands["evaluate"] = f"{layout.python()} -m linear_lab.evaluate {run}"
         names_of_x = record.columns.x if record.columns else []
-        example = f"x=[{','.join('0' for _ in names_of_x)}]" if len(names_of_x) <= SHOWN else "input=<file>"
+        typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
+        example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
         commands["predict"] = f"{layout.python()} -m linear_lab.predict {run} {quoted(example)}"
     commands["go on"] = f"{layout.resuming(folder)} trainer.max_epochs=<more>"
     show_commands(console, commands)
