@@ -1,7 +1,6 @@
 """A sweep's leaderboard, from plans, records and results written by hand."""
 
 import csv
-import errno
 import fcntl
 import io
 import json
@@ -14,12 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from rich.console import Console
 from runs import command, train
 
 from linear_lab import UserError
@@ -76,7 +73,7 @@ def rows(folder, name="leaderboard.csv"):
 
 def printed(found, top=20, width=100, *, is_terminal=False):
     file = io.StringIO()
-    screen = Console(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False)
+    screen = layout.Screen(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False)
     board.show(screen, found, top)
     layout.show_commands(screen, board.commands(found))
     return re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
@@ -532,19 +529,13 @@ def test_who_writes_last_has_read_last(tmp_path):
     assert [row["job"] for row in rows(tmp_path)] == ["a", "b"]
 
 
-def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_costs_a_warning(tmp_path, quota, caplog):
     put(tmp_path, "a")
     board.write(tmp_path)
     put(tmp_path, "b", 0.5)
-    write_bytes = Path.write_bytes
-
-    def half(path, content):
-        write_bytes(path, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", half)
+    quota(20)
     assert board.write(tmp_path).best.name == "b"
-    said = f"cannot write {tmp_path}/leaderboard.csv: No space left on device; make room"
+    said = f"cannot write {tmp_path}/leaderboard.csv: File too large; make room"
     assert f"the leaderboard of {tmp_path} could not be written: {said}" in caplog.text
     assert [row["job"] for row in rows(tmp_path)] == ["a"]  # whole, if older
     assert sorted(path.name for path in tmp_path.iterdir()) == [

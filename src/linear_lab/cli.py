@@ -27,6 +27,7 @@ from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal.layout import CtrlC, failure, in_quotes, python, raise_if_interrupted
+from linear_lab.terminal.output import lasting_output
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -76,13 +77,13 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
 
         def main() -> None:
             typed = sys.argv
-            if {"--help", "-h"} & {*typed[1:]}:
-                print(help_text(name))
-                return
             arguments = in_order(typed[1:], renamed or {})
             sys.argv = [typed[0], *arguments]
-            with CtrlC():
+            with lasting_output(), CtrlC():
                 try:
+                    if {"--help", "-h"} & {*typed[1:]}:
+                        print(help_text(name))
+                        return
                     check_choices(arguments)
                     register_resolvers()
                     resume = resumed(arguments) if name == "train" else None

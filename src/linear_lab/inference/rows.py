@@ -124,7 +124,7 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
     names = predictor.schema.x
     table.check_columns(names, "input")
     row = 1
-    with writing(target) as part, part.open("wb") as file, table.reading():
+    with writing(target) as file, table.reading():
         for batch in table.batches(ROWS):
             numbers = pl.DataFrame({name: table.numbers(batch, name, row) for name in names})
             incomplete, first = table.incomplete(numbers, row)
@@ -138,7 +138,8 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
             if twice:
                 raise ValueError(f"there is a column {twice[0]} already, as the prediction is called; rename it")
             predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
-            pl.concat([batch, predicted], how="horizontal").write_csv(file, include_header=row == 1)
+            rows = pl.concat([batch, predicted], how="horizontal")
+            file.write(rows.write_csv(include_header=row == 1).encode())
             row += len(batch)
         if row == 1:
             raise ValueError(f"{table.label}: a header, but no rows")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from linear_lab import UserError, __version__
-from linear_lab.runs.atomic import is_locked, replace, taken
+from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, taken
 
 if TYPE_CHECKING:
     from linear_lab.runs.record import Record
@@ -90,8 +90,11 @@ class Run:
 
         Raises:
             HeldError: if another process holds it.
+            UserError: if it has a symbolic link in the place of a folder that is written to.
         """
-        file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
+        for name in (CONFIG, LAST):
+            refuse_link((self.path / name).parent)
+        file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
         try:
             if not taken(file):
                 raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")

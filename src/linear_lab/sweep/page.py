@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from linear_lab import UserError
+from linear_lab.runs import atomic
 from linear_lab.sweep import PLAN
 
 PAGE = "_sweep"  # a folder beside the jobs; no job's name begins so
@@ -56,9 +58,11 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
             from linear_lab.sweep.page_content import log_page  # only now: it imports torch
 
             log_page(sweep, folder / PAGE)
-            shown.write_text(fingerprint)
+            atomic.replace(shown, fingerprint.encode())
     except BlockingIOError:
         pass
+    except (OSError, UserError) as error:
+        log.warning("the page of %s could not be written: %s", folder, error)
     except Exception:
         log.warning("the page of %s could not be written", folder, exc_info=True)
     finally:
