@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -544,6 +545,20 @@ def test_a_full_disk_costs_a_warning(tmp_path, quota, caplog):
     (tmp_path / board.LOCK).unlink()
     (tmp_path / board.LOCK).mkdir()
     assert board.write(tmp_path).best.name == "b"
+
+
+def test_the_command_says_that_the_disk_is_full(swept, tmp_path, quota):
+    folder = shutil.copytree(swept, tmp_path / "swept")
+    for path in (folder / "_sweep").iterdir():
+        path.unlink()
+    quota(100)
+    code, out, errors = command(entry, f"sweep={folder}", "page=true")
+    assert code == 0
+    assert "6 jobs: 5 completed, 1 diverged" in out
+    remedy = "File too large; make room, or choose another folder with output_root=<folder>"
+    assert [line.partition(" could not be written: ")[2] for line in errors.splitlines()] == [
+        f"cannot write {folder}/leaderboard.csv: {remedy}", f"cannot write in {folder}: {remedy}"
+    ]  # fmt: skip
 
 
 def test_the_command_writes_and_shows(tmp_path, monkeypatch):

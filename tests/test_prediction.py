@@ -12,8 +12,9 @@ from test_table import table
 
 from linear_lab import UserError
 from linear_lab.data.files import TableFile
+from linear_lab.inference import programs
 from linear_lab.inference.programs import export
-from linear_lab.inference.rows import ROWS, as_rows, load, predict
+from linear_lab.inference.rows import ROWS, Predictor, as_rows, load, predict
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +220,62 @@ print(json.dumps(found))
     for run, x, (y_hat, _, _) in zip(runs * 2, inputs * 2, found, strict=True):
         expected = load(run)[2](torch.tensor(x, dtype=torch.float64)).detach()
         torch.testing.assert_close(torch.tensor(y_hat, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_two_predictions_at_once_leave_the_rows_of_one(trees, tmp_path, monkeypatch):
+    for name, rows in (("one", 300), ("two", 7)):
+        pl.DataFrame({"id": [name] * rows}).with_columns(a=1.0, same=7.0, d=0.0).write_csv(tmp_path / f"{name}.csv")
+    columns, begun = Predictor.columns, []
+
+    def meanwhile(predictor, x):
+        begun.append(len(x))
+        if begun == [300]:  # the first has opened its file
+            predict(str(trees[0]), input=str(tmp_path / "two.csv"), output=str(tmp_path / "out.csv"))
+            assert set(pl.read_csv(tmp_path / "out.csv")["id"]) == {"two"}
+        return columns(predictor, x)
+
+    monkeypatch.setattr(Predictor, "columns", meanwhile)
+    predict(str(trees[0]), input=str(tmp_path / "one.csv"), output=str(tmp_path / "out.csv"))
+    assert begun == [300, 7]
+    assert pl.read_csv(tmp_path / "out.csv")["id"].to_list() == ["one"] * 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "out.csv", "two.csv"]
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_two_exports_at_once_leave_the_file_of_one(kind, trees, kinds, tmp_path, monkeypatch):
+    target, write, begun = str(tmp_path / f"model.{kind}"), programs.EXPORTS[kind], []
+
+    def meanwhile(*given):
+        begun.append(given)
+        y_hat = write(*given)
+        if len(begun) == 1:  # it has written its file, which has not its name yet
+            export(str(kinds), output=target, kind=kind)
+        return y_hat
+
+    monkeypatch.setitem(programs.EXPORTS, kind, meanwhile)
+    export(str(trees[0]), output=target, kind=kind)
+    assert len(begun) == 2
+    content = (tmp_path / f"model.{kind}").read_bytes()
+    assert b"same" in content
+    assert b"x2" not in content
+    assert [path.name for path in tmp_path.iterdir()] == [f"model.{kind}"]
+
+
+@pytest.mark.parametrize("room", [0, 600])
+def test_a_full_disk_is_named(room, trees, tmp_path, quota):
+    run, frame = trees
+    frame.write_csv(tmp_path / "new.csv")
+    (tmp_path / "model.pt2").write_text("old")
+    quota(room)
+    said = r"cannot write .*: File too large; make room, or choose another file with output=<file>"
+    with pytest.raises(UserError, match=said):
+        predict(str(run), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"))
+    with pytest.raises(UserError, match=said):
+        export(str(run), output=str(tmp_path / "model.pt2"))
+    with pytest.raises(UserError, match=said):
+        export(str(run), output=str(tmp_path / "model.onnx"), kind="onnx")
+    assert (tmp_path / "model.pt2").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "new.csv"]
 
 
 def test_bad_exports_are_named(finished, tmp_path, monkeypatch):
