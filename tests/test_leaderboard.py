@@ -18,7 +18,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
-from runs import command, train
+from runs import command, events, train
 
 from linear_lab import UserError
 from linear_lab import leaderboard as entry
@@ -26,6 +26,8 @@ from linear_lab.sweep import board, inventory, page, results
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.plan import listed, write_plan
 from linear_lab.terminal import layout
+from linear_lab.terminal.output import printable
+from linear_lab.tracking.tensorboard import RunLogger
 
 OWN = {"metric": "val/loss", "mode": "min"}
 
@@ -545,6 +547,61 @@ def test_a_full_disk_costs_a_warning(tmp_path, quota, caplog):
     (tmp_path / board.LOCK).unlink()
     (tmp_path / board.LOCK).mkdir()
     assert board.write(tmp_path).best.name == "b"
+
+
+def test_no_cell_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    own = {"metric": "=cmd()", "mode": "min"}
+    typed = {"a": ["data.split=@SUM(A1)", "optimizer.lr=-1.5"], "b": ["data.split=-x", "optimizer.lr=1e-3"]}
+    for name, overrides in typed.items():
+        metrics = {"=cmd()": -0.5}
+        put(tmp_path, name, 1.0, overrides=[*overrides, "+=x=1"], error="=1+1", own=own, metrics=metrics)
+        put(tmp_path, f"{name}2", 1.0, overrides=[*overrides, "seed=2"], own=own, metrics=metrics, seed=2)
+    for name in typed:
+        for job, seed in ((name, 1), (f"{name}2", 2)):
+            path = tmp_path / job / "result.json"
+            read = json.loads(path.read_text())
+            path.write_text(json.dumps(read | {"seed": seed, "job": read["job"] | {"group": name}}))
+    board.write(tmp_path)
+    for name in (board.TABLE, board.SEEDS):
+        for row in rows(tmp_path, name):
+            for cell in (*row, *row.values()):
+                assert cell[:1] not in {*"=+-@\t\r"} or is_number(cell), (name, row)
+    first = rows(tmp_path)[0]
+    assert (first["'=cmd()"], first["data.split"], first["optimizer.lr"]) == ("-0.5", "'@SUM(A1)", "-1.5")
+    assert first["error"] == "'=1+1"
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+EVIL = "a\x1b[2J\x07b\x9bc\x7fd\re\u202ef"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_text_of_a_job_controls_the_terminal(terminal, tmp_path):
+    own = {"metric": f"val{EVIL}", "mode": "min"}
+    put(tmp_path, "a", 1.0, overrides=[f"data.path={EVIL}", f"{EVIL}=1"], own=own, error=EVIL)
+    put(tmp_path, "b", 2.0, overrides=["data.path=b"], own=own, status="failed", error=EVIL)
+    found = board.write(tmp_path)
+    for shown in (
+        printed(found, is_terminal=terminal), printed(found, width=40, is_terminal=terminal),
+        (tmp_path / board.TEXT).read_bytes().decode(),
+    ):  # fmt: skip
+        assert "a?[2J" in shown
+        assert all(c == "\n" or c.isprintable() for c in shown), shown
+
+
+def test_the_text_of_the_page_holds_no_control_character(tmp_path):
+    logger = RunLogger(str(tmp_path))
+    logger.log_text("leaderboard", f"| {EVIL} |", 0)
+    logger.close()
+    (event,) = events(tmp_path).Tensors("leaderboard/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == f"| {printable(EVIL)} |"
 
 
 def test_the_command_says_that_the_disk_is_full(swept, tmp_path, quota):

@@ -172,7 +172,7 @@ def test_an_output_that_the_shell_has_closed(monkeypatch):
 
 
 def test_a_log_that_cannot_be_written_ends_no_command(tmp_path, quota, capsys):
-    handler = LogFile(tmp_path / "train.log")
+    handler = LogFile(tmp_path / "train.log", delay=True)
     assert not (tmp_path / "train.log").exists()
     quota(10)
     message = logging.LogRecord("linear_lab", logging.INFO, "", 0, "longer than the disk has room", (), None)

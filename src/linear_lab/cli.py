@@ -75,15 +75,16 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                     raise  # Hydra shows the traceback
                 raise failure(error) from error
 
+        @lasting_output()
         def main() -> None:
             typed = sys.argv
+            if {"--help", "-h"} & {*typed[1:]}:
+                print(help_text(name))
+                return
             arguments = in_order(typed[1:], renamed or {})
             sys.argv = [typed[0], *arguments]
-            with lasting_output(), CtrlC():
+            with CtrlC():
                 try:
-                    if {"--help", "-h"} & {*typed[1:]}:
-                        print(help_text(name))
-                        return
                     check_choices(arguments)
                     register_resolvers()
                     resume = resumed(arguments) if name == "train" else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from linear_lab.data.batches import Part
 from linear_lab.data.datamodule import LinearData, check_seed, split
-from linear_lab.data.files import TableFile
+from linear_lab.data.files import FORMULA, TableFile
 from linear_lab.data.schema import Schema, units
 
 PARTS = ("train", "val", "test")
@@ -187,7 +187,7 @@ class TableData(LinearData):
 def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
     """Return the label of each row as a string; null for an empty field, and among numbers also for NaN and NA."""
     try:
-        labels = frame[name].cast(pl.String).str.strip_chars()
+        labels = frame[name].cast(pl.String).str.strip_chars().str.replace(f"'({FORMULA[1:]})", "$1")
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"y: column {name} holds {frame[name].dtype}, not class labels") from error
     labels = labels.set(labels == "", None)

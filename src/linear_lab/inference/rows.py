@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from linear_lab import UserError
-from linear_lab.data.files import TableFile
+from linear_lab.data.files import TableFile, as_csv
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
 from linear_lab.fitting.checks import user_errors
@@ -139,7 +139,7 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
                 raise ValueError(f"there is a column {twice[0]} already, as the prediction is called; rename it")
             predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
             rows = pl.concat([batch, predicted], how="horizontal")
-            file.write(rows.write_csv(include_header=row == 1).encode())
+            file.write(as_csv(rows, rows.columns if row == 1 else ()).encode())
             row += len(batch)
         if row == 1:
             raise ValueError(f"{table.label}: a header, but no rows")

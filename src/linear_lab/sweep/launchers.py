@@ -106,7 +106,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     before, level = root.handlers[:], root.level
     handlers = [handler for handler in before if type(handler) is not logging.StreamHandler]
     if not any(isinstance(handler, logging.FileHandler) for handler in handlers):
-        handlers.append(LogFile(path))
+        handlers.append(LogFile(path, delay=True))
         handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     root.handlers[:] = handlers
     root.setLevel(logging.INFO)

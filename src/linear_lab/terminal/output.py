@@ -72,15 +72,21 @@ def lasting_output() -> Iterator[None]:
 
 
 class LogFile(logging.FileHandler):
-    """A log file, made with the first message. What cannot be written is dropped: the run's own error says why."""
+    """A log file. What cannot be written is dropped, and no link followed: the run's own error says why."""
 
-    def __init__(self, filename: str | Path, delay: bool = True) -> None:
+    def __init__(self, filename: str | Path, delay: bool = False) -> None:
         super().__init__(filename, encoding="utf-8", delay=True)
+        if not delay:
+            self.open()
+
+    def open(self) -> None:
+        with suppress(OSError, UserError):
+            self.setStream(open(self.baseFilename, "a", encoding="utf-8", opener=no_link))  # noqa: SIM115
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, UserError):
-            if self.stream is None:
-                self.setStream(open(self.baseFilename, "a", encoding="utf-8", opener=no_link))  # noqa: SIM115
+        if self.stream is None:
+            self.open()
+        if self.stream:
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
