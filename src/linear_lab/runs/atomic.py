@@ -122,7 +122,8 @@ def new_part(folder: Path) -> tuple[Path, int]:
     while True:
         part = folder / f"{PART}{os.urandom(8).hex()}.part"
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):  # some network file systems have no locks, and then nothing is removed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return part, descriptor
         os.close(descriptor)  # `remove_parts` of another process came before the lock
