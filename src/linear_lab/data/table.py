@@ -10,8 +10,9 @@ from torch import Tensor
 
 from linear_lab.data.batches import Part
 from linear_lab.data.datamodule import LinearData, check_seed, split
-from linear_lab.data.files import FORMULA, TableFile
+from linear_lab.data.files import TableFile
 from linear_lab.data.schema import Schema, units
+from linear_lab.spreadsheets import FORMULA
 
 PARTS = ("train", "val", "test")
 

@@ -11,13 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from linear_lab import UserError
-from linear_lab.data.files import TableFile, as_csv
+from linear_lab.data.files import TableFile
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
 from linear_lab.fitting.checks import user_errors
 from linear_lab.inference.remeasure import open_checkpoint
 from linear_lab.runs.atomic import writing
 from linear_lab.runs.folder import PREDICTIONS, Run
+from linear_lab.spreadsheets import as_csv
 from linear_lab.terminal import layout
 
 ROWS = 65_536  # of a file that are in memory at once

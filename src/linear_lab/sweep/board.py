@@ -14,8 +14,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from linear_lab import UserError
-from linear_lab.data.files import as_csv
 from linear_lab.runs import atomic
+from linear_lab.spreadsheets import as_csv
 from linear_lab.sweep import PLAN, SETTINGS
 from linear_lab.sweep.inventory import KEYS, read_jobs
 from linear_lab.sweep.ranking import Ranking, read
