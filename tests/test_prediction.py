@@ -110,7 +110,7 @@ def test_no_text_is_a_formula_and_numbers_stay_numbers(kind, trees, tmp_path):
 
 
 def test_predicted_labels_that_look_as_formulas_are_read_again_as_they_were(tmp_path):
-    labels = ["=A", "-B", "@C", "+1", "-1.5"]
+    labels = ["=A", "-B", "@C", "+1", "it's'=x"]
     lines = [f"{k},{labels[k % 5]}" for k in range(50)]
     (tmp_path / "my.csv").write_text("\n".join(["x,=y", *lines]))
     table = ("data=table", "data.y==y", "loss=cross_entropy", "trainer.max_epochs=2", "data.standardize=true")

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import polars as pl
 
-# Text that a spreadsheet would compute, or send somewhere; among it numbers, which it may
-FORMULA, NUMBER = r"^[=+\-@\t\r\n]", r"(?i)^[+-]?(\d[\d.,]*|[.,]\d+)(e[+-]?\d+)?$|^[+-](inf|infinity|nan)$"
+FORMULA = r"[=+\-@\t\r\n]"  # begins what a spreadsheet computes, or sends somewhere
+PLAIN = (
+    r"^($|[^=+\-@\t\r\n]|[+-]([0-9][0-9.,]*|[.,][0-9]+)([eE][+-]?[0-9]+)?$|[+-](?i:inf|infinity|nan)$)"  # or a number
+)
 
 
 def as_csv(rows: pl.DataFrame, columns: Sequence[str] = ()) -> str:
@@ -18,15 +20,12 @@ def as_csv(rows: pl.DataFrame, columns: Sequence[str] = ()) -> str:
     ["'@a,b", "'=1+1,-1.5", '-1.5,', 'b,2.0']
     """
     text = pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String)
-    is_formula = text.str.contains(FORMULA) & ~text.str.contains(NUMBER)
+    guarded = pl.when(text.str.contains(PLAIN)).then(text).otherwise(text.str.replace("^", "'"))
     header = pl.DataFrame([[name or None for name in columns]], orient="row")  # of its own: two names may be equal
     tables = [header, rows] if columns else [rows]
-    guarded = (
-        table.with_columns(pl.when(is_formula).then(text.str.replace("^", "'")).otherwise(text)) for table in tables
-    )
-    return "".join(table.write_csv(include_header=False) for table in guarded)
+    return "".join(table.with_columns(guarded).write_csv(include_header=False) for table in tables)
 
 
 def unguarded(text: str) -> str:
     """Remove the apostrophe that `as_csv` writes before a formula."""
-    return text[1:] if re.match(f"'{FORMULA[1:]}", text) else text
+    return text[1:] if re.match(f"'{FORMULA}", text) else text

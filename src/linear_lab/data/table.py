@@ -188,7 +188,7 @@ class TableData(LinearData):
 def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
     """Return the label of each row as a string; null for an empty field, and among numbers also for NaN and NA."""
     try:
-        labels = frame[name].cast(pl.String).str.strip_chars().str.replace(f"'({FORMULA[1:]})", "$1")
+        labels = frame[name].cast(pl.String).str.strip_chars().str.replace(f"^'({FORMULA})", "$1")
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"y: column {name} holds {frame[name].dtype}, not class labels") from error
     labels = labels.set(labels == "", None)
