@@ -160,9 +160,10 @@ def test_the_log_of_a_command_refuses_a_link(dangling, tmp_path, precious):
     run = tmp_path / "run"
     run.mkdir()
     (run / "train.log").symlink_to(precious.with_name("missing") if dangling else precious)
-    code, _, errors = command(train_entry, f"hydra.run.dir={run}", "optimizer.lr=-1", "logger=none")
+    code, _, errors = command(train_entry, f"hydra.run.dir={run}", "logger=none")
     assert [path.read_text() for path in precious.parent.iterdir()] == ["precious"]
     assert (code, errors.count("\n")) == (1, 1)
+    assert errors.startswith(f"error: {run}/train.log: a symbolic link, through which nothing is written")
 
 
 def test_the_page_of_a_sweep_refuses_a_linked_folder(tmp_path, precious):

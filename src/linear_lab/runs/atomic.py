@@ -149,7 +149,9 @@ def no_link(path: str | Path, flags: int) -> int:
 def refuse_link(path: Path) -> None:
     """Raise UserError for a symbolic link where files are to be written: they would be written elsewhere."""
     if path.is_symlink():
-        raise UserError(f"{path}: a symbolic link, through which nothing is written; put what it names in its place")
+        raise UserError(
+            f"{path}: a symbolic link, through which nothing is written; delete it, or copy what it names there"
+        )
 
 
 def taken(file: int) -> bool:

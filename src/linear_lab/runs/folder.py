@@ -90,10 +90,10 @@ class Run:
 
         Raises:
             HeldError: if another process holds it.
-            UserError: if it has a symbolic link in the place of a folder that is written to.
+            UserError: if a symbolic link leads from it to a place that would be written to.
         """
-        for name in (CONFIG, LAST):
-            refuse_link((self.path / name).parent)
+        for path in ((self.path / CONFIG).parent, (self.path / LAST).parent, self.path / LOG):
+            refuse_link(path)
         file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
         try:
             if not taken(file):
