@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 
 import pytest
@@ -36,6 +37,14 @@ def once(tmp_path_factory):
         return folder
 
     return make
+
+
+@pytest.fixture
+def quota():
+    """Let no file grow beyond so many bytes, as where a disk is full or a quota used up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="session")

@@ -177,3 +177,18 @@ def test_the_address_pins_the_losses_and_colours_by_optimizer(logdir, tmp_path, 
 
 def test_the_optimizers_are_those_of_the_config():
     assert {"sgd", "adam"} <= {file.stem for file in (dashboard.CONF / "optimizer").glob("*.yaml")}
+
+
+def test_an_output_that_cannot_be_written_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(dashboard, "serve", lambda *_: "http://127.0.0.1")
+        monkeypatch.setattr(dashboard.signal, "signal", lambda *_: None)
+        monkeypatch.setattr(dashboard.time, "sleep", interrupted)
+        with pytest.raises(SystemExit) as end:
+            dashboard.main([str(tmp_path), "--no-browser"])
+    assert end.value.code == 1
+    assert "error: standard output: No space left on device" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """A sweep's leaderboard, from plans, records and results written by hand."""
 
 import csv
-import errno
 import fcntl
 import io
 import json
@@ -9,18 +8,17 @@ import math
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from rich.console import Console
-from runs import command, train
+from runs import command, events, train
 
 from linear_lab import UserError
 from linear_lab import leaderboard as entry
@@ -28,6 +26,8 @@ from linear_lab.sweep import board, inventory, page, results
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.plan import listed, write_plan
 from linear_lab.terminal import layout
+from linear_lab.terminal.output import printable
+from linear_lab.tracking.tensorboard import RunLogger
 
 OWN = {"metric": "val/loss", "mode": "min"}
 
@@ -76,7 +76,7 @@ def rows(folder, name="leaderboard.csv"):
 
 def printed(found, top=20, width=100, *, is_terminal=False):
     file = io.StringIO()
-    screen = Console(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False)
+    screen = layout.Screen(file=file, width=width, force_terminal=is_terminal, markup=False, highlight=False)
     board.show(screen, found, top)
     layout.show_commands(screen, board.commands(found))
     return re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
@@ -532,19 +532,13 @@ def test_who_writes_last_has_read_last(tmp_path):
     assert [row["job"] for row in rows(tmp_path)] == ["a", "b"]
 
 
-def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_costs_a_warning(tmp_path, quota, caplog):
     put(tmp_path, "a")
     board.write(tmp_path)
     put(tmp_path, "b", 0.5)
-    write_bytes = Path.write_bytes
-
-    def half(path, content):
-        write_bytes(path, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", half)
+    quota(20)
     assert board.write(tmp_path).best.name == "b"
-    said = f"cannot write {tmp_path}/leaderboard.csv: No space left on device; make room"
+    said = f"cannot write {tmp_path}/leaderboard.csv: File too large; make room"
     assert f"the leaderboard of {tmp_path} could not be written: {said}" in caplog.text
     assert [row["job"] for row in rows(tmp_path)] == ["a"]  # whole, if older
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -553,6 +547,75 @@ def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch, caplog):
     (tmp_path / board.LOCK).unlink()
     (tmp_path / board.LOCK).mkdir()
     assert board.write(tmp_path).best.name == "b"
+
+
+def test_no_cell_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    own = {"metric": "=cmd()", "mode": "min"}
+    typed = {"a": ["data.split=@SUM(A1)", "optimizer.lr=-1.5"], "b": ["data.split=-x", "optimizer.lr=1e-3"]}
+    for name, overrides in typed.items():
+        metrics = {"=cmd()": -0.5}
+        put(tmp_path, name, 1.0, overrides=[*overrides, "+=x=1"], error="=1+1", own=own, metrics=metrics)
+        put(tmp_path, f"{name}2", 1.0, overrides=[*overrides, "seed=2"], own=own, metrics=metrics, seed=2)
+    for name in typed:
+        for job, seed in ((name, 1), (f"{name}2", 2)):
+            path = tmp_path / job / "result.json"
+            read = json.loads(path.read_text())
+            path.write_text(json.dumps(read | {"seed": seed, "job": read["job"] | {"group": name}}))
+    board.write(tmp_path)
+    for name in (board.TABLE, board.SEEDS):
+        for row in rows(tmp_path, name):
+            for cell in (*row, *row.values()):
+                assert cell[:1] not in {*"=+-@\t\r"} or is_number(cell), (name, row)
+    first = rows(tmp_path)[0]
+    assert (first["'=cmd()"], first["data.split"], first["optimizer.lr"]) == ("-0.5", "'@SUM(A1)", "-1.5")
+    assert first["error"] == "'=1+1"
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+EVIL = "a\x1b[2J\x07b\x9bc\x7fd\re\u202ef"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_text_of_a_job_controls_the_terminal(terminal, tmp_path):
+    own = {"metric": f"val{EVIL}", "mode": "min"}
+    put(tmp_path, "a", 1.0, overrides=[f"data.path={EVIL}", f"{EVIL}=1"], own=own, error=EVIL)
+    put(tmp_path, "b", 2.0, overrides=["data.path=b"], own=own, status="failed", error=EVIL)
+    found = board.write(tmp_path)
+    for shown in (
+        printed(found, is_terminal=terminal), printed(found, width=40, is_terminal=terminal),
+        (tmp_path / board.TEXT).read_bytes().decode(),
+    ):  # fmt: skip
+        assert "a?[2J" in shown
+        assert all(c == "\n" or c.isprintable() for c in shown), shown
+
+
+def test_the_text_of_the_page_holds_no_control_character(tmp_path):
+    logger = RunLogger(str(tmp_path))
+    logger.log_text("leaderboard", f"| {EVIL} |", 0)
+    logger.close()
+    (event,) = events(tmp_path).Tensors("leaderboard/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == f"| {printable(EVIL)} |"
+
+
+def test_the_command_says_that_the_disk_is_full(swept, tmp_path, quota):
+    folder = shutil.copytree(swept, tmp_path / "swept")
+    for path in (folder / "_sweep").iterdir():
+        path.unlink()
+    quota(100)
+    code, out, errors = command(entry, f"sweep={folder}", "page=true")
+    assert code == 0
+    assert "6 jobs: 5 completed, 1 diverged" in out
+    remedy = "File too large; make room, or choose another folder with output_root=<folder>"
+    assert [line.partition(" could not be written: ")[2] for line in errors.splitlines()] == [
+        f"cannot write {folder}/leaderboard.csv: {remedy}", f"cannot write in {folder}: {remedy}"
+    ]  # fmt: skip
 
 
 def test_the_command_writes_and_shows(tmp_path, monkeypatch):

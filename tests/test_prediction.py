@@ -1,5 +1,6 @@
 """Predictions in the units of the file, and the files that predict by themselves."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from test_table import table
 
 from linear_lab import UserError
 from linear_lab.data.files import TableFile
+from linear_lab.inference import programs
 from linear_lab.inference.programs import export
-from linear_lab.inference.rows import ROWS, as_rows, load, predict
+from linear_lab.inference.rows import ROWS, Predictor, as_rows, load, predict
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,53 @@ def test_a_csv_keeps_its_text(trees, tmp_path):
     assert found["a"].to_list() == ["50.00", "5e1"]
     assert found["note"].to_list() == ['x; "y"', None]
     assert found["c_hat"][0] == found["c_hat"][1]
+
+
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd", "@SUM(A1)", '=HYPERLINK("http://x","y")', "-x", "+", "'=1"]
+NUMBERS = ["-1.5", "+1", "-1,5", "-1e-3", "-.5", "-inf", "-NaN", "+1.000,25", "1.5", "-1E+5"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_no_text_is_a_formula_and_numbers_stay_numbers(kind, trees, tmp_path):
+    texts = [*FORMULAS, "\t=1", "\r=1", "\n=1", *NUMBERS, "plain", "", "a=1", "'", "'a"]
+    frame = pl.DataFrame({"=note": texts}).with_columns(a=-1.5, same=7, d=pl.lit(-2.0))
+    frame = frame if kind == "csv" else frame.with_columns(pl.col("=note").cast(pl.Categorical).alias("@other"))
+    path = tmp_path / f"new.{kind}"
+    frame.write_csv(path) if kind == "csv" else frame.write_parquet(path)
+    out, again = tmp_path / "out.csv", tmp_path / "again.csv"
+    predict(str(trees[0]), input=str(path), output=str(out))
+    with out.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["'=note", "a", "same", "d", *(["'@other"] if kind == "parquet" else []), "c_hat"]
+    for row, text in zip(rows, texts, strict=True):
+        begins = text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) and text not in NUMBERS
+        assert {row[header.index(name)] for name in header if "note" in name or "other" in name} == {
+            f"'{text}" if begins else text
+        }
+        assert [float(cell) for cell in row[1:4]] == [-1.5, 7, -2]
+    predict_again = TableFile(out, "input")
+    assert predict_again.names == [*frame.columns, "c_hat"]
+    (tmp_path / "without.csv").write_text(pl.read_csv(out, infer_schema=False).drop("c_hat").write_csv())
+    predict(str(trees[0]), input=str(tmp_path / "without.csv"), output=str(again))
+    assert pl.read_csv(again, infer_schema=False).equals(pl.read_csv(out, infer_schema=False))
+
+
+def test_predicted_labels_that_look_as_formulas_are_read_again_as_they_were(tmp_path):
+    labels = ["=A", "-B", "@C", "+1", "it's'=x"]
+    lines = [f"{k},{labels[k % 5]}" for k in range(50)]
+    (tmp_path / "my.csv").write_text("\n".join(["x,=y", *lines]))
+    table = ("data=table", "data.y==y", "loss=cross_entropy", "trainer.max_epochs=2", "data.standardize=true")
+    train(tmp_path / "run", *table[:1], f"data.path={tmp_path / 'my.csv'}", "data.y=['=y']", *table[2:])
+    out = predict(str(tmp_path / "run"), input=str(tmp_path / "my.csv"), output=str(tmp_path / "out.csv"))
+    written = pl.read_csv(out, infer_schema=False)
+    assert written.columns == ["x", "'=y", "'=y_hat", "'=y_probability"]
+    guarded = {"=A": "'=A", "-B": "'-B", "@C": "'@C"}
+    assert written["'=y"].to_list() == [guarded.get(labels[k % 5], labels[k % 5]) for k in range(50)]
+    assert set(written["'=y_hat"]) <= {guarded.get(label, label) for label in labels}
+    again = ("data.y=['=y']", "data.x=[x]", *table[2:])
+    train(tmp_path / "again", "data=table", f"data.path={out}", *again)
+    assert record(tmp_path / "again")["columns"] == record(tmp_path / "run")["columns"]
+    assert record(tmp_path / "again")["metrics"] == record(tmp_path / "run")["metrics"]
 
 
 def test_labels_are_predicted_by_name(kinds, tmp_path):
@@ -241,6 +290,62 @@ print(json.dumps(found))
     for run, x, (y_hat, _, _) in zip(runs * 2, inputs * 2, found, strict=True):
         expected = load(run)[2](torch.tensor(x, dtype=torch.float64)).detach()
         torch.testing.assert_close(torch.tensor(y_hat, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_two_predictions_at_once_leave_the_rows_of_one(trees, tmp_path, monkeypatch):
+    for name, rows in (("one", 300), ("two", 7)):
+        pl.DataFrame({"id": [name] * rows}).with_columns(a=1.0, same=7.0, d=0.0).write_csv(tmp_path / f"{name}.csv")
+    columns, begun = Predictor.columns, []
+
+    def meanwhile(predictor, x):
+        begun.append(len(x))
+        if begun == [300]:  # the first has opened its file
+            predict(str(trees[0]), input=str(tmp_path / "two.csv"), output=str(tmp_path / "out.csv"))
+            assert set(pl.read_csv(tmp_path / "out.csv")["id"]) == {"two"}
+        return columns(predictor, x)
+
+    monkeypatch.setattr(Predictor, "columns", meanwhile)
+    predict(str(trees[0]), input=str(tmp_path / "one.csv"), output=str(tmp_path / "out.csv"))
+    assert begun == [300, 7]
+    assert pl.read_csv(tmp_path / "out.csv")["id"].to_list() == ["one"] * 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "out.csv", "two.csv"]
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_two_exports_at_once_leave_the_file_of_one(kind, trees, kinds, tmp_path, monkeypatch):
+    target, write, begun = str(tmp_path / f"model.{kind}"), programs.EXPORTS[kind], []
+
+    def meanwhile(*given):
+        begun.append(given)
+        y_hat = write(*given)
+        if len(begun) == 1:  # it has written its file, which has not its name yet
+            export(str(kinds), output=target, kind=kind)
+        return y_hat
+
+    monkeypatch.setitem(programs.EXPORTS, kind, meanwhile)
+    export(str(trees[0]), output=target, kind=kind)
+    assert len(begun) == 2
+    content = (tmp_path / f"model.{kind}").read_bytes()
+    assert b"same" in content
+    assert b"x2" not in content
+    assert [path.name for path in tmp_path.iterdir()] == [f"model.{kind}"]
+
+
+@pytest.mark.parametrize("room", [0, 600])
+def test_a_full_disk_is_named(room, trees, tmp_path, quota):
+    run, frame = trees
+    frame.write_csv(tmp_path / "new.csv")
+    (tmp_path / "model.pt2").write_text("old")
+    quota(room)
+    said = r"cannot write .*: File too large; make room, or choose another file with output=<file>"
+    with pytest.raises(UserError, match=said):
+        predict(str(run), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"))
+    with pytest.raises(UserError, match=said):
+        export(str(run), output=str(tmp_path / "model.pt2"))
+    with pytest.raises(UserError, match=said):
+        export(str(run), output=str(tmp_path / "model.onnx"), kind="onnx")
+    assert (tmp_path / "model.pt2").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt2", "new.csv"]
 
 
 def test_bad_exports_are_named(finished, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from linear_lab.terminal import layout, report
 def shown(tmp_path, monkeypatch, *overrides, **options):
     """The text that a run prints on a console of the given kind."""
     file = io.StringIO()
-    monkeypatch.setattr(layout, "screen", lambda: Console(file=file, highlight=False, markup=False, **options))
+    monkeypatch.setattr(layout, "screen", lambda: layout.Screen(file=file, highlight=False, markup=False, **options))
     train(tmp_path, *overrides)
     return file.getvalue()
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
+from runs import command, record
 
 from linear_lab import UserError
 from linear_lab import evaluate as evaluate_entry
@@ -22,7 +23,6 @@ from linear_lab.runs.folder import Run
 from linear_lab.sweep.inventory import read_jobs
 from linear_lab.sweep.plan import EMPTY
 from linear_lab.sweep.results import VERSION
-from runs import command, record
 
 SHORT = ("trainer.max_epochs=2", "logger=none")
 SPAWN = "setuptools._distutils.spawn.spawn"
@@ -123,10 +123,10 @@ def test_what_the_user_names_is_built(tmp_path, monkeypatch):
     (config / "own.yaml").write_text(f"_target_: {own}\n")
     for allowed in ((f"trust={own}",), (f"trust=[a.B,{own}]",), ("--config-dir", config.parent)):
         for entry, *arguments in (
-            (evaluate_entry, f"run={folder}"), (predict_entry, f"run={folder}", "x=[1]"), (export_entry, f"run={folder}"),
-            (train_entry, f"resume={folder}", "trainer.max_epochs=4"),
+            (evaluate_entry, "run={}"), (predict_entry, "run={}", "x=[1]"), (export_entry, "run={}"),
+            (train_entry, "resume={}", "trainer.max_epochs=4"),
         ):  # fmt: skip
-            assert command(entry, *arguments, *allowed)[::2] == (0, "")
+            assert command(entry, *(argument.format(folder) for argument in arguments), *allowed)[::2] == (0, "")
     own = f"{__name__}.OwnCallback"
     typed = f"+callbacks.own={{_target_: {own}}}"
     assert (

@@ -27,6 +27,7 @@ from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal.layout import CtrlC, failure, in_quotes, python, raise_if_interrupted
+from linear_lab.terminal.output import lasting_output
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -74,6 +75,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                     raise  # Hydra shows the traceback
                 raise failure(error) from error
 
+        @lasting_output()
         def main() -> None:
             typed = sys.argv
             if {"--help", "-h"} & {*typed[1:]}:

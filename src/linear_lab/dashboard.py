@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from linear_lab import CONF, UserError
+from linear_lab.terminal.output import lasting_output
 
 EVENTS = "*tfevents*"  # event files
 PINNED = ("val/loss", "train/log10_excess")
@@ -28,6 +29,7 @@ SAMPLES = "--samples_per_plugin=scalars=10000,images=100,text=100,histograms=500
 DEFAULTS = ("--host=127.0.0.1", "--reload_interval=4", SAMPLES)  # options that the user gives come later, and win
 
 
+@lasting_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C, and return the exit code."""
     try:

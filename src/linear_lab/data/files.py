@@ -15,6 +15,8 @@ from typing import Any, TextIO
 import numpy as np
 import polars as pl
 
+from linear_lab.spreadsheets import FORMULA, unguarded
+
 MISSING = ("", "na", "n/a", "null", "none")  # how a missing number is written, in upper or lower case, beside NaN
 SEPARATORS = ",;\t|"
 DECLARED = re.compile(r"sep=([^\r\n\"])[\r\n]*")  # the line with which Excel is told the separator
@@ -81,7 +83,7 @@ class TableFile:
         blanks = itertools.count()
         # Read the names here, since polars would rename the second of two columns of one name. Columns without a name
         # are told apart by spaces, since polars wants each name once.
-        self.names = [name.strip() or " " * next(blanks) for name in next(self._rows())]
+        self.names = [unguarded(name.strip()) or " " * next(blanks) for name in next(self._rows())]
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
             raise ValueError(f"{self.label}: two columns are called {repeated[0]!r}; rename one")
@@ -210,7 +212,7 @@ class TableFile:
     def texts(self, frame: pl.DataFrame, column: str, wanted: str) -> pl.Series:
         """Return a column as text, null for an empty field."""
         try:
-            text = frame[column].cast(pl.String).str.strip_chars()
+            text = frame[column].cast(pl.String).str.strip_chars().str.replace(f"^'({FORMULA})", "$1")
         except pl.exceptions.PolarsError as error:
             raise ValueError(f"column {column} holds {frame[column].dtype}, not {wanted}") from error
         return text.set(text == "", None)

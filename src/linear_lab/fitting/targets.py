@@ -83,11 +83,12 @@ def targets(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def named_by_user() -> set[str]:
     """Return the targets in the YAML files of conf/ and --config-dir, and on the command line."""
     folders: list[str] = [str(CONF)]
-    texts: list[Any] = []
+    texts: list[str] = []
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         folders += [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
-        texts += OmegaConf.to_container(hydra.overrides.task)  # as typed: an item may refer to a value
+        typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed: an item may refer to a value
+        texts += typed
     files = [file for folder in folders for pattern in ("*.yaml", "*/*.yaml") for file in Path(folder).glob(pattern)]
     texts += [file.read_text(encoding="utf-8", errors="replace") for file in files]
     return {target for text in texts for target in TARGET.findall(text)}

@@ -1,10 +1,11 @@
 """A run as a file that predicts without this package."""
 
 import importlib
+import io
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -52,8 +53,8 @@ def export(
     mean, scale = schema.x_units
     x = mean + scale * torch.randn(CHECKED_ROWS, len(mean), generator=torch.Generator().manual_seed(0)).double()
     meaning = {"x": schema.x, "y": schema.y, "labels": schema.labels}
-    with writing(target) as part:
-        y_hat = EXPORTS[kind](predictor, x, part, {key: json.dumps(value) for key, value in meaning.items()})
+    with writing(target) as file:
+        y_hat = EXPORTS[kind](predictor, x, file, {key: json.dumps(value) for key, value in meaning.items()})
         expected = predictor(x).detach()
         difference = (y_hat - expected).abs().max().item() / max(expected.abs().max().item(), 1e-300)
         if not difference <= TOLERANCE:
@@ -62,17 +63,18 @@ def export(
     return target
 
 
-def to_pt2(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]) -> Tensor:
+def to_pt2(predictor: Predictor, x: Tensor, file: BinaryIO, meaning: dict[str, str]) -> Tensor:
     """Write with torch.export, and return the file's predictions."""
     program = torch.export.export(predictor, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=True)
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files=meaning)
-    with path.open("rb") as file:
-        y_hat: Tensor = torch.export.load(file).module()(x)
+    content = io.BytesIO()  # PyTorch's writer ends the process where the disk is full
+    torch.export.save(program, content, extra_files=meaning)
+    file.write(content.getbuffer())
+    file.seek(0)
+    y_hat: Tensor = torch.export.load(file).module()(x)
     return y_hat.detach()
 
 
-def to_onnx(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]) -> Tensor:
+def to_onnx(predictor: Predictor, x: Tensor, file: BinaryIO, meaning: dict[str, str]) -> Tensor:
     """Write as ONNX, and return the file's predictions."""
     try:
         onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
@@ -85,8 +87,9 @@ def to_onnx(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]
     program: Any = torch.onnx.export(predictor, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
     model = program.model_proto
     onnx.helper.set_model_props(model, meaning)
-    path.write_bytes(model.SerializeToString())
-    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    file.write(model.SerializeToString())
+    file.seek(0)
+    session = runtime.InferenceSession(file.read(), providers=["CPUExecutionProvider"])
     return torch.from_numpy(np.asarray(session.run(["y_hat"], {"x": x.numpy()})[0]))
 
 

@@ -20,6 +20,7 @@ from linear_lab.fitting.targets import check_targets
 from linear_lab.inference.remeasure import open_checkpoint
 from linear_lab.runs.atomic import writing
 from linear_lab.runs.folder import PREDICTIONS, Run, Trust
+from linear_lab.spreadsheets import as_csv
 from linear_lab.terminal import layout
 
 ROWS = 65_536  # of a file that are in memory at once
@@ -133,7 +134,7 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
     schema = predictor.schema
     table.check_columns(schema.columns, "input")
     row, dropped = 1, 0
-    with writing(target) as part, part.open("wb") as file, table.reading():
+    with writing(target) as file, table.reading():
         for batch in table.batches(ROWS):
             columns = {name: table.numbers(batch, name, row) for name in schema.columns if name in schema.x}
             given = dict(columns)
@@ -156,7 +157,7 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
             written = pl.concat([batch, predicted], how="horizontal")
             if missing == "drop":
                 written, dropped = written.filter(~incomplete), dropped + int(incomplete.sum())
-            written.write_csv(file, include_header=row == 1)
+            file.write(as_csv(written, written.columns if row == 1 else ()).encode())
             row += len(batch)
         if row == 1:
             raise ValueError(f"{table.label}: a header, but no rows")

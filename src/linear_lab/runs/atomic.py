@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from linear_lab import UserError
 
 LONGEST_NAME = 120  # characters of a folder's name
 ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model needs less
 ROOM_REMEDY = "make room, or choose another folder with output_root=<folder>"
+PART = ".linear_lab-"  # begins the names of files that are being written
 PATIENCE = 0.5  # seconds to retry a lock: `is_locked` of another process takes it briefly
 
 
@@ -79,37 +81,77 @@ def plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]", "_", name)[:LONGEST_NAME].rstrip(".-")
 
 
-def replace(path: Path, content: bytes, *, sync: bool = True) -> None:
+def replace(path: Path, content: bytes | memoryview, *, sync: bool = True) -> None:
     """Write a file atomically: a reader finds the old content or the new one; see `writing`."""
-    with writing(path, ROOM_REMEDY, sync=sync) as part:
-        part.write_bytes(content)
+    with writing(path, ROOM_REMEDY, sync=sync) as file:
+        file.write(content)
 
 
 @contextmanager
 def writing(
     path: Path, remedy: str = "make room, or choose another file with output=<file>", *, sync: bool = True
-) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to; it replaces ``path`` once the block has succeeded.
+) -> Iterator[BinaryIO]:
+    """Give a new file beside ``path`` to write and read; it replaces ``path`` once the block has succeeded.
 
     Args:
-        path: the file.
+        path: the file. A symbolic link is replaced, and never followed.
         remedy: what the user can do about a full disk.
         sync: whether the content is on disk before; without, a power cut may lose the file, a kill does not.
 
     Raises:
         UserError: if the disk is full, or refuses to be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        yield part
-        if sync:
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-        part.replace(path)
+        remove_parts(path.parent)
+        part, descriptor = new_part(path.parent)
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(descriptor)
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def new_part(folder: Path) -> tuple[Path, int]:
+    """Make a file under a name that nobody can guess, and lock it."""
+    while True:
+        part = folder / f"{PART}{os.urandom(8).hex()}.part"
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with suppress(OSError):  # some network file systems have no locks, and then nothing is removed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return part, descriptor
+        os.close(descriptor)  # `remove_parts` of another process came before the lock
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete the files that killed processes have left unfinished: the kernel has freed their locks."""
+    for part in folder.glob(f"{PART}*.part"):
+        with suppress(OSError, UserError), open(part, "r+b", opener=no_link) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
+def no_link(path: str | Path, flags: int) -> int:
+    """Open a file as the ``opener`` of `open`, but no symbolic link; see `refuse_link`."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError:
+        refuse_link(Path(path))
+        raise
+
+
+def refuse_link(path: Path) -> None:
+    """Raise UserError for a symbolic link where files are to be written: they would be written elsewhere."""
+    if path.is_symlink():
+        raise UserError(
+            f"{path}: a symbolic link, through which nothing is written; delete it, or copy what it names there"
+        )
 
 
 def taken(file: int) -> bool:

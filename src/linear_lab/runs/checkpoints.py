@@ -28,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # fsync would take half of the time of a run that validates after each step
-        atomic.replace(Path(path), content.getvalue(), sync=False)
+        atomic.replace(Path(path), content.getbuffer(), sync=False)
 
 
 class SaveCheckpoints(callbacks.Checkpoint):

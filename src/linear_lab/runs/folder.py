@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from linear_lab import UserError, __version__
-from linear_lab.runs.atomic import is_locked, replace, taken
+from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, taken
 from linear_lab.runs.fingerprints import leaves
 
 if TYPE_CHECKING:
@@ -99,8 +99,11 @@ class Run:
 
         Raises:
             HeldError: if another process holds it.
+            UserError: if a symbolic link leads from it to a place that would be written to.
         """
-        file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
+        for path in ((self.path / CONFIG).parent, (self.path / LAST).parent, self.path / LOG):
+            refuse_link(path)
+        file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
         try:
             if not taken(file):
                 raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")

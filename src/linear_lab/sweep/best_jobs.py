@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from linear_lab.fitting.targets import check_targets
 from linear_lab.models.supervised import build_from_spec
 from linear_lab.runs import record
+from linear_lab.runs.atomic import refuse_link
 from linear_lab.runs.fingerprints import leaves
 from linear_lab.runs.folder import RESULT
 from linear_lab.runs.record import ENDED
@@ -58,6 +59,7 @@ def _present(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def write_rows(board: Ranking, composer: Composer, count: int) -> None:
     """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
+    refuse_link(board.folder / ROWS)
     if (board.folder / ROWS).is_dir():
         shutil.rmtree(board.folder / ROWS)
     else:

@@ -15,11 +15,13 @@ from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
+from linear_lab.spreadsheets import as_csv
 from linear_lab.sweep import PLAN, SETTINGS
 from linear_lab.sweep.inventory import KEYS, read_jobs
 from linear_lab.sweep.ranking import Ranking, read
 from linear_lab.sweep.results import RESULTS, locked
 from linear_lab.terminal.layout import markdown_table, number, quoted, short, show_table
+from linear_lab.terminal.output import printable
 
 __all__ = ["Ranking", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_sparingly"]
 
@@ -85,19 +87,14 @@ def table(board: Ranking) -> str:
     keys = [KEYS + key for key in board.differing]
     rows = board.ranked.select("rank", "name", *keys, "value", EXCESS, "steps", "status", "seconds", "error")
     columns = ["rank", "job", *board.differing, board.metric, "excess_loss", "steps", "status", "seconds", "error"]
-    return _as_csv(columns, rows)
+    return as_csv(rows, columns)
 
 
 def seeds_table(board: Ranking) -> str:
     """Write the groups over seeds as CSV."""
     keys = [key for key in board.differing if key != "seed"]
     rows = board.groups.select("rank", *(KEYS + key for key in keys), "n", "lost", *NUMBERS)
-    return _as_csv(["rank", *keys, "n", "diverged_or_failed", *NUMBERS], rows)
-
-
-def _as_csv(columns: Sequence[str], rows: pl.DataFrame) -> str:
-    first = pl.DataFrame([columns], orient="row")  # by itself, since a typed key may have another column's name
-    return first.write_csv(include_header=False) + rows.write_csv(include_header=False)
+    return as_csv(rows, ["rank", *keys, "n", "diverged_or_failed", *NUMBERS])
 
 
 def _short_keys(keys: Sequence[str]) -> list[str]:
@@ -154,7 +151,7 @@ def markdown(board: Ranking, limit: int) -> str:
     parts += board.notes
     command = board.best.command if board.best else None
     parts.append(f"Train the best again:\n\n```sh\n{command}\n```" if command else _train_again(board))
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts) + "\n")
 
 
 def show(screen: Console, board: Ranking, top: int = TOP) -> None:

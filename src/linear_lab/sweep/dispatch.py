@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from linear_lab import UserError
+from linear_lab.runs.atomic import refuse_link
 from linear_lab.runs.folder import RESULT, is_held
 from linear_lab.runs.record import ENDED
 from linear_lab.sweep import page, plan, results
@@ -102,6 +103,8 @@ class Launches:
         # Hydra would write the config before the job locks its folder, over that of a job that has ended
         common = [*self.steering, where, "hydra.output_subdir=null"]
         names = jobs["name"].to_list()
+        for name in names:
+            refuse_link(self.folder / name)
         places = [f"hydra.sweep.subdir={layout.in_quotes(name)}" for name in names]
         batch = [[*typed, *common, place] for typed, place in zip(plan.overrides(jobs).to_list(), places, strict=True)]
         launcher = self.launcher

@@ -31,6 +31,7 @@ from linear_lab.sweep import STOP, board, results
 from linear_lab.sweep.inventory import is_steering
 from linear_lab.sweep.launchers import log_to_file
 from linear_lab.sweep.plan import group_hash, job_fields
+from linear_lab.terminal import layout
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def train_job(cfg: DictConfig) -> float | None:
         raise
     except BaseException:
         if cfg.fail_fast:
-            (folder.parent / STOP).touch()
+            atomic.replace(folder.parent / STOP, b"")
         raise
     finally:
         board.write_sparingly(folder.parent)
@@ -125,8 +126,8 @@ def can_resume(run: Run) -> bool:
 @contextmanager
 def console_in(path: Path) -> Iterator[Console]:
     """Yield a console that appends to a file, where a run shows what it would show on the terminal."""
-    with path.open("a", encoding="utf-8") as file:
-        yield Console(file=file, width=120, highlight=False, markup=False)
+    with open(path, "a", encoding="utf-8", opener=atomic.no_link) as file:
+        yield layout.screen(file, 120)
 
 
 @functools.cache  # once for the life of the process
@@ -152,7 +153,7 @@ def leased_gpu() -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names, or numbers of all GPUs
     for name in visible.split(",")[:count]:
         lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{atomic.plain(name)}.lock")
-        file = os.open(lock, os.O_RDWR | os.O_CREAT)
+        file = atomic.no_link(lock, os.O_RDWR | os.O_CREAT)
         if atomic.taken(file):
             return name
         os.close(file)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 from linear_lab import UserError
 from linear_lab.compat import without_collection
 from linear_lab.sweep.composer import Composer, Patcher
+from linear_lab.terminal.output import LogFile
 
 if TYPE_CHECKING:
     import polars as pl
@@ -105,7 +106,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     before, level = root.handlers[:], root.level
     handlers = [handler for handler in before if type(handler) is not logging.StreamHandler]
     if not any(isinstance(handler, logging.FileHandler) for handler in handlers):
-        handlers.append(logging.FileHandler(path, delay=True))
+        handlers.append(LogFile(path, delay=True))
         handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     root.handlers[:] = handlers
     root.setLevel(logging.INFO)

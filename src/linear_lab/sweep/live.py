@@ -33,7 +33,7 @@ class Watch:
         self.progress = Progress(
             *([TextColumn("sweep"), BarColumn(bar_width=30)] if screen.width >= NARROW else []),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[counts]}"),
+            TextColumn("{task.fields[counts]}", markup=False),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=screen,
             auto_refresh=False,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from linear_lab import UserError
+from linear_lab.runs import atomic
 from linear_lab.runs.folder import Trust
 from linear_lab.sweep import PLAN
 
@@ -58,11 +59,11 @@ def write_page(folder: str | Path, *, sparingly: bool = False, trust: Trust = No
             from linear_lab.sweep.page_content import log_page  # only now: it imports torch
 
             log_page(sweep, folder / PAGE, trust)
-            shown.write_text(fingerprint)
+            atomic.replace(shown, fingerprint.encode())
     except BlockingIOError:
         pass
-    except UserError as error:
-        log.warning("the page of %s is not written: %s", folder, error)
+    except (OSError, UserError) as error:
+        log.warning("the page of %s could not be written: %s", folder, error)
     except Exception:
         log.warning("the page of %s could not be written", folder, exc_info=True)
     finally:

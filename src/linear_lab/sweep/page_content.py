@@ -16,6 +16,7 @@ from linear_lab.fitting.build import build
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.targets import check_targets
 from linear_lab.models import LinearModule, SupervisedModule
+from linear_lab.runs.atomic import check_room, refuse_link
 from linear_lab.runs.folder import CONFIG, LAST, Trust
 from linear_lab.sweep.board import markdown
 from linear_lab.sweep.inventory import KEYS
@@ -129,6 +130,8 @@ def paths_of(jobs: pl.DataFrame, board: Ranking) -> dict[str, list[Array]]:
 @contextmanager
 def replaced_events(folder: Path) -> Iterator[RunLogger]:
     """Log into a new event file, which replaces the older ones."""
+    refuse_link(folder)
+    check_room(folder.parent)  # TensorBoard's thread would print a traceback
     older = event_files(folder)
     logger = RunLogger(str(folder))
     try:

@@ -1,6 +1,7 @@
 """The results of stacks: results.parquet in the sweep's folder, with one row per job and the fields of result.json."""
 
 import fcntl
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ REMEDY = "overwrite=true with name={} puts the file aside and trains its jobs ag
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a file, which is created where it is missing; raise BlockingIOError rather than ``wait``."""
-    with path.open("a") as file:
+    with open(path, "a", opener=atomic.no_link) as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
@@ -95,11 +96,9 @@ def add(folder: Path, rows: pl.DataFrame, name: str = RESULTS) -> None:
 
 def write(path: Path, rows: pl.DataFrame) -> None:
     """Replace a table atomically, or raise UserError where the disk is full; the caller holds the lock."""
-    with atomic.writing(path, atomic.ROOM_REMEDY) as part:
-        try:
-            rows.write_parquet(part, metadata=VERSION)
-        except pl.exceptions.PolarsError as error:  # polars raises this for a full disk
-            raise OSError(str(error).splitlines()[0].rpartition("error: ")[2]) from error
+    content = io.BytesIO()
+    rows.write_parquet(content, metadata=VERSION)
+    atomic.replace(path, content.getbuffer())
 
 
 def forget(folder: Path, names: pl.Series) -> None:

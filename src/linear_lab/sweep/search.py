@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from linear_lab import UserError
-from linear_lab.runs.atomic import taken
+from linear_lab.runs.atomic import no_link, refuse_link, taken
 
 DATABASE, LOCK = "search.db", "search.lock"  # in the sweep's folder
 REPORTS = "reports.jsonl"  # in a job's folder: one line per validation, [step, value]
@@ -54,7 +54,8 @@ class Search:
         description |= {key: value for key, _, value in (override.partition("=") for override in fixed)}
         description |= {key: repr(searched[key]) for key in searched}
         with ExitStack() as resources:
-            lock = resources.enter_context((folder / LOCK).open("w"))  # released when the process ends, however it ends
+            # released when the process ends, however it ends
+            lock = resources.enter_context(open(folder / LOCK, "w", opener=no_link))
             if not taken(lock.fileno()):
                 raise UserError(f"{folder}: another process searches here; wait until it ends, or choose another name=")
             with database_errors(folder):
@@ -184,7 +185,7 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
     def hopeless(step: int, value: float) -> bool:
         if not math.isfinite(value):
             return False
-        with (folder / job / REPORTS).open("a") as file:
+        with open(folder / job / REPORTS, "a", opener=no_link) as file:
             file.write(
                 f"\n{json.dumps([step, value])}"
             )  # on a new line, since a killed process may have left half of one
@@ -230,6 +231,7 @@ def open_storage(folder: Path) -> optuna.storages.RDBStorage:
     """Open the sweep's database, or make it. A connection of our own takes any path; an SQLite URL does not."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     path = folder / DATABASE
+    refuse_link(path)
     connect = {"creator": lambda: sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)}
     return optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs=connect)
 

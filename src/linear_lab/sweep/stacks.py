@@ -1,5 +1,6 @@
 """The stacks of one command: planned jobs in, rows of results out."""
 
+import io
 import logging
 import time
 from collections import Counter
@@ -158,8 +159,9 @@ class Stacks:
             self.progress(self.done, len(chosen), step, prepared.plan.total)
             if stop.signum or time.monotonic() - self.saved > SAVE_EVERY:
                 chunk = {"hashes": hashes, "data": prepared.plan.data.fingerprint, "watched": list(watched)}
-                with atomic.writing(path, atomic.ROOM_REMEDY) as part:
-                    torch.save(chunk | {"loop": loop.state_dict()}, part)
+                content = io.BytesIO()
+                torch.save(chunk | {"loop": loop.state_dict()}, content)
+                atomic.replace(path, content.getbuffer())
                 self.flush()
             if stop.signum:
                 raise Interrupted(128 + stop.signum)
@@ -222,7 +224,7 @@ class Stacks:
         """Record that jobs have failed by one error; under fail_fast the first one alone."""
         if group.config["fail_fast"]:
             group = group.only(np.arange(1))
-            (self.folder / STOP).touch()
+            atomic.replace(self.folder / STOP, b"")
         rows = group.rows.select("name", "config_hash", status=pl.lit("failed"), error=pl.lit(message), seconds=0.0)
         job = struct({"overrides": overrides(group.rows), "group": group.rows["group"]})
         self.unwritten[results.RESULTS].append(rows.with_columns(job=job))

@@ -136,6 +136,7 @@ class GridSweeper:
                 "train them afresh with overwrite=true, or choose another name="
             )
         for name in outdated.filter("folder")["name"]:
+            atomic.refuse_link(self.folder / name)
             with Run(self.folder / name).lock() as run:
                 run.clear()
         results.forget(self.folder, outdated["name"])

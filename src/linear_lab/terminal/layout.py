@@ -7,27 +7,37 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import quote
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from linear_lab import UserError, compat
+from linear_lab.terminal.output import printable
 
 SHOWN = 8  # numbers, names or rows that the terminal shows
 ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
 NARROW = 60  # width of a terminal below which tables are split
 
 
-def screen() -> Console:
-    """Return the console: plain in a pipe and under NO_COLOR."""
-    return Console(highlight=False, markup=False)  # without markup: a column may be called [red]
+class Screen(Console):
+    """A console on which text is `printable`, whatever table or progress bar it stands in."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
+def screen(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """Return the console of a file, by default of standard output: plain in a pipe and under NO_COLOR."""
+    return Screen(file=file, width=width, highlight=False, markup=False)  # a column may be called [red]
 
 
 def number(value: float | None) -> str:
@@ -168,8 +178,7 @@ def show_commands(console: Console, commands: dict[str, str]) -> None:
     """Print commands, never wrapped, so that they can be copied."""
     width = max(map(len, commands))
     for name, command in commands.items():
-        text = command.encode(errors="replace").decode()  # a file's name may hold bytes that are no text
-        console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {text}"), soft_wrap=True)
+        console.print(Text.assemble((f"{name:<{width}}", "dim"), f"  {command}"), soft_wrap=True)
 
 
 def show_interrupted(console: Console, step: int | None, folder: Path) -> None:

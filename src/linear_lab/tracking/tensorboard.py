@@ -14,6 +14,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from linear_lab import UserError
+from linear_lab.terminal.output import printable
 
 LARGEST = float(np.finfo(np.float32).max)
 INTERVAL = 1.0  # seconds between two writes
@@ -62,7 +63,7 @@ class RunLogger(TensorBoardLogger):
             self.experiment.add_histogram(tag, values, step, bins=BINS)
 
     def log_text(self, tag: str, markdown: str, step: int) -> None:
-        self.experiment.add_text(tag, markdown, step)
+        self.experiment.add_text(tag, printable(markdown), step)
 
     def log_graph_of(self, graph: GraphDef | None) -> None:
         if graph:
