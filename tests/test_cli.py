@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
+from linear_lab.runs.folder import Run
 from linear_lab.terminal import layout
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
@@ -209,6 +211,59 @@ def test_train_evaluate_resume(tmp_path):
     assert code == 1
     assert "the run goes on with its own optimizer, so optimizer=adam cannot be chosen" in err
     assert record(folder)["status"] == "completed"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "left", ["result.json", ".hydra/config.yaml", "checkpoints/last.ckpt", "events.out.tfevents.1"]
+)
+def test_a_folder_that_holds_a_run_is_refused(left, tmp_path):
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).write_text("of a run")
+    before = contents(tmp_path)
+    code, out, err = command(train_entry, f"hydra.run.dir={tmp_path}", *SHORT)
+    assert (code, out) == (1, "")
+    assert f"error: {tmp_path}: holds a run already ({Path(left).name}); go on with it by resume={tmp_path}, or" in err
+    assert contents(tmp_path).items() - before.items() <= {(tmp_path / ".lock", b"")}
+
+
+def test_a_folder_of_ones_own_is_taken_once(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert command(train_entry, f"hydra.run.dir={tmp_path}", *SHORT)[0] == 0
+    assert {path.name for path in (tmp_path / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert (tmp_path / "train.log").exists()
+    before = contents(tmp_path)
+    code, _, err = command(train_entry, f"hydra.run.dir={tmp_path}", "seed=1", *SHORT)
+    assert code == 1
+    assert f"error: {tmp_path}: holds a run already (result.json)" in err
+    assert contents(tmp_path) == before
+
+
+def test_a_refused_command_writes_nothing_where_another_process_trains(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before = contents(folder)
+    with Run(folder).lock():
+        for arguments in ((f"hydra.run.dir={folder}", "seed=1"), (f"resume={folder}", "trainer.max_epochs=501")):
+            code, out, err = command(train_entry, *arguments)
+            assert (code, out) == (1, "")
+            assert f"error: {folder}: another process trains in this folder; wait until it ends" in err
+    assert contents(folder).items() - before.items() <= {(folder / ".lock", b"")}
+
+
+def test_a_run_is_trained_where_the_command_was_typed_or_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
+    for chdir in ("true", "false"):
+        typed = ("data=table", "data.path=data.csv", "data.y=[y]", f"hydra.job.chdir={chdir}", f"output_root={chdir}")
+        code, _, err = command(train_entry, *typed, *SHORT)
+        assert (code, err) == (0, "")
+        (folder,) = (tmp_path / chdir / "runs").iterdir()
+        saved = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
+        assert (saved.job.chdir, saved.runtime.cwd) == (chdir == "true", str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"data.csv", "true", "false"}
 
 
 def test_a_run_folder_holds_no_config_of_hydra(tmp_path):

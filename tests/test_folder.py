@@ -18,8 +18,7 @@ from linear_lab.runs import atomic, folder
 
 
 def make(root):
-    atomic.new.cache_clear()
-    return atomic.new(root)
+    return str(atomic.new(root))
 
 
 def test_launches_of_one_second_have_folders_of_their_own(tmp_path):

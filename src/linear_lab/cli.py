@@ -66,7 +66,6 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                 return task(cfg)
             except Exception as error:
                 raise_if_interrupted()  # a library may have wrapped the KeyboardInterrupt in its own exception
-                logging.getLogger(name).info("failed", exc_info=True)  # for the file
                 error = explained(error)
                 if hydra_cfg.mode == RunMode.MULTIRUN:  # any process may have to unpickle it
                     raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
@@ -232,8 +231,8 @@ def store_saved_config(folder: str, arguments: list[str]) -> str:
             )
     saved: Any = OmegaConf.to_container(OmegaConf.create(run.config()))
     node = {key: value for key, value in saved.items() if key not in ("hydra", "defaults")}
-    node["defaults"] = ["_self_", {"override hydra/hydra_logging": "warnings"}, {"override hydra/job_logging": "file"}]
-    # the folder has its own .hydra: Hydra writes no other one
+    logging_of_ours = {"override hydra/hydra_logging": "warnings"}, {"override hydra/job_logging": "terminal"}
+    node["defaults"] = ["_self_", *logging_of_ours]
     node["hydra"] = {"job": {"name": "train"}, "run": {"dir": str(run.path.resolve())}, "output_subdir": None}
     ConfigStore.instance().store(SAVED, node)
     return SAVED

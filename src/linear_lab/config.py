@@ -1,13 +1,18 @@
 """What a config resolves to while it is composed, and what is done to it before anything is built. Imports no torch."""
 
+import functools
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
+from linear_lab.runs.folder import CONFIG, HYDRA, OVERRIDES, Run
 from linear_lab.terminal.layout import failure
 
 
@@ -24,30 +29,55 @@ def absolute(path: Any, folder: str | Path) -> Any:
 
 def make_paths_absolute(cfg: DictConfig, folder: str | Path) -> None:
     """Let a config find its data file from any folder: relative paths start at ``folder``."""
-    if cfg.data.get("path"):
-        cfg.data.path = absolute(cfg.data.path, folder)
+    if path := OmegaConf.select(cfg, "data.path"):
+        cfg.data.path = absolute(path, folder)
 
 
 def register_resolvers() -> None:
-    """Let the config make folders, and count processors."""
-    for resolver in (new_folder, sweep_folder, workers, gpus):
+    """Let the config make the folder of a sweep, and count processors."""
+    for resolver in (sweep_folder, workers, gpus):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
-def new_folder(parent: str, optimizer: str = "") -> str:
-    """Make the folder of a run or a sweep, before Hydra writes there."""
-    try:
-        return atomic.new(parent, optimizer)
-    except UserError as error:  # OmegaConf would wrap it into an error of its own
-        raise failure(error) from error
+@contextmanager
+def new_run(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Run]:
+    """Make the run folder of a command, or take the one that ``hydra.run.dir`` names, and hold it.
+
+    Before torch is imported: from the first moment on a folder has its config and its record.
+    """
+    hydra: Any = HydraConfig.get()
+    make_paths_absolute(cfg, hydra.runtime.cwd)
+    typed = any(item.startswith("hydra.run.dir=") for item in hydra.overrides.hydra)
+    if typed or hydra.run.dir != hydra.runtime.cwd:
+        claimed: AbstractContextManager[Run] = Run(Path(hydra.runtime.output_dir)).claimed(described(cfg, overrides))
+    else:
+        parent = Path(hydra.runtime.cwd, Path(str(cfg.output_root)).expanduser(), "runs")
+        claimed = Run.new(parent, hydra.runtime.choices.optimizer, described(cfg, overrides))
+    with claimed as run:
+        with read_write(hydra):
+            hydra.run.dir = hydra.runtime.output_dir = str(run.path)
+        if hydra.job.chdir:
+            os.chdir(run.path)  # Hydra goes back in the end
+        yield run
+
+
+def described(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+    """Return what a run folder says of its config: texts by the names of their files."""
+    whole = OmegaConf.to_yaml(HydraConfig.instance().cfg)
+    return {CONFIG: OmegaConf.to_yaml(cfg), OVERRIDES: OmegaConf.to_yaml(list(overrides)), HYDRA: whole}
+
+
+@functools.cache  # resolved more than once
+def new_sweep(parent: str) -> str:
+    return str(atomic.new(parent))
 
 
 def sweep_folder(parent: str, name: str | None) -> str:
     """Make the folder of a sweep, or find the one of that name."""
-    if name is None:
-        return new_folder(parent)
-    folder = Path(parent).expanduser() / str(name)
     try:
+        if name is None:
+            return new_sweep(parent)
+        folder = Path(parent).expanduser() / str(name)
         if atomic.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
             raise UserError(
                 f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
@@ -57,7 +87,7 @@ def sweep_folder(parent: str, name: str | None) -> str:
             atomic.make(folder)
         except FileExistsError:
             atomic.check_room(folder)
-    except UserError as error:
+    except UserError as error:  # OmegaConf would wrap it into an error of its own
         raise failure(error) from error
     return str(folder)
 

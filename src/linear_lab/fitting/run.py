@@ -51,7 +51,10 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
         with ExitStack() as at_the_end, restored_process(folder, cfg.get("threads")), StopOnSignal() as stop:
             fit(cfg, Run(Path(folder)), stop, Console(quiet=True), at_the_end)
         return 0.0
-    run = Run.open(folder, "resume") if cfg.resume else Run(Path(folder))
+    if not cfg.resume:
+        with Run(Path(folder)).claimed() as run:
+            return train_in(run, cfg, overrides, layout.screen())
+    run = Run.open(folder, "resume")
     if run.record.status == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record.error}; start a new one")
     run.add_to_job(overrides)

@@ -5,23 +5,26 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from linear_lab import UserError, __version__
+from linear_lab.runs import atomic
 from linear_lab.runs.atomic import is_locked, replace, taken
+from linear_lab.runs.log import log_to_file
 
 if TYPE_CHECKING:
     from linear_lab.runs.record import Record
 
 RESULT = "result.json"
-CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 PREDICTIONS = "predictions.csv"
 LOCK = ".lock"
 LOG = "train.log"
+LEFT = (RESULT, CONFIG, BEST, LAST, "events.out.tfevents.*")  # what a run leaves, by which another one is refused
 
 
 class MissingError(UserError):
@@ -103,9 +106,52 @@ class Run:
             self.held = False
             os.close(file)
 
+    @classmethod
+    def new(cls, parent: Path, optimizer: str, files: Mapping[str, str]) -> AbstractContextManager[Self]:
+        """Make a run folder and claim it; it is hidden until its record is in it.
+
+        Raises:
+            UserError: if it cannot be made or has no room.
+        """
+        run = cls(parent)
+        run.path = atomic.new(parent, optimizer, hidden=True)
+        return run.claimed(files, run.path.with_name(run.path.name.removeprefix(".")))
+
+    @contextmanager
+    def claimed(self, files: Mapping[str, str] | None = None, name: Path | None = None) -> Iterator[Self]:
+        """Hold a folder without a run, write ``files`` and the record of a new run, and record how the block ends.
+
+        Args:
+            files: what says what the run is, see `describe`.
+            name: the folder is renamed to this before the block.
+
+        Raises:
+            HeldError: if another process trains in this folder.
+            UserError: if it holds a run.
+        """
+        from linear_lab.runs.record import versions
+
+        with self.lock():
+            if left := [path.name for name in LEFT for path in self.path.glob(name)]:
+                raise UserError(
+                    f"{self.path}: holds a run already ({left[0]}); go on with it by resume={self.path}, or choose "
+                    "another folder"
+                )
+            self.describe(files or {})
+            self.write(status="running", error=None, versions=versions())
+            self.path = self.path.rename(name) if name else self.path
+            with self.recording():
+                yield self
+
+    def describe(self, files: Mapping[str, str]) -> None:
+        """Write what says what the run is: texts by the names of their files."""
+        (self.path / CONFIG).parent.mkdir(exist_ok=True)
+        for name, text in files.items():
+            replace(self.path / name, text.encode(), sync=False)
+
     @contextmanager
     def recording(self) -> Iterator[Self]:
-        """Hold the folder, and record how the block ends, whatever ends it.
+        """Hold the folder, log to its file, and record how the block ends, whatever ends it.
 
         A new run is ``running`` from the first moment; one that is resumed keeps its record until `begin`, so that a
         mistake in the command costs nothing. A block that succeeds has written its end state itself.
@@ -115,7 +161,7 @@ class Run:
         """
         from linear_lab.runs.record import versions
 
-        with nullcontext() if self.held else self.lock():
+        with nullcontext() if self.held else self.lock(), log_to_file(self.path / LOG, terminal=True):
             started, before = time.perf_counter(), self.record.seconds or 0.0
             if self.record.status is None:
                 self.write(status="running", error=None, versions=versions())
@@ -132,7 +178,8 @@ class Run:
                 with suppress(UserError):  # of a full disk, which the error says already
                     self.write(**end)
                 raise
-            self.write(seconds=before + time.perf_counter() - started)
+            if (self.record.seconds or 0.0) == before:  # a block within this one may have counted its own
+                self.write(seconds=before + time.perf_counter() - started)
 
     def add_to_job(self, overrides: Sequence[str]) -> None:
         """Add overrides to those of a sweep's job: another command trains it again from now on."""
@@ -157,8 +204,7 @@ class Run:
             return
         from linear_lab.runs.record import versions
 
-        (self.path / CONFIG).parent.mkdir(exist_ok=True)
-        replace(self.path / CONFIG, config.encode())
+        self.describe({CONFIG: config})
         if overrides:
             import yaml  # not above: the leaderboard answers without
 

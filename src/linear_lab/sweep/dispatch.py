@@ -99,8 +99,7 @@ class Launches:
     def launch(self, jobs: pl.DataFrame) -> str | None:
         """Launch planned jobs; returns the error of a launcher that lost some."""
         where = f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"
-        # Hydra would write the config before the job locks its folder, over that of a job that has ended
-        common = [*self.steering, where, "hydra.output_subdir=null"]
+        common = [*self.steering, where]
         names = jobs["name"].to_list()
         places = [f"hydra.sweep.subdir={layout.in_quotes(name)}" for name in names]
         batch = [[*typed, *common, place] for typed, place in zip(plan.overrides(jobs).to_list(), places, strict=True)]
