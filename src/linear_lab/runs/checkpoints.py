@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from linear_lab import UserError
+from linear_lab import UserError, first_line
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import BEST, LAST, Run, release
 
@@ -108,11 +108,12 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             continue
         try:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-            step, made_by = checkpoint["global_step"], checkpoint["pytorch-lightning_version"]
+            step, made_by, _ = (checkpoint[key] for key in ("global_step", "pytorch-lightning_version", "state_dict"))
+            newer = release(made_by) > release(version("lightning"))
         except Exception as error:  # a damaged file raises anything
-            unreadable.append(f"{path} ({str(error).splitlines()[0]})")
+            unreadable.append(f"{path} ({first_line(error)})")
             continue
-        if release(made_by) > release(version("lightning")):
+        if newer:
             raise UserError(f"{path}: made by lightning {made_by}, newer than {version('lightning')}; update lightning")
         if unreadable:
             log.warning("cannot read %s; taking %s instead, of step %d", unreadable[0], path, step)

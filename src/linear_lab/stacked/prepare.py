@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
 
-from linear_lab import UserError
+from linear_lab import UserError, first_line
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import user_errors
 from linear_lab.models import SupervisedModule, supervised
@@ -47,7 +47,7 @@ def prepare(group: Group) -> Prepared:
     except UserError:
         raise
     except Exception as error:  # A class of the user may raise anything.
-        raise UserError((str(error) or repr(error)).splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
     if not isinstance(module, SupervisedModule):
         raise UserError(f"model is {type(module).__name__}, which is no SupervisedModule")
     for name in ("training_step", "configure_optimizers"):
@@ -71,7 +71,7 @@ def prepare(group: Group) -> Prepared:
             Loop(plan, models(prepared, np.arange(min(len(group.rows), 2))), Stepper(plan)).attempt(1)
         except Exception as error:  # vmap raises anything for what it does not support.
             log.info("vmap failed", exc_info=True)
-            raise UserError(f"its model cannot be vectorized: {str(error).splitlines()[0]}") from error
+            raise UserError(f"its model cannot be vectorized: {first_line(error)}") from error
     return prepared
 
 

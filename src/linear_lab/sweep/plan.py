@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab import UserError
+from linear_lab import UserError, first_line
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
 from linear_lab.sweep import PLAN, SETTINGS, results
@@ -261,7 +261,7 @@ def read_plan(folder: Path) -> pl.DataFrame:
         if plan["name"].has_nulls():
             raise ValueError("it names no jobs")
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{PLAN} cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{PLAN} cannot be read ({first_line(error)})") from error
     return plan
 
 

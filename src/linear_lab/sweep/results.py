@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from linear_lab import UserError
+from linear_lab import UserError, first_line
 from linear_lab.runs import atomic
 
 RESULTS, HISTORY = "results.parquet", "history.parquet"
@@ -59,8 +59,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({why}); {REMEDY.format(path.parent.name)}") from error
+        remedy = REMEDY.format(path.parent.name)
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); {remedy}") from error
 
 
 def read_or_put_aside(folder: Path, name: str = RESULTS) -> pl.DataFrame | None:
@@ -88,7 +88,7 @@ def write(path: Path, rows: pl.DataFrame) -> None:
         try:
             rows.write_parquet(part, metadata=VERSION)
         except pl.exceptions.PolarsError as error:  # polars raises this for a full disk
-            raise OSError(str(error).splitlines()[0].rpartition("error: ")[2]) from error
+            raise OSError(first_line(error).rpartition("error: ")[2]) from error
 
 
 def forget(folder: Path, names: pl.Series) -> None:

@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from linear_lab import UserError
+from linear_lab import UserError, first_line
 from linear_lab.runs.atomic import taken
 
 DATABASE, LOCK = "search.db", "search.lock"  # in the sweep's folder
@@ -240,7 +240,7 @@ def database_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
+        cause = first_line(error.__cause__ or error)
         raise UserError(
             f"{folder / DATABASE}: it cannot be used ({cause}); make room if the disk is full, else delete it: "
             "the same command fills it again from the jobs' results"

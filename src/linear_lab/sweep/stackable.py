@@ -10,7 +10,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from linear_lab import CONF
+from linear_lab import CONF, first_line
 from linear_lab.fitting.checks import check
 from linear_lab.models import LinearModule
 from linear_lab.runs.fingerprints import Path, leaves
@@ -182,5 +182,5 @@ def refused_by_class(config: dict[str, Any]) -> str | None:
         module.configure_optimizers()
         module.loss(torch.zeros(1, 1), target)  # some refuse their numbers only now
     except Exception as error:  # whatever it is, the job alone fails by it
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return first_line(error)
     return None

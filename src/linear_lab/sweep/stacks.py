@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from linear_lab import UserError
+from linear_lab import UserError, first_line
 from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
 from linear_lab.fitting.checks import DataError
 from linear_lab.fitting.process import restored_process
@@ -133,7 +133,7 @@ class Stacks:
             Loop(plan, models(prepared, chunks[0]), compiled).attempt(1)
         except Exception as error:  # of a compiler that is missing, or does not know an operation
             log.info("torch.compile failed", exc_info=True)
-            note = f"not compiled  {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            note = f"not compiled  {first_line(error)}"
             self.notes += [note] * (note not in self.notes)
             return eager
         return compiled
