@@ -14,14 +14,15 @@ import pytest
 from omegaconf import OmegaConf
 from runs import command, record
 
-from linear_lab import cli
+from linear_lab import cli, compat
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
+from linear_lab.fitting import build
 from linear_lab.runs.folder import Run
-from linear_lab.terminal import layout
+from linear_lab.terminal import signals
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -134,6 +135,64 @@ def test_flags_may_stand_anywhere_and_a_group_may_have_a_plus(tmp_path):
     assert "max_epochs: 2" in out
 
 
+def at(moment):
+    """Patch a function to be called as at a moment of a command, before it does what it does."""
+
+    def patched(monkeypatch, act):
+        owner, name = {"imports": (compat, "without_collection"), "builds": (build, "build_data")}[moment]
+        given = getattr(owner, name)
+        monkeypatch.setattr(cli if moment == "imports" else owner, name, lambda *args: (act(), given(*args))[1])
+
+    return patched
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["imports", "builds"])
+def test_a_signal_before_training_is_recorded(moment, signum, monkeypatch, tmp_path):
+    at(moment)(monkeypatch, lambda: os.kill(os.getpid(), signum))
+    code, _, err = command(train_entry, f"output_root={tmp_path}", *SHORT)
+    assert code == 128 + signum
+    assert "Traceback" not in err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (record(folder)["status"], record(folder)["error"]) == ("interrupted", None)
+    monkeypatch.undo()
+    code, _, err = command(train_entry, f"resume={folder}")
+    assert (code, err) == (0, "")
+    assert (record(folder)["status"], record(folder)["steps"]) == ("completed", 3)
+    assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    at(moment)(monkeypatch, lambda: os.kill(os.getpid(), signum))
+    before = record(folder)
+    assert command(train_entry, f"resume={folder}", "trainer.max_epochs=4")[0] == 128 + signum
+    assert record(folder) == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "export", "leaderboard"])
+def test_a_signal_while_hydra_is_imported_shows_no_traceback(name, signum, tmp_path):
+    script = (
+        "import os, runpy, sys\n"
+        "class Signalling:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name in ('hydra', 'rich'): os.kill(os.getpid(), {int(signum)})\n"
+        "sys.meta_path.insert(0, Signalling)\n"
+        f"runpy.run_module('linear_lab.{name}', run_name='__main__')"
+    )
+    result = run(sys.executable, "-c", script, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (128 + signum, "", "interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for moment in ("imports", "builds"):
+            at(moment)(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        code, _, err = command(train_entry, f"output_root={tmp_path}", *SHORT)
+        assert (code, err) == (0, "")
+    finally:
+        assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+
+
 @pytest.mark.parametrize("when", [ctrl_c, lost, turned])
 def test_ctrl_c_while_a_task_imports(when, tmp_path):
     begun = []
@@ -150,18 +209,18 @@ def test_ctrl_c_while_a_task_imports(when, tmp_path):
 def test_a_second_ctrl_c_waits_for_nothing():
     steps = []
     OmegaConf.register_new_resolver("twice", lambda: [steps.append((k, ctrl_c())) for k in range(3)], replace=True)
-    with pytest.raises(SystemExit, match="130"), layout.CtrlC(), suppress(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"), signals.CtrlC(), suppress(KeyboardInterrupt):
         assert not OmegaConf.create({"key": "${twice:}"}).key
     assert steps == [(0, None)]
 
 
 def test_ctrl_c_that_means_something_else_is_left_alone():
-    elsewhere = threading.Thread(target=layout.CtrlC().__enter__)
+    elsewhere = threading.Thread(target=signals.CtrlC().__enter__)
     elsewhere.start()
     elsewhere.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
-    with layout.CtrlC():
+    with signals.CtrlC():
         ctrl_c()
     assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
 

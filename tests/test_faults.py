@@ -25,7 +25,7 @@ def uninterrupted(once):
     return once("uninterrupted", lambda folder: train(folder, *OVERRIDES, "logger=tensorboard"))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(signum, uninterrupted, tmp_path):
     process = processes.start("linear_lab.train", f"output_root={tmp_path}", *OVERRIDES)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process)

@@ -26,7 +26,8 @@ from linear_lab import CONF, UserError
 from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
-from linear_lab.terminal.layout import CtrlC, failure, in_quotes, python, raise_if_interrupted
+from linear_lab.terminal.layout import failure, in_quotes, python
+from linear_lab.terminal.signals import CtrlC, raise_if_interrupted
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",

@@ -1,15 +1,18 @@
 """Write a run as a file that predicts by itself: ``python -m linear_lab.export run=outputs/runs/<id>``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from linear_lab.command import entry
 
-from linear_lab.cli import entry, importing, required
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @entry("export")
-def main(cfg: DictConfig) -> Any:
+def main(cfg: "DictConfig") -> Any:
     """Export the checkpoint; returns the file."""
+    from linear_lab.cli import importing, required
+
     required(cfg, "run")
     with importing():
         from linear_lab.inference.programs import export

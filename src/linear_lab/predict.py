@@ -1,15 +1,18 @@
 """Predict with a run: ``python -m linear_lab.predict run=outputs/runs/<id> x=[5,6]``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from linear_lab.command import entry
 
-from linear_lab.cli import entry, importing, required
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @entry("predict")
-def main(cfg: DictConfig) -> Any:
+def main(cfg: "DictConfig") -> Any:
     """Predict rows or a file; returns the file that was written."""
+    from linear_lab.cli import importing, required
+
     required(cfg, "run")
     with importing():
         from linear_lab.inference.rows import predict

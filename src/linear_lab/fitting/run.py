@@ -44,7 +44,7 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
 
     Raises:
         UserError: for all that the user can mend, a run that diverged among it; the record says the same.
-        Interrupted: at SIGINT and SIGTERM, after last.ckpt was saved.
+        Interrupted: at SIGINT, SIGTERM and SIGHUP, after last.ckpt was saved.
     """
     make_paths_absolute(cfg, Path.cwd())
     if getattr(rank_zero_only, "rank", 0):  # a process that DDP added: it computes; the first one records and shows

@@ -21,7 +21,7 @@ from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, pr
 from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
-from linear_lab.terminal import layout
+from linear_lab.terminal.signals import raise_if_interrupted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,7 +137,7 @@ def _shapes(typed: pl.DataFrame, shaping: list[str], columns: list[str], compose
         fixed = [f"{key}={first[key]}" for key in shaping if first[key] is not None]
         try:
             places = composer.places(fixed, columns)
-            layout.raise_if_interrupted()
+            raise_if_interrupted()
         except (OmegaConfBaseException, HydraException) as error:
             firsts = pl.concat([part.head(1) for part in parts]).select(pl.exclude("^_.*$"))
             line = [*fixed, *(f"{key}={first[key]}" for key in columns)]
