@@ -196,7 +196,7 @@ def test_a_kill_leaves_no_folder_without_its_record(steps, tmp_path, monkeypatch
     visible = [path for path in tmp_path.iterdir() if path.name[0] != "."]
     assert len(visible) == (steps >= 4)
     for path in visible:
-        assert folder.Run.open(path).config() == "seed: 0\n"
+        assert (folder.Run.open(path).path / folder.CONFIG).read_text() == "seed: 0\n"
         assert re.fullmatch(r"\d{8}-\d{6}-[a-z0-9]{4}-sgd", path.name)
 
 

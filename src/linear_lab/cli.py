@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import CONF, UserError
 from linear_lab.compat import without_collection
-from linear_lab.config import register_resolvers
+from linear_lab.config import register_resolvers, saved_config
 from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal.layout import failure, in_quotes, python
 from linear_lab.terminal.signals import CtrlC, raise_if_interrupted
@@ -230,7 +230,7 @@ def store_saved_config(folder: str, arguments: list[str]) -> str:
                 f"resume={run.path}: the run goes on with its own {group}, so {argument} cannot be chosen; "
                 "single values of trainer, callbacks and console can change, as in trainer.max_epochs=1000"
             )
-    saved: Any = OmegaConf.to_container(OmegaConf.create(run.config()))
+    saved: Any = OmegaConf.to_container(saved_config(run))
     node = {key: value for key, value in saved.items() if key not in ("hydra", "defaults")}
     logging_of_ours = {"override hydra/hydra_logging": "warnings"}, {"override hydra/job_logging": "terminal"}
     node["defaults"] = ["_self_", *logging_of_ours]

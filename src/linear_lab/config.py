@@ -9,17 +9,44 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from linear_lab import UserError
+from linear_lab import UserError, first_line
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import CONFIG, HYDRA, OVERRIDES, Run
 from linear_lab.terminal.layout import failure
+
+GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+BUILT = ("data", "model", "loss", "optimizer", "trainer")  # groups that cannot be empty
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
     """Return a config as plain containers, with its interpolations resolved."""
     container: Any = OmegaConf.to_container(cfg, resolve=True)
     return {str(key): value for key, value in container.items()}
+
+
+def saved_config(run: Run) -> DictConfig:
+    """Read the config of a run.
+
+    Raises:
+        UserError: if it cannot be read, or has not all that a run needs.
+    """
+    try:
+        cfg = OmegaConf.load(run.path / CONFIG)
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        if not isinstance(cfg, DictConfig) or not isinstance(plain, dict):
+            raise ValueError("it is no mapping")
+        wrong = [group for group in GROUPS if not isinstance(plain.get(group, ...), dict | None)]
+        wrong += [group for group in BUILT if group not in wrong and "_target_" not in (plain[group] or {})]
+        wrong += [key for key in ("seed", "metric", "console") if key not in plain]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: missing, or not what a run needs")
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        remedy = "put back what it was, or train anew"
+        raise UserError(f"{run.path / CONFIG}: cannot be read ({first_line(error)}); {remedy}") from None
+    return cfg
 
 
 def absolute(path: Any, folder: str | Path) -> Any:

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from linear_lab import UserError
+from linear_lab.config import saved_config
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check_accelerator, check_same_data
 from linear_lab.fitting.measure import measure
@@ -53,9 +54,10 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
 def open_checkpoint(folder: str, which: str) -> tuple[Run, DictConfig, Path, dict[str, Any]]:
     """Return a run, its config, and the path and content of a checkpoint."""
     run = Run.open(folder)
-    cfg = OmegaConf.create(run.config())
-    assert isinstance(cfg, DictConfig)
+    cfg = saved_config(run)
     path, checkpoint = readable_checkpoint(run, which)
+    if path is None and run.record.status == "failed":
+        raise UserError(f"run={folder}: it failed before its first checkpoint ({run.record.error}); train a new run")
     if path is None:
         raise UserError(f"run={folder}: no checkpoint yet; go on with it by resume={folder}, or train anew")
     if run.record.status == "diverged":

@@ -66,16 +66,19 @@ class Run:
         run = cls(path)
         try:
             run.record = run.read()
-            made_by = run.record.versions["linear_lab"]
+            made_by = run.record.versions.get("linear_lab", "")
+            newer = release(made_by) > release(__version__)
+            if not made_by:
+                raise ValueError("it says no version")
         except FileNotFoundError:
             raise UserError(
                 f"{key}={folder}: no {RESULT} in it, so no run was started there; name a run folder"
             ) from None
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(
                 f"{key}={folder}: its {RESULT} cannot be read ({error}); the run has to be trained anew"
             ) from None
-        if release(made_by) > release(__version__):
+        if newer:
             raise UserError(f"{key}={folder}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
         if not (path / CONFIG).exists():
             raise UserError(f"{key}={folder}: no {CONFIG} in it, which says what the run is; train anew")
@@ -223,10 +226,6 @@ class Run:
         """Where the best or the last checkpoint lies, or None."""
         path = self.path / {"best": BEST, "last": LAST}[which]
         return path if path.exists() else None
-
-    def config(self) -> str:
-        """Return the run's own config, as YAML."""
-        return (self.path / CONFIG).read_text()
 
 
 def is_held(folder: Path) -> bool:
