@@ -289,6 +289,41 @@ def test_a_folder_that_holds_a_run_is_refused(left, tmp_path):
     assert contents(tmp_path).items() - before.items() <= {(tmp_path / ".lock", b"")}
 
 
+@pytest.mark.parametrize(
+    "place", ["/proc/x", "/dev/null", "/dev/null/x", "{}/file/x", "{}/file", "{}/" + 300 * "x", "{}/locked/x"]
+)
+def test_a_place_that_can_hold_no_run_is_named(place, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    mkdir = Path.mkdir
+
+    def locked(path, *args, **options):  # root may write everywhere
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", locked)
+    place = place.format(tmp_path)
+    for override in (f"hydra.run.dir={place}", f"output_root={place}"):
+        code, out, err = command(train_entry, override, *SHORT)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ")
+        assert len(err.splitlines()) == 1
+        assert place in err
+        assert "no run can be kept" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("entry", [train_entry, evaluate_entry, predict_entry, export_entry, leaderboard_entry])
+@pytest.mark.parametrize("argument", ["-m", "--cfg=job", "run=x", "resume=x", "output_root=/tmp"])
+def test_a_working_directory_that_was_deleted_is_named(argument, entry, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    code, out, err = command(entry, argument)
+    assert (code, out) == (1, "")
+    assert err == "error: the working directory has been deleted; change to another one, as by cd ~\n"
+
+
 def test_a_folder_of_ones_own_is_taken_once(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert command(train_entry, f"hydra.run.dir={tmp_path}", *SHORT)[0] == 0

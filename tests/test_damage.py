@@ -1,13 +1,16 @@
 """Damaged files in a run folder or a sweep's folder: one message that names the file, and nothing is lost."""
 
+import io
 import json
 import shutil
 
+import polars as pl
 import pytest
 from runs import command, record, resume
 
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
+from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
 
@@ -162,3 +165,61 @@ def test_a_job_that_was_killed_as_it_began_goes_on(left, swept, tmp_path):
         assert {**record(job), "seconds": 0} == {**whole, "seconds": 0}
     else:
         assert "no result.json in it, so no run was started there" in refused("resume", job)
+
+
+def parquet(**columns):
+    def damage(content):
+        file = io.BytesIO()
+        pl.DataFrame(columns).write_parquet(file)
+        return file.getvalue()
+
+    return damage
+
+
+PLANS = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "text": lambda content: b"name,config_hash\n",
+    "without columns": parquet(),
+    "without names": parquet(config_hash=["0"]),
+    "a name that is null": parquet(name=[None, "sgd"], config_hash=["0", "1"]),
+    "names of another type": parquet(name=[["sgd"]], config_hash=["0"]),
+    "bytes": parquet(name=[b"\xff\xfe"], config_hash=[b"\xff"]),
+}
+SETTINGS = {
+    "empty": b"",
+    "cut": b'{"metric": "val/',
+    "a list": b"[1]",
+    "null": b"null",
+    "deep": b"[" * DEEP,
+    "not UTF-8": b'{"metric": "\xff"}',
+    "other types": b'{"metric": 3, "mode": ["min"]}',
+}
+
+
+def rank(sweep):
+    """Rank the jobs of a sweep by its command: what it printed, and the rows of leaderboard.csv."""
+    code, out, err = command(leaderboard_entry, f"sweep={sweep}")
+    assert code == 0, err
+    assert "Traceback" not in out + err
+    return out, (sweep / "leaderboard.csv").read_text().splitlines()[1:]
+
+
+@pytest.mark.parametrize("damage", PLANS)
+def test_a_damaged_plan_costs_only_the_jobs_that_never_started(damage, swept, tmp_path):
+    sweep = shutil.copytree(swept, tmp_path / swept.name)
+    before = rank(sweep)[1]
+    (sweep / "plan.parquet").write_bytes(PLANS[damage]((sweep / "plan.parquet").read_bytes()))
+    out, rows = rank(sweep)
+    assert "plan.parquet cannot be read (" in out
+    assert [row.split(",")[:2] for row in rows] == [row.split(",")[:2] for row in before]
+    code, _, err = command(train_entry, f"resume={sweep / 'sgd-lr=0.1'}", "trainer.max_epochs=61")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("damage", SETTINGS)
+def test_damaged_settings_of_a_sweep_are_taken_from_its_jobs(damage, swept, tmp_path):
+    sweep = shutil.copytree(swept, tmp_path / swept.name)
+    before = rank(sweep)[1]
+    (sweep / "sweep.json").write_bytes(SETTINGS[damage])
+    assert rank(sweep)[1] == before

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -84,6 +85,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
             with CtrlC():
                 try:
                     check_choices(arguments)
+                    check_folders(arguments)
                     register_resolvers()
                     resume = resumed(arguments) if name == "train" else None
                     config_name = name if resume is None else store_saved_config(resume, arguments)
@@ -202,6 +204,21 @@ def check_choices(arguments: list[str]) -> None:
         if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
             extra = {"sweep=search": "search"}.get(argument, option)
             raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
+
+
+def check_folders(arguments: list[str]) -> None:
+    """Refuse folders at which Hydra would fail with a traceback: the working directory, and that of hydra.run.dir."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory has been deleted; change to another one, as by cd ~") from None
+    for override in parsed(arguments):
+        if override.key_or_group == "hydra.run.dir" and "${" not in (folder := str(override.value())):
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or error
+                raise UserError(f"hydra.run.dir={folder}: no run can be kept there ({why}); choose another") from None
 
 
 def resumed(arguments: list[str]) -> str | None:

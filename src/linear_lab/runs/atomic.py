@@ -35,8 +35,8 @@ def new(parent: str | Path, optimizer: str = "", *, hidden: bool = False) -> Pat
         path = Path(parent).expanduser() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}{suffix}"
         place = path.with_name(f".{path.name}") if hidden else path
         with suppress(FileExistsError):
-            if not path.exists():
-                make(place)
+            make(place)
+            if place == path or not path.exists():
                 return place
 
 

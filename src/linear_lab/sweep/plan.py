@@ -257,9 +257,9 @@ def read_plan(folder: Path) -> pl.DataFrame:
         return EMPTY
     try:
         plan = pl.read_parquet(folder / PLAN, memory_map=False).cast(pl.String)
-        plan = pl.concat([EMPTY, plan], how="diagonal")
-        if plan["name"].has_nulls():
+        if "name" not in plan.columns or plan["name"].has_nulls():
             raise ValueError("it names no jobs")
+        plan = pl.concat([EMPTY, plan], how="diagonal")
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{PLAN} cannot be read ({first_line(error)})") from error
     return plan
