@@ -1,6 +1,7 @@
 """A run as a file that predicts without this package."""
 
 import importlib
+import io
 import json
 import logging
 from pathlib import Path
@@ -57,8 +58,9 @@ def export(folder: str, which: str = "best", output: str | None = None, kind: st
 def to_pt2(predictor: Predictor, x: Tensor, path: Path, meaning: dict[str, str]) -> Tensor:
     """Write with torch.export, and return the file's predictions."""
     program = torch.export.export(predictor, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=True)
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files=meaning)
+    content = io.BytesIO()  # on a full disk, torch's own writer ends the process
+    torch.export.save(program, content, extra_files=meaning)
+    path.write_bytes(content.getvalue())
     with path.open("rb") as file:
         y_hat: Tensor = torch.export.load(file).module()(x)
     return y_hat.detach()

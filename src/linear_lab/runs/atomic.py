@@ -111,7 +111,8 @@ def writing(
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is read-only
+            part.unlink(missing_ok=True)
 
 
 def taken(file: int) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options are not supported")
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the run folder has been deleted, which `replace` says
+            Path(path).parent.mkdir(exist_ok=True)
         # fsync would take half of the time of a run that validates after each step
         atomic.replace(Path(path), content.getvalue(), sync=False)
 

@@ -96,8 +96,12 @@ class Run:
 
         Raises:
             HeldError: if another process holds it.
+            UserError: if it cannot be written to.
         """
-        file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
+        try:
+            file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # network file systems lock no folders
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another folder") from error
         try:
             if not taken(file):
                 raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")
