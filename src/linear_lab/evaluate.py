@@ -1,15 +1,12 @@
 """Measure a run's checkpoint again: ``python -m linear_lab.evaluate run=outputs/runs/<id>``."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from linear_lab.command import entry
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 
 @entry("evaluate")
-def main(cfg: "DictConfig") -> dict[str, float]:
+def main(cfg: Any) -> dict[str, float]:
     """Measure the checkpoint; returns the metrics."""
     from linear_lab.cli import importing, required
 

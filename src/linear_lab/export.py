@@ -1,15 +1,12 @@
 """Write a run as a file that predicts by itself: ``python -m linear_lab.export run=outputs/runs/<id>``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from linear_lab.command import entry
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 
 @entry("export")
-def main(cfg: "DictConfig") -> Any:
+def main(cfg: Any) -> Any:
     """Export the checkpoint; returns the file."""
     from linear_lab.cli import importing, required
 

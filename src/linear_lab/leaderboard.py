@@ -1,17 +1,14 @@
 """Write a sweep's leaderboard again, and show it: ``python -m linear_lab.leaderboard sweep=outputs/sweeps/<name>``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from linear_lab import UserError
 from linear_lab.command import entry
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 
 @entry("leaderboard", renamed={"sweep": "folder"})
-def main(cfg: "DictConfig") -> None:
+def main(cfg: Any) -> None:
     """Rank the jobs by what they have left, whether they run, have ended, or were killed."""
     from omegaconf import OmegaConf
 

@@ -1,15 +1,12 @@
 """Predict with a run: ``python -m linear_lab.predict run=outputs/runs/<id> x=[5,6]``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from linear_lab.command import entry
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 
 @entry("predict")
-def main(cfg: "DictConfig") -> Any:
+def main(cfg: Any) -> Any:
     """Predict rows or a file; returns the file that was written."""
     from linear_lab.cli import importing, required
 

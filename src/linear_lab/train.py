@@ -1,16 +1,13 @@
 """Train a run, or a sweep with -m: ``python -m linear_lab.train optimizer=adam optimizer.lr=0.1``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from linear_lab import UserError
 from linear_lab.command import entry
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 
 @entry("train")
-def main(cfg: "DictConfig") -> float | None:
+def main(cfg: Any) -> float | None:
     """Train one composed config, or a job of a sweep; returns the metric that a sweep compares."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
