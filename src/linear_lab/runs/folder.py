@@ -68,8 +68,8 @@ class Run:
             run.record = run.read()
             made_by = run.record.versions.get("linear_lab", "")
             newer = release(made_by) > release(__version__)
-            if not made_by:
-                raise ValueError("it says no version")
+            if not newer and not (made_by and run.record.status):
+                raise ValueError(f"it says no {'status' if made_by else 'version'}")
         except FileNotFoundError:
             raise UserError(
                 f"{key}={folder}: no {RESULT} in it, so no run was started there; name a run folder"

@@ -175,6 +175,8 @@ def _read_record(path: Path, version: Stamp | None) -> dict[str, Any]:
         return {}
     try:
         job_record = record.read(path)
+        if job_record.status is None:
+            raise ValueError("it says no status")
     except (OSError, ValueError) as error:
         return {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
     job = job_record.job or record.Job()
