@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,15 @@ import pytest
 from omegaconf import OmegaConf
 from runs import command, record
 
-from linear_lab import cli
+from linear_lab import cli, compat
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
-from linear_lab.terminal import layout
+from linear_lab.fitting import build
+from linear_lab.runs.folder import Run
+from linear_lab.terminal import signals
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -132,6 +135,64 @@ def test_flags_may_stand_anywhere_and_a_group_may_have_a_plus(tmp_path):
     assert "max_epochs: 2" in out
 
 
+def at(moment):
+    """Patch a function to be called as at a moment of a command, before it does what it does."""
+
+    def patched(monkeypatch, act):
+        owner, name = {"imports": (compat, "without_collection"), "builds": (build, "build_data")}[moment]
+        given = getattr(owner, name)
+        monkeypatch.setattr(cli if moment == "imports" else owner, name, lambda *args: (act(), given(*args))[1])
+
+    return patched
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["imports", "builds"])
+def test_a_signal_before_training_is_recorded(moment, signum, monkeypatch, tmp_path):
+    at(moment)(monkeypatch, lambda: os.kill(os.getpid(), signum))
+    code, _, err = command(train_entry, f"output_root={tmp_path}", *SHORT)
+    assert code == 128 + signum
+    assert "Traceback" not in err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (record(folder)["status"], record(folder)["error"]) == ("interrupted", None)
+    monkeypatch.undo()
+    code, _, err = command(train_entry, f"resume={folder}")
+    assert (code, err) == (0, "")
+    assert (record(folder)["status"], record(folder)["steps"]) == ("completed", 3)
+    assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    at(moment)(monkeypatch, lambda: os.kill(os.getpid(), signum))
+    before = record(folder)
+    assert command(train_entry, f"resume={folder}", "trainer.max_epochs=4")[0] == 128 + signum
+    assert record(folder) == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "export", "leaderboard"])
+def test_a_signal_while_hydra_is_imported_shows_no_traceback(name, signum, tmp_path):
+    script = (
+        "import os, runpy, sys\n"
+        "class Signalling:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name in ('hydra', 'rich'): os.kill(os.getpid(), {int(signum)})\n"
+        "sys.meta_path.insert(0, Signalling)\n"
+        f"runpy.run_module('linear_lab.{name}', run_name='__main__')"
+    )
+    result = run(sys.executable, "-c", script, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (128 + signum, "", "interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for moment in ("imports", "builds"):
+            at(moment)(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        code, _, err = command(train_entry, f"output_root={tmp_path}", *SHORT)
+        assert (code, err) == (0, "")
+    finally:
+        assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+
+
 @pytest.mark.parametrize("when", [ctrl_c, lost, turned])
 def test_ctrl_c_while_a_task_imports(when, tmp_path):
     begun = []
@@ -148,18 +209,18 @@ def test_ctrl_c_while_a_task_imports(when, tmp_path):
 def test_a_second_ctrl_c_waits_for_nothing():
     steps = []
     OmegaConf.register_new_resolver("twice", lambda: [steps.append((k, ctrl_c())) for k in range(3)], replace=True)
-    with pytest.raises(SystemExit, match="130"), layout.CtrlC(), suppress(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"), signals.CtrlC(), suppress(KeyboardInterrupt):
         assert not OmegaConf.create({"key": "${twice:}"}).key
     assert steps == [(0, None)]
 
 
 def test_ctrl_c_that_means_something_else_is_left_alone():
-    elsewhere = threading.Thread(target=layout.CtrlC().__enter__)
+    elsewhere = threading.Thread(target=signals.CtrlC().__enter__)
     elsewhere.start()
     elsewhere.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
-    with layout.CtrlC():
+    with signals.CtrlC():
         ctrl_c()
     assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
 
@@ -209,6 +270,94 @@ def test_train_evaluate_resume(tmp_path):
     assert code == 1
     assert "the run goes on with its own optimizer, so optimizer=adam cannot be chosen" in err
     assert record(folder)["status"] == "completed"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "left", ["result.json", ".hydra/config.yaml", "checkpoints/last.ckpt", "events.out.tfevents.1"]
+)
+def test_a_folder_that_holds_a_run_is_refused(left, tmp_path):
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).write_text("of a run")
+    before = contents(tmp_path)
+    code, out, err = command(train_entry, f"hydra.run.dir={tmp_path}", *SHORT)
+    assert (code, out) == (1, "")
+    assert f"error: {tmp_path}: holds a run already ({Path(left).name}); go on with it by resume={tmp_path}, or" in err
+    assert contents(tmp_path).items() - before.items() <= {(tmp_path / ".lock", b"")}
+
+
+@pytest.mark.parametrize(
+    "place", ["/proc/x", "/dev/null", "/dev/null/x", "{}/file/x", "{}/file", "{}/" + 300 * "x", "{}/locked/x"]
+)
+def test_a_place_that_can_hold_no_run_is_named(place, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    mkdir = Path.mkdir
+
+    def locked(path, *args, **options):  # root may write everywhere
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", locked)
+    place = place.format(tmp_path)
+    for override in (f"hydra.run.dir={place}", f"output_root={place}"):
+        code, out, err = command(train_entry, override, *SHORT)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ")
+        assert len(err.splitlines()) == 1
+        assert place in err
+        assert "no run can be kept" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("entry", [train_entry, evaluate_entry, predict_entry, export_entry, leaderboard_entry])
+@pytest.mark.parametrize("argument", ["-m", "--cfg=job", "run=x", "resume=x", "output_root=/tmp"])
+def test_a_working_directory_that_was_deleted_is_named(argument, entry, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    code, out, err = command(entry, argument)
+    assert (code, out) == (1, "")
+    assert err == "error: the working directory has been deleted; change to another one, as by cd ~\n"
+
+
+def test_a_folder_of_ones_own_is_taken_once(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert command(train_entry, f"hydra.run.dir={tmp_path}", *SHORT)[0] == 0
+    assert {path.name for path in (tmp_path / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert (tmp_path / "train.log").exists()
+    before = contents(tmp_path)
+    code, _, err = command(train_entry, f"hydra.run.dir={tmp_path}", "seed=1", *SHORT)
+    assert code == 1
+    assert f"error: {tmp_path}: holds a run already (result.json)" in err
+    assert contents(tmp_path) == before
+
+
+def test_a_refused_command_writes_nothing_where_another_process_trains(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before = contents(folder)
+    with Run(folder).lock():
+        for arguments in ((f"hydra.run.dir={folder}", "seed=1"), (f"resume={folder}", "trainer.max_epochs=501")):
+            code, out, err = command(train_entry, *arguments)
+            assert (code, out) == (1, "")
+            assert f"error: {folder}: another process trains in this folder; wait until it ends" in err
+    assert contents(folder).items() - before.items() <= {(folder / ".lock", b"")}
+
+
+def test_a_run_is_trained_where_the_command_was_typed_or_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
+    for chdir in ("true", "false"):
+        typed = ("data=table", "data.path=data.csv", "data.y=[y]", f"hydra.job.chdir={chdir}", f"output_root={chdir}")
+        code, _, err = command(train_entry, *typed, *SHORT)
+        assert (code, err) == (0, "")
+        (folder,) = (tmp_path / chdir / "runs").iterdir()
+        saved = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
+        assert (saved.job.chdir, saved.runtime.cwd) == (chdir == "true", str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"data.csv", "true", "false"}
 
 
 def test_a_run_folder_holds_no_config_of_hydra(tmp_path):

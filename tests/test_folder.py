@@ -18,8 +18,7 @@ from linear_lab.runs import atomic, folder
 
 
 def make(root):
-    atomic.new.cache_clear()
-    return atomic.new(root)
+    return str(atomic.new(root))
 
 
 def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
@@ -170,6 +169,47 @@ def test_a_kill_while_a_folder_is_cleared_leaves_no_record(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         folder.Run(tmp_path).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_kill_leaves_no_folder_without_its_record(steps, tmp_path, monkeypatch):
+    left = [True] * steps  # writes and renames that still succeed
+
+    def dying(function):
+        def attempt(*args, **options):
+            if not left:
+                raise Killed
+            left.pop()
+            return function(*args, **options)
+
+        return attempt
+
+    monkeypatch.setattr(folder, "replace", dying(folder.replace))
+    monkeypatch.setattr(folder.Path, "rename", dying(folder.Path.rename))
+    new = folder.Run.new(tmp_path, "sgd", {folder.CONFIG: "seed: 0\n", folder.OVERRIDES: "[]\n"})
+    with pytest.raises(Killed), new:
+        raise Killed
+    visible = [path for path in tmp_path.iterdir() if path.name[0] != "."]
+    assert len(visible) == (steps >= 4)
+    for path in visible:
+        assert (folder.Run.open(path).path / folder.CONFIG).read_text() == "seed: 0\n"
+        assert re.fullmatch(r"\d{8}-\d{6}-[a-z0-9]{4}-sgd", path.name)
+
+
+def test_a_claimed_folder_is_its_own_and_held(tmp_path):
+    with folder.Run.new(tmp_path, "", {}) as run:
+        assert folder.is_held(run.path)
+        (run.path / "checkpoints").mkdir()
+    for name in ("result.json", "checkpoints/best.ckpt"):
+        (run.path / "result.json").unlink(missing_ok=True)
+        (run.path / name).write_text("")
+        message = rf"holds a run already \({name.rpartition('/')[2]}\).*by resume="
+        with pytest.raises(UserError, match=message), folder.Run(run.path).claimed():
+            pytest.fail("it is taken twice")
 
 
 def test_overrides_are_added_as_yaml(tmp_path):

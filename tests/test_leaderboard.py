@@ -26,7 +26,7 @@ from linear_lab.sweep import board, inventory, page, results
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.plan import listed, write_plan
 from linear_lab.terminal import layout
-from linear_lab.terminal.output import printable
+from linear_lab.text import printable
 from linear_lab.tracking.tensorboard import RunLogger
 
 OWN = {"metric": "val/loss", "mode": "min"}

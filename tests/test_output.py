@@ -19,8 +19,10 @@ from runs import command, record
 from linear_lab import CONF, evaluate
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
+from linear_lab.runs.log import LogFile
 from linear_lab.terminal import layout
-from linear_lab.terminal.output import LogFile, lasting_output, printable
+from linear_lab.terminal.output import lasting_output
+from linear_lab.text import printable
 
 EVIL = "a\x1b[2J\x1b]0;title\x07b\x9bc\x7fd\re\u202ef\u2066g\x00\ud800h"
 TYPED = EVIL.replace("\x00", "").replace("\ud800", "")  # what the records of a run can hold

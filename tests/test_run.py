@@ -126,6 +126,34 @@ def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
     assert resume(folder)["status"] == "completed"
 
 
+def no_checkpoint(kind, path):
+    """Write what is no checkpoint of a run in the place of one."""
+    step = {"global_step": 500, "pytorch-lightning_version": "2.0"}
+    if kind == "empty":
+        path.write_bytes(b"")
+    else:
+        torch.save({"list": [], "without weights": step, "no version": step | {"state_dict": {}}}[kind], path)
+        if kind == "no version":
+            torch.save(step | {"state_dict": {}, "pytorch-lightning_version": 2}, path)
+
+
+@pytest.mark.parametrize("kind", ["empty", "list", "without weights", "no version"])
+@pytest.mark.parametrize(("lost", "left"), [("best", "last"), ("last", "best")])
+def test_what_is_no_checkpoint_is_replaced_by_the_other_one(lost, left, kind, tmp_path, finished, caplog):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    no_checkpoint(kind, folder / "checkpoints" / f"{lost}.ckpt")
+    evaluate(str(folder), lost)
+    assert f"cannot read {folder}/checkpoints/{lost}.ckpt" in caplog.text
+    assert resume(folder, "trainer.max_epochs=501")["steps"] == 501
+    for name in ("best", "last"):
+        no_checkpoint(kind, folder / "checkpoints" / f"{name}.ckpt")
+    before = record(folder)
+    for refused in (lambda: evaluate(str(folder), lost), lambda: resume(folder, "trainer.max_epochs=502")):
+        with pytest.raises(UserError, match=r"cannot read .*best\.ckpt.*delete the checkpoints"):
+            refused()
+    assert record(folder) == before
+
+
 def test_no_readable_checkpoint_is_said(tmp_path, finished):
     folder = shutil.copytree(finished, tmp_path / "run")
     for name in ("best", "last"):

@@ -17,6 +17,7 @@ from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
+from linear_lab.config import saved_config
 from linear_lab.fitting.targets import check_targets
 from linear_lab.models import LinearModule
 from linear_lab.runs.folder import Run
@@ -134,7 +135,7 @@ def test_what_the_user_names_is_built(tmp_path, monkeypatch):
     )
     code, _, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=6", f"trust={__name__}.OwnModule")
     assert (code, f"callbacks.own._target_={own} comes" in err) == (1, True)
-    assert Run(folder).config()["trust"] is None  # a config cannot trust itself
+    assert saved_config(Run(folder))["trust"] is None  # a config cannot trust itself
     change(folder, trust=own)
     code, _, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=6", f"trust={__name__}.OwnModule")
     assert (code, f"callbacks.own._target_={own} comes" in err) == (1, True)
@@ -172,7 +173,7 @@ def test_what_is_typed_is_computed_once(tmp_path, monkeypatch):
     typed = "optimizer.lr='${oc.decode:${oc.env:RATE}}'"
     assert command(train_entry, f"output_root={tmp_path}", typed, *SHORT)[0] == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    config = Run(folder).config()
+    config = saved_config(Run(folder))
     assert config["optimizer"]["lr"] == 0.05
     assert config["data"]["order_seed"] == "${seed}"
     monkeypatch.delenv("RATE")
@@ -186,7 +187,7 @@ def test_a_config_that_cannot_be_read(text, stranger):
         code, _, err = command(entry, f"{argument}{stranger}")
         assert code == 1
         assert "config.yaml: " in err
-        assert "the run has to be trained anew" in err
+        assert "put back what it was, or train anew" in err
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -24,10 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import CONF, UserError
 from linear_lab.compat import without_collection
-from linear_lab.config import register_resolvers
+from linear_lab.config import register_resolvers, saved_config
 from linear_lab.runs.folder import MissingError, Run
-from linear_lab.terminal.layout import CtrlC, failure, in_quotes, python, raise_if_interrupted
+from linear_lab.terminal.layout import failure, in_quotes, python
 from linear_lab.terminal.output import lasting_output
+from linear_lab.terminal.signals import CtrlC, raise_if_interrupted
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -67,7 +69,6 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                 return task(cfg)
             except Exception as error:
                 raise_if_interrupted()  # a library may have wrapped the KeyboardInterrupt in its own exception
-                logging.getLogger(name).info("failed", exc_info=True)  # for the file
                 error = explained(error)
                 if hydra_cfg.mode == RunMode.MULTIRUN:  # any process may have to unpickle it
                     raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
@@ -86,6 +87,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
             with CtrlC():
                 try:
                     check_choices(arguments)
+                    check_folders(arguments)
                     register_resolvers()
                     resume = resumed(arguments) if name == "train" else None
                     config_name = name if resume is None else store_saved_config(resume, arguments)
@@ -206,6 +208,21 @@ def check_choices(arguments: list[str]) -> None:
             raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
 
 
+def check_folders(arguments: list[str]) -> None:
+    """Refuse folders at which Hydra would fail with a traceback: the working directory, and that of hydra.run.dir."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory has been deleted; change to another one, as by cd ~") from None
+    for override in parsed(arguments):
+        if override.key_or_group == "hydra.run.dir" and "${" not in (folder := str(override.value())):
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or error
+                raise UserError(f"hydra.run.dir={folder}: no run can be kept there ({why}); choose another") from None
+
+
 def resumed(arguments: list[str]) -> str | None:
     """Return the folder of the run that shall be resumed.
 
@@ -232,9 +249,9 @@ def store_saved_config(folder: str, arguments: list[str]) -> str:
                 f"resume={run.path}: the run goes on with its own {group}, so {argument} cannot be chosen; "
                 "single values of trainer, callbacks and console can change, as in trainer.max_epochs=1000"
             )
-    node = run.config()
-    node["defaults"] = ["_self_", {"override hydra/hydra_logging": "warnings"}, {"override hydra/job_logging": "file"}]
-    # the folder has its own .hydra: Hydra writes no other one
+    node: Any = OmegaConf.to_container(saved_config(run))
+    logging_of_ours = {"override hydra/hydra_logging": "warnings"}, {"override hydra/job_logging": "terminal"}
+    node["defaults"] = ["_self_", *logging_of_ours]
     node["hydra"] = {"job": {"name": "train"}, "run": {"dir": str(run.path.resolve())}, "output_subdir": None}
     ConfigStore.instance().store(SAVED, node)
     return SAVED

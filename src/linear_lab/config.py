@@ -1,16 +1,29 @@
 """What a config resolves to while it is composed, and what is done to it before anything is built. Imports no torch."""
 
+import functools
 import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import leaves
-from linear_lab.runs.folder import CALL
+from linear_lab.runs.folder import CONFIG, HYDRA, OVERRIDES, Run
 from linear_lab.terminal.layout import failure
+from linear_lab.text import first_line
+
+GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger")
+OF_HYDRA = ("hydra", "defaults")  # nodes of a config that only Hydra reads, and acts upon
+CALL = re.compile(r"\$\{(?![\w.\[\]]+\})")  # a resolver: an interpolation other than ${key}
+BUILT = ("data", "model", "loss", "optimizer", "trainer")  # groups that cannot be empty
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
@@ -32,6 +45,32 @@ def without_calls(cfg: DictConfig | ListConfig) -> DictConfig | ListConfig:
     return settled
 
 
+def saved_config(run: Run) -> DictConfig:
+    """Read the config of a run, without what only Hydra reads; what it may build says `targets.check_targets`.
+
+    Raises:
+        UserError: if it cannot be read, has not all that a run needs, or a value would call a function.
+    """
+    try:
+        cfg = OmegaConf.load(run.path / CONFIG)
+        if not isinstance(cfg, DictConfig):
+            raise ValueError("it is no mapping")
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_HYDRA])
+        for keys, value in leaves(OmegaConf.to_container(cfg)):
+            if isinstance(value, str) and CALL.search(value):
+                raise ValueError(f"{'.'.join(keys)}={value} is computed when it is read; write its value there")
+        plain = as_dict(cfg)
+        wrong = [group for group in GROUPS if not isinstance(plain.get(group, ...), dict | None)]
+        wrong += [group for group in BUILT if group not in wrong and "_target_" not in (plain[group] or {})]
+        wrong += [key for key in ("seed", "metric", "console") if key not in plain]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: missing, or not what a run needs")
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        remedy = "put back what it was, or train anew"
+        raise UserError(f"{run.path / CONFIG}: cannot be read ({first_line(error)}); {remedy}") from None
+    return cfg
+
+
 def absolute(path: Any, folder: str | Path) -> Any:
     """Return a path seen from ``folder`` as an absolute one; None stays."""
     return str(Path(folder, Path(str(path)).expanduser()).absolute()) if path else path
@@ -39,30 +78,55 @@ def absolute(path: Any, folder: str | Path) -> Any:
 
 def make_paths_absolute(cfg: DictConfig, folder: str | Path) -> None:
     """Let a config find its data file from any folder: relative paths start at ``folder``."""
-    if cfg.data.get("path"):
-        cfg.data.path = absolute(cfg.data.path, folder)
+    if path := OmegaConf.select(cfg, "data.path"):
+        cfg.data.path = absolute(path, folder)
 
 
 def register_resolvers() -> None:
-    """Let the config make folders, and count processors."""
-    for resolver in (new_folder, sweep_folder, workers, gpus):
+    """Let the config make the folder of a sweep, and count processors."""
+    for resolver in (sweep_folder, workers, gpus):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
-def new_folder(parent: str, optimizer: str = "") -> str:
-    """Make the folder of a run or a sweep, before Hydra writes there."""
-    try:
-        return atomic.new(parent, optimizer)
-    except UserError as error:  # OmegaConf would wrap it into an error of its own
-        raise failure(error) from error
+@contextmanager
+def new_run(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Run]:
+    """Make the run folder of a command, or take the one that ``hydra.run.dir`` names, and hold it.
+
+    Before torch is imported: from the first moment on a folder has its config and its record.
+    """
+    hydra: Any = HydraConfig.get()
+    make_paths_absolute(cfg, hydra.runtime.cwd)
+    typed = any(item.startswith("hydra.run.dir=") for item in hydra.overrides.hydra)
+    if typed or hydra.run.dir != hydra.runtime.cwd:
+        claimed: AbstractContextManager[Run] = Run(Path(hydra.runtime.output_dir)).claimed(described(cfg, overrides))
+    else:
+        parent = Path(hydra.runtime.cwd, Path(str(cfg.output_root)).expanduser(), "runs")
+        claimed = Run.new(parent, hydra.runtime.choices.optimizer, described(cfg, overrides))
+    with claimed as run:
+        with read_write(hydra):
+            hydra.run.dir = hydra.runtime.output_dir = str(run.path)
+        if hydra.job.chdir:
+            os.chdir(run.path)  # Hydra goes back in the end
+        yield run
+
+
+def described(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+    """Return what a run folder says of its config: texts by the names of their files."""
+    whole = OmegaConf.to_yaml(HydraConfig.instance().cfg)
+    return {CONFIG: OmegaConf.to_yaml(cfg), OVERRIDES: OmegaConf.to_yaml(list(overrides)), HYDRA: whole}
+
+
+@functools.cache  # resolved more than once
+def new_sweep(parent: str) -> str:
+    return str(atomic.new(parent))
 
 
 def sweep_folder(parent: str, name: str | None) -> str:
     """Make the folder of a sweep, or find the one of that name."""
-    if name is None:
-        return new_folder(parent)
-    folder = Path(parent).expanduser() / str(name)
     try:
+        if name is None:
+            return new_sweep(parent)
+        folder = Path(parent).expanduser() / str(name)
         if atomic.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
             raise UserError(
                 f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
@@ -72,7 +136,7 @@ def sweep_folder(parent: str, name: str | None) -> str:
             atomic.make(folder)
         except FileExistsError:
             atomic.check_room(folder)
-    except UserError as error:
+    except UserError as error:  # OmegaConf would wrap it into an error of its own
         raise failure(error) from error
     return str(folder)
 

@@ -1,13 +1,15 @@
 """Measure a run's checkpoint again: ``python -m linear_lab.evaluate run=outputs/runs/<id>``."""
 
-from omegaconf import DictConfig
+from typing import Any
 
-from linear_lab.cli import entry, importing, required
+from linear_lab.command import entry
 
 
 @entry("evaluate")
-def main(cfg: DictConfig) -> dict[str, float]:
+def main(cfg: Any) -> dict[str, float]:
     """Measure the checkpoint; returns the metrics."""
+    from linear_lab.cli import importing, required
+
     required(cfg, "run")
     with importing():
         from linear_lab.inference.remeasure import evaluate

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from omegaconf import DictConfig
-
-from linear_lab.cli import entry, importing, required
+from linear_lab.command import entry
 
 
 @entry("export")
-def main(cfg: DictConfig) -> Any:
+def main(cfg: Any) -> Any:
     """Export the checkpoint; returns the file."""
+    from linear_lab.cli import importing, required
+
     required(cfg, "run")
     with importing():
         from linear_lab.inference.programs import export

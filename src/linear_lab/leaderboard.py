@@ -1,16 +1,17 @@
 """Write a sweep's leaderboard again, and show it: ``python -m linear_lab.leaderboard sweep=outputs/sweeps/<name>``."""
 
 from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
+from typing import Any
 
 from linear_lab import UserError
-from linear_lab.cli import entry
+from linear_lab.command import entry
 
 
 @entry("leaderboard", renamed={"sweep": "folder"})
-def main(cfg: DictConfig) -> None:
+def main(cfg: Any) -> None:
     """Rank the jobs by what they have left, whether they run, have ended, or were killed."""
+    from omegaconf import OmegaConf
+
     from linear_lab.sweep import board, page
     from linear_lab.terminal import layout
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from omegaconf import DictConfig
-
-from linear_lab.cli import entry, importing, required
+from linear_lab.command import entry
 
 
 @entry("predict")
-def main(cfg: DictConfig) -> Any:
+def main(cfg: Any) -> Any:
     """Predict rows or a file; returns the file that was written."""
+    from linear_lab.cli import importing, required
+
     required(cfg, "run")
     with importing():
         from linear_lab.inference.rows import predict

@@ -43,7 +43,7 @@ def begin(run: Run, fitted: Fit, plain: dict[str, Any], fingerprint: str, overri
     hparams.take_back_end(run.path)
     run.begin(
         OmegaConf.to_yaml(without_calls(saved)),
-        overrides if cfg.resume or run.record.job else (),  # of other runs Hydra has written them
+        overrides if cfg.resume else (),  # those of a new run are there
         config_hash=fingerprint,
         seed=cfg.seed,
         git=git_revision(),

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from linear_lab import compat
 from linear_lab.runs.checkpoints import SaveCheckpoints
 from linear_lab.runs.folder import LAST
+from linear_lab.terminal.signals import hang_up, present_handlers
 
 
 class MeasureLastStep(Callback):
@@ -78,11 +79,11 @@ class StopIfHopeless(Callback):
 
 
 class Interrupted(SystemExit):
-    """Ends a run at a signal, with the exit code that shells expect: 130 for SIGINT, 143 for SIGTERM."""
+    """Ends a run at a signal, with the exit code that shells expect: 130 at SIGINT, 143 at SIGTERM, 129 at SIGHUP."""
 
 
 class StopOnSignal(Callback):
-    """Saves last.ckpt at SIGINT and SIGTERM, then ends the run; a second signal ends it at once.
+    """Saves last.ckpt at SIGINT, SIGTERM and SIGHUP, then ends the run; a second signal ends it at once.
 
     Where Lightning validates after the batch, the checkpoint of that validation is the one to resume from: a run
     resumed from one that was taken before it would leave the validation out.
@@ -96,7 +97,7 @@ class StopOnSignal(Callback):
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
-            self.handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+            self.handlers = present_handlers()
             self._install()
         return self
 
@@ -129,6 +130,8 @@ class StopOnSignal(Callback):
             signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            hang_up()
         if not self.training or self.signum is not None:
             raise Interrupted(128 + signum)
         self.signum = signum

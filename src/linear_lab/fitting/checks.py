@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError
+from linear_lab.config import GROUPS
 from linear_lab.data import LinearData
 from linear_lab.terminal.report import describe
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MisconfigurationException)
 CHANGED_ON_RESUME = ("resume", "trust", "trainer.", "callbacks.", "console.")  # keys that a resumed run may change
-GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 WHOLE_NUMBERS = (  # key, lowest, highest, example
     ("seed", 0, 2**32 - 1, 0),
     ("console.steps", 0, 2**31, 2),

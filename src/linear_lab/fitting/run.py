@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError
-from linear_lab.config import as_dict, make_paths_absolute
+from linear_lab.config import as_dict, make_paths_absolute, saved_config
 from linear_lab.fitting import build
 from linear_lab.fitting.bookkeeping import Fit, begin, learned, log_outcome, outcome, save_last
 from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
@@ -45,16 +45,18 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
 
     Raises:
         UserError: for all that the user can mend, a run that diverged among it; the record says the same.
-        Interrupted: at SIGINT and SIGTERM, after last.ckpt was saved.
+        Interrupted: at SIGINT, SIGTERM and SIGHUP, after last.ckpt was saved.
     """
     make_paths_absolute(cfg, Path.cwd())
     if getattr(rank_zero_only, "rank", 0):  # a process that DDP added: it computes; the first one records and shows
         with ExitStack() as at_the_end, restored_process(folder, cfg.get("threads")), StopOnSignal() as stop:
             fit(cfg, Run(Path(folder)), stop, Console(quiet=True), at_the_end)
         return 0.0
-    run = Run.open(folder, "resume") if cfg.resume else Run(Path(folder))
-    if cfg.resume:
-        check_targets(run.config(), run.path / CONFIG, cfg.trust)
+    if not cfg.resume:
+        with Run(Path(folder)).claimed() as run:
+            return train_in(run, cfg, overrides, layout.screen())
+    run = Run.open(folder, "resume")
+    check_targets(saved_config(run), run.path / CONFIG, cfg.trust)
     if run.record.status == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record.error}; start a new one")
     run.add_to_job(overrides)

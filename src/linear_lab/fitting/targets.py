@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim import Optimizer
@@ -32,14 +32,14 @@ PARTS = (*KINDS.values(), Strategy, Precision, CheckpointIO, ClusterEnvironment,
 TARGET = re.compile(r"_target_\s*[:=]\s*['\"]?([\w.]+)")
 
 
-def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> None:
+def check_targets(config: DictConfig | dict[str, Any], source: Path, trust: Trust = None) -> None:
     """Refuse a config from disk that names something to build which is no class of the kind that its group wants.
 
     Classes of linear_lab, torch and Lightning are allowed, those that a YAML file in conf/ or ``--config-dir`` or the
     command line names, and those in ``trust``. No other module is imported.
 
     Args:
-        config: the config, or some of its groups; see `Run.config`.
+        config: the config, or some of its groups; see `config.saved_config`.
         source: the file that it comes from.
         trust: dotted names of classes that the user allows.
 

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from linear_lab import UserError
+from linear_lab.config import saved_config
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check_accelerator, check_same_data
 from linear_lab.fitting.measure import measure
@@ -55,10 +56,11 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None, t
 def open_checkpoint(folder: str, which: str, trust: Trust = None) -> tuple[Run, DictConfig, Path, dict[str, Any]]:
     """Return a run, its config with classes that are allowed, and the path and content of a checkpoint."""
     run = Run.open(folder)
-    config = run.config()
-    check_targets(config, run.path / CONFIG, trust)
-    cfg = OmegaConf.create(config)
+    cfg = saved_config(run)
+    check_targets(cfg, run.path / CONFIG, trust)
     path, checkpoint = readable_checkpoint(run, which)
+    if path is None and run.record.status == "failed":
+        raise UserError(f"run={folder}: it failed before its first checkpoint ({run.record.error}); train a new run")
     if path is None:
         raise UserError(f"run={folder}: no checkpoint yet; go on with it by resume={folder}, or train anew")
     if run.record.status == "diverged":

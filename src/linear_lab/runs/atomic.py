@@ -1,7 +1,6 @@
 """Folders, files and locks that stay whole when a process is killed at any moment."""
 
 import fcntl
-import functools
 import os
 import random
 import re
@@ -23,9 +22,10 @@ PART = ".linear_lab-"  # begins the names of files that are being written
 PATIENCE = 0.5  # seconds to retry a lock: `is_locked` of another process takes it briefly
 
 
-@functools.cache  # Hydra resolves the name more than once; one process makes one folder
-def new(parent: str, optimizer: str = "") -> str:
+def new(parent: str | Path, optimizer: str = "", *, hidden: bool = False) -> Path:
     """Make the folder ``<parent>/<UTC time>-<4 random characters>-<optimizer>``, which no other launch shares.
+
+    The name of a ``hidden`` one begins with a dot, until `Run.new` has filled it.
 
     Raises:
         UserError: if it cannot be made or has no room.
@@ -35,9 +35,11 @@ def new(parent: str, optimizer: str = "") -> str:
         name = "".join(random_characters.choices(string.ascii_lowercase + string.digits, k=4))
         suffix = f"-{plain(optimizer)}" if optimizer else ""
         path = Path(parent).expanduser() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}{suffix}"
+        place = path.with_name(f".{path.name}") if hidden else path
         with suppress(FileExistsError):
-            make(path)
-            return str(path)
+            make(place)
+            if place == path or not path.exists():
+                return place
 
 
 def make(path: Path) -> None:
@@ -112,7 +114,8 @@ def writing(
                     os.fsync(descriptor)
                 part.replace(path)
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # of a folder that has become read-only
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 

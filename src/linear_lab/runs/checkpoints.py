@@ -2,6 +2,7 @@
 
 import io
 import logging
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import BEST, LAST, Run, release
+from linear_lab.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options are not supported")
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the run folder has been deleted, which `replace` says
+            Path(path).parent.mkdir(exist_ok=True)
         # fsync would take half of the time of a run that validates after each step
         atomic.replace(Path(path), content.getbuffer(), sync=False)
 
@@ -108,11 +111,12 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             continue
         try:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-            step, made_by = checkpoint["global_step"], checkpoint["pytorch-lightning_version"]
+            step, made_by, _ = (checkpoint[key] for key in ("global_step", "pytorch-lightning_version", "state_dict"))
+            newer = release(made_by) > release(version("lightning"))
         except Exception as error:  # a damaged file raises anything
-            unreadable.append(f"{path} ({str(error).splitlines()[0]})")
+            unreadable.append(f"{path} ({first_line(error)})")
             continue
-        if release(made_by) > release(version("lightning")):
+        if newer:
             raise UserError(f"{path}: made by lightning {made_by}, newer than {version('lightning')}; update lightning")
         if unreadable:
             log.warning("cannot read %s; taking %s instead, of step %d", unreadable[0], path, step)

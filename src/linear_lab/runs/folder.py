@@ -1,36 +1,31 @@
 """The run folder: its names, its lock, and the writing of result.json. No other file knows the names in it."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from linear_lab import UserError, __version__
+from linear_lab.runs import atomic
 from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, taken
-from linear_lab.runs.fingerprints import leaves
+from linear_lab.runs.log import log_to_file
 
 if TYPE_CHECKING:
     from linear_lab.runs.record import Record
 
 RESULT = "result.json"
-CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 PREDICTIONS = "predictions.csv"
 Trust = str | Sequence[str] | None  # dotted names of classes that a saved config may name
-HYDRA = ("hydra", "defaults")  # nodes of a config that only Hydra reads, and acts upon
-CALL = re.compile(r"\$\{(?![\w.\[\]]+\})")  # a resolver: an interpolation other than ${key}
 LOCK = ".lock"
 LOG = "train.log"
+LEFT = (RESULT, CONFIG, BEST, LAST, "events.out.tfevents.*")  # what a run leaves, by which another one is refused
 
 
 class MissingError(UserError):
@@ -72,16 +67,19 @@ class Run:
         run = cls(path)
         try:
             run.record = run.read()
-            made_by = run.record.versions["linear_lab"]
+            made_by = run.record.versions.get("linear_lab", "")
+            newer = release(made_by) > release(__version__)
+            if not newer and not (made_by and run.record.status):
+                raise ValueError(f"it says no {'status' if made_by else 'version'}")
         except FileNotFoundError:
             raise UserError(
                 f"{key}={folder}: no {RESULT} in it, so no run was started there; name a run folder"
             ) from None
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(
                 f"{key}={folder}: its {RESULT} cannot be read ({error}); the run has to be trained anew"
             ) from None
-        if release(made_by) > release(__version__):
+        if newer:
             raise UserError(f"{key}={folder}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
         if not (path / CONFIG).exists():
             raise UserError(f"{key}={folder}: no {CONFIG} in it, which says what the run is; train anew")
@@ -99,11 +97,14 @@ class Run:
 
         Raises:
             HeldError: if another process holds it.
-            UserError: if a symbolic link leads from it to a place that would be written to.
+            UserError: if it cannot be written to, or a symbolic link leads from it to a place that would be.
         """
         for path in ((self.path / CONFIG).parent, (self.path / LAST).parent, self.path / LOG):
             refuse_link(path)
-        file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a folder cannot be locked on network file systems
+        try:
+            file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # network file systems lock no folders
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another folder") from error
         try:
             if not taken(file):
                 raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")
@@ -115,9 +116,52 @@ class Run:
             self.held = False
             os.close(file)
 
+    @classmethod
+    def new(cls, parent: Path, optimizer: str, files: Mapping[str, str]) -> AbstractContextManager[Self]:
+        """Make a run folder and claim it; it is hidden until its record is in it.
+
+        Raises:
+            UserError: if it cannot be made or has no room.
+        """
+        run = cls(parent)
+        run.path = atomic.new(parent, optimizer, hidden=True)
+        return run.claimed(files, run.path.with_name(run.path.name.removeprefix(".")))
+
+    @contextmanager
+    def claimed(self, files: Mapping[str, str] | None = None, name: Path | None = None) -> Iterator[Self]:
+        """Hold a folder without a run, write ``files`` and the record of a new run, and record how the block ends.
+
+        Args:
+            files: what says what the run is, see `describe`.
+            name: the folder is renamed to this before the block.
+
+        Raises:
+            HeldError: if another process trains in this folder.
+            UserError: if it holds a run.
+        """
+        from linear_lab.runs.record import versions
+
+        with self.lock():
+            if left := [path.name for name in LEFT for path in self.path.glob(name)]:
+                raise UserError(
+                    f"{self.path}: holds a run already ({left[0]}); go on with it by resume={self.path}, or choose "
+                    "another folder"
+                )
+            self.describe(files or {})
+            self.write(status="running", error=None, versions=versions())
+            self.path = self.path.rename(name) if name else self.path
+            with self.recording():
+                yield self
+
+    def describe(self, files: Mapping[str, str]) -> None:
+        """Write what says what the run is: texts by the names of their files."""
+        (self.path / CONFIG).parent.mkdir(exist_ok=True)
+        for name, text in files.items():
+            replace(self.path / name, text.encode(), sync=False)
+
     @contextmanager
     def recording(self) -> Iterator[Self]:
-        """Hold the folder, and record how the block ends, whatever ends it.
+        """Hold the folder, log to its file, and record how the block ends, whatever ends it.
 
         A new run is ``running`` from the first moment; one that is resumed keeps its record until `begin`, so that a
         mistake in the command costs nothing. A block that succeeds has written its end state itself.
@@ -127,7 +171,7 @@ class Run:
         """
         from linear_lab.runs.record import versions
 
-        with nullcontext() if self.held else self.lock():
+        with nullcontext() if self.held else self.lock(), log_to_file(self.path / LOG, terminal=True):
             started, before = time.perf_counter(), self.record.seconds or 0.0
             if self.record.status is None:
                 self.write(status="running", error=None, versions=versions())
@@ -144,7 +188,8 @@ class Run:
                 with suppress(UserError):  # of a full disk, which the error says already
                     self.write(**end)
                 raise
-            self.write(seconds=before + time.perf_counter() - started)
+            if (self.record.seconds or 0.0) == before:  # a block within this one may have counted its own
+                self.write(seconds=before + time.perf_counter() - started)
 
     def add_to_job(self, overrides: Sequence[str]) -> None:
         """Add overrides to those of a sweep's job: another command trains it again from now on."""
@@ -169,8 +214,7 @@ class Run:
             return
         from linear_lab.runs.record import versions
 
-        (self.path / CONFIG).parent.mkdir(exist_ok=True)
-        replace(self.path / CONFIG, config.encode())
+        self.describe({CONFIG: config})
         if overrides:
             import yaml  # not above: the leaderboard answers without
 
@@ -189,25 +233,6 @@ class Run:
         """Where the best or the last checkpoint lies, or None."""
         path = self.path / {"best": BEST, "last": LAST}[which]
         return path if path.exists() else None
-
-    def config(self) -> dict[str, Any]:
-        """Read the run's own config, without what only Hydra reads.
-
-        Raises:
-            UserError: if it cannot be read, or has a value that does more than to refer to another one.
-        """
-        path = self.path / CONFIG
-        try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(path))
-        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-            why = str(error).partition("\n")[0]
-            raise UserError(f"{path}: cannot be read ({why}); the run has to be trained anew") from error
-        if not isinstance(config, dict) or not {"data", "model", "trainer"} <= {*config}:
-            raise UserError(f"{path}: is no config of a run; the run has to be trained anew")
-        for keys, value in leaves(config):
-            if isinstance(value, str) and CALL.search(value) and keys[0] not in HYDRA:
-                raise UserError(f"{path}: {'.'.join(keys)}={value} is computed when it is read; write its value there")
-        return {key: value for key, value in config.items() if key not in HYDRA}
 
 
 def is_held(folder: Path) -> bool:

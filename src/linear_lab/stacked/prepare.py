@@ -21,6 +21,7 @@ from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Array, Group, distinct
 from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.step import Models, StackSpec, Stepper, counted
+from linear_lab.text import first_line
 from linear_lab.theory.least_squares import Optimum
 from linear_lab.theory.reference import Reference, reference
 
@@ -47,7 +48,7 @@ def prepare(group: Group) -> Prepared:
     except UserError:
         raise
     except Exception as error:  # A class of the user may raise anything.
-        raise UserError((str(error) or repr(error)).splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
     if not isinstance(module, SupervisedModule):
         raise UserError(f"model is {type(module).__name__}, which is no SupervisedModule")
     for name in ("training_step", "configure_optimizers"):
@@ -71,7 +72,7 @@ def prepare(group: Group) -> Prepared:
             Loop(plan, models(prepared, np.arange(min(len(group.rows), 2))), Stepper(plan)).attempt(1)
         except Exception as error:  # vmap raises anything for what it does not support.
             log.info("vmap failed", exc_info=True)
-            raise UserError(f"its model cannot be vectorized: {str(error).splitlines()[0]}") from error
+            raise UserError(f"its model cannot be vectorized: {first_line(error)}") from error
     return prepared
 
 

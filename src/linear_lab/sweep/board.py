@@ -21,7 +21,7 @@ from linear_lab.sweep.inventory import KEYS, read_jobs
 from linear_lab.sweep.ranking import Ranking, read
 from linear_lab.sweep.results import RESULTS, locked
 from linear_lab.terminal.layout import markdown_table, number, quoted, short, show_table
-from linear_lab.terminal.output import printable
+from linear_lab.text import printable
 
 __all__ = ["Ranking", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_sparingly"]
 

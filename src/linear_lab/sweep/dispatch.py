@@ -100,8 +100,7 @@ class Launches:
     def launch(self, jobs: pl.DataFrame) -> str | None:
         """Launch planned jobs; returns the error of a launcher that lost some."""
         where = f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"
-        # Hydra would write the config before the job locks its folder, over that of a job that has ended
-        common = [*self.steering, where, "hydra.output_subdir=null"]
+        common = [*self.steering, where]
         names = jobs["name"].to_list()
         for name in names:
             refuse_link(self.folder / name)

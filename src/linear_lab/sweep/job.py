@@ -19,17 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError
-from linear_lab.config import make_paths_absolute
+from linear_lab.config import described, make_paths_absolute
 from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
 from linear_lab.fitting.run import train_in
 from linear_lab.runs import atomic
 from linear_lab.runs.checkpoints import LostError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import LOG, HeldError, Run
+from linear_lab.runs.log import log_to_file
 from linear_lab.runs.record import ENDED, versions
 from linear_lab.sweep import STOP, board, results
 from linear_lab.sweep.inventory import is_steering
-from linear_lab.sweep.launchers import log_to_file
 from linear_lab.sweep.plan import group_hash, job_fields
 from linear_lab.terminal import layout
 
@@ -57,7 +57,7 @@ def train_job(cfg: DictConfig) -> float | None:
         os.environ["CUDA_VISIBLE_DEVICES"] = leased_gpu()
     run = Run(folder)
     try:
-        with log_to_file(folder / LOG), console_in(folder / LOG) as console, run.lock():
+        with run.lock(), log_to_file(folder / LOG), console_in(folder / LOG) as console:
             return train_locked(cfg, run, console)
     except HeldError:
         return None
@@ -89,6 +89,7 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
         cfg.resume, overrides = str(run.path), []  # the run folder has them already
     else:
         run.clear()
+        run.describe(described(cfg, overrides))
         job = job_fields(config, overrides, group_hash(cfg))
         run.write(status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint, job=job)
     board.write_sparingly(sweep)

@@ -1,9 +1,7 @@
 """Hydra launchers: jobs one after the other in this process, and jobs trained together in stacks."""
 
 import gc
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +12,8 @@ from omegaconf import DictConfig, open_dict
 
 from linear_lab import UserError
 from linear_lab.compat import without_collection
+from linear_lab.runs.log import log_to_file
 from linear_lab.sweep.composer import Composer, Patcher
-from linear_lab.terminal.output import LogFile
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,24 +95,3 @@ class StackedLauncher(LocalLauncher):
                 stacks.train(jobs, composer)
         finally:
             self.notes = stacks.summary()
-
-
-@contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Send log messages and warnings to a file instead of the terminal; to the log file of Hydra if there is one."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    handlers = [handler for handler in before if type(handler) is not logging.StreamHandler]
-    if not any(isinstance(handler, logging.FileHandler) for handler in handlers):
-        handlers.append(LogFile(path, delay=True))
-        handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    root.handlers[:] = handlers
-    root.setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
-        for handler in set(handlers) - set(before):
-            handler.close()

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError
+from linear_lab.config import as_dict, saved_config
 from linear_lab.runs.fingerprints import FREE
 from linear_lab.runs.folder import Run
 from linear_lab.sweep.composer import Composer
+from linear_lab.text import first_line
 
 SHOWN = 8  # differences that a message names
 
@@ -36,7 +37,7 @@ def mistake(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Co
         keys = [*config, *(f"{group}.{item}" for item in (values if isinstance(values, dict) else {}))]
         close = difflib.get_close_matches(key, keys, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{wrong}: {str(error).splitlines()[0]}{hint}"
+        return f"{wrong}: {first_line(error)}{hint}"
     return (
         f"{wrong}: {group}={option} has no {name}, which {', '.join(sorted(others))} has; make it two commands with "
         f"one name=<name>, which add to one sweep: one with {group}={','.join(sorted(others))} and {key}=..., "
@@ -71,10 +72,9 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Read the config of a run folder, with references resolved; None if it cannot be read."""
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.create(Run(folder).config()), resolve=True)
-    except (UserError, OmegaConfBaseException):
+        return as_dict(saved_config(Run(folder)))
+    except UserError:
         return None
-    return {str(key): value for key, value in config.items()}
 
 
 def changed(folder: Path, config: dict[str, Any]) -> str:

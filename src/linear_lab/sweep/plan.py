@@ -21,7 +21,8 @@ from linear_lab.runs.record import Strict, Text
 from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
-from linear_lab.terminal import layout
+from linear_lab.terminal.signals import raise_if_interrupted
+from linear_lab.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,7 +138,7 @@ def _shapes(typed: pl.DataFrame, shaping: list[str], columns: list[str], compose
         fixed = [f"{key}={first[key]}" for key in shaping if first[key] is not None]
         try:
             places = composer.places(fixed, columns)
-            layout.raise_if_interrupted()
+            raise_if_interrupted()
         except (OmegaConfBaseException, HydraException) as error:
             firsts = pl.concat([part.head(1) for part in parts]).select(pl.exclude("^_.*$"))
             line = [*fixed, *(f"{key}={first[key]}" for key in columns)]
@@ -262,10 +263,12 @@ def read_plan(folder: Path) -> pl.DataFrame:
         return EMPTY
     try:
         plan = pl.read_parquet(folder / PLAN, memory_map=False).cast(pl.String)
+        if "name" not in plan.columns or plan["name"].has_nulls():
+            raise ValueError("it names no jobs")
         plan = pl.concat([EMPTY, plan], how="diagonal")
         results.check_names(plan["name"])
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{PLAN} cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{PLAN} cannot be read ({first_line(error)})") from error
     return plan
 
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
+from linear_lab.text import first_line
 
 RESULTS, HISTORY = "results.parquet", "history.parquet"
 LOCK = f".{RESULTS}.lock"
@@ -71,8 +72,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({why}); {REMEDY.format(path.parent.name)}") from error
+        remedy = REMEDY.format(path.parent.name)
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); {remedy}") from error
 
 
 def read_or_put_aside(folder: Path, name: str = RESULTS) -> pl.DataFrame | None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from linear_lab import UserError
 from linear_lab.runs.atomic import no_link, refuse_link, taken
+from linear_lab.text import first_line
 
 DATABASE, LOCK = "search.db", "search.lock"  # in the sweep's folder
 REPORTS = "reports.jsonl"  # in a job's folder: one line per validation, [step, value]
@@ -242,7 +243,7 @@ def database_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
+        cause = first_line(error.__cause__ or error)
         raise UserError(
             f"{folder / DATABASE}: it cannot be used ({cause}); make room if the disk is full, else delete it: "
             "the same command fills it again from the jobs' results"

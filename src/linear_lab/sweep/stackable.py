@@ -18,6 +18,7 @@ from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Column, Group, distinct, with_values
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import COLUMNS, Part, coded, shapes
+from linear_lab.text import first_line
 
 LINEAR = "linear_lab.models.linear.LinearModule"
 START = (("model", "weight"), ("model", "bias"))  # of LinearModule: numbers at which training starts
@@ -182,5 +183,5 @@ def refused_by_class(config: dict[str, Any]) -> str | None:
         module.configure_optimizers()
         module.loss(torch.zeros(1, 1), target)  # some refuse their numbers only now
     except Exception as error:  # whatever it is, the job alone fails by it
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return first_line(error)
     return None

@@ -26,6 +26,7 @@ from linear_lab.sweep import STOP, results
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import job_fields, overrides
 from linear_lab.sweep.stackable import groups
+from linear_lab.text import first_line
 
 CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained, with the fingerprint of its first job
 SAVE_EVERY = 60.0  # seconds of training that a kill may lose
@@ -134,7 +135,7 @@ class Stacks:
             Loop(plan, models(prepared, chunks[0]), compiled).attempt(1)
         except Exception as error:  # of a compiler that is missing, or does not know an operation
             log.info("torch.compile failed", exc_info=True)
-            note = f"not compiled  {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            note = f"not compiled  {first_line(error)}"
             self.notes += [note] * (note not in self.notes)
             return eager
         return compiled

@@ -27,6 +27,7 @@ from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
 from linear_lab.sweep.plan import grid, overrides, plan_jobs, plan_lock, write_plan
 from linear_lab.terminal import layout
+from linear_lab.terminal.signals import hang_up, present_handlers, raise_if_interrupted
 
 MOST = 100_000  # jobs of a grid that are launched one by one
 SHOWN = 20  # jobs that did not end well
@@ -56,7 +57,9 @@ class GridSweeper:
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs that have not ended, and show the leaderboard; exits with 1 if jobs failed."""
-        handler = signal.signal(signal.SIGTERM, _exit)
+        handlers = present_handlers()
+        for signum in handlers.keys() - {signal.SIGINT}:
+            signal.signal(signum, _exit)
         try:
             overrides = self.parse(arguments)
             self.check()
@@ -76,7 +79,8 @@ class GridSweeper:
             self.conclude(arguments, interrupted=True)
             raise SystemExit(code) from None
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
         if self.conclude(arguments):
             raise SystemExit(1)
 
@@ -125,7 +129,7 @@ class GridSweeper:
         planned = rows.filter(pl.col("planned").is_not_null() & pl.col("config_hash").is_null())
         names = [planned.select("name", config_hash="planned"), recorded.select("name", "config_hash")]
         jobs = plan_jobs(typed, self.composer, pl.concat(names), named)
-        layout.raise_if_interrupted()
+        raise_if_interrupted()
         before = recorded.select("name", "folder", "trained", before="config_hash")
         outdated = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
         trained = outdated.filter("trained")  # the rest failed before
@@ -240,4 +244,6 @@ class GridSweeper:
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:
+    if signum == signal.SIGHUP:
+        hang_up()
     raise SystemExit(128 + signum)

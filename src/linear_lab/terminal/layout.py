@@ -4,13 +4,10 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, Self
+from typing import IO, Any
 from urllib.parse import quote
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,8 +16,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from linear_lab import UserError, compat
-from linear_lab.terminal.output import printable
+from linear_lab import UserError
+from linear_lab.text import printable
 
 SHOWN = 8  # numbers, names or rows that the terminal shows
 ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
@@ -100,47 +97,6 @@ def failure(error: UserError) -> SystemExit:
         raise error
     print(f"error: {error}", file=sys.stderr)
     return SystemExit(1)
-
-
-class CtrlC:
-    """Ends a block at Ctrl-C with exit code 130, also where a library loses the KeyboardInterrupt.
-
-    Python drops one that is raised while it cleans up after an import, and OmegaConf breaks at it. So the first
-    Ctrl-C inside of OmegaConf is only noted, and `raise_if_interrupted` raises what was noted or lost. Outside the main
-    thread, and where Ctrl-C has another handler already, nothing is changed.
-    """
-
-    def __init__(self) -> None:
-        self.came = self.installed = False
-
-    def __enter__(self) -> Self:
-        self.installed = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        if self.installed:
-            signal.signal(signal.SIGINT, self)
-        return self
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        first, self.came = not self.came, True
-        if not (first and compat.runs_omegaconf(frame)):
-            raise KeyboardInterrupt
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if self.installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        reported = isinstance(error, SystemExit) and error.code in (130, 143)
-        if (self.came and not reported) or kind is KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
-
-
-def raise_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt that `CtrlC` has noted or a library has lost; called before long work."""
-    handler = signal.getsignal(signal.SIGINT)
-    if isinstance(handler, CtrlC) and handler.came:
-        raise KeyboardInterrupt
 
 
 def sweeping(typed: Sequence[str]) -> str:

@@ -3,29 +3,14 @@
 Imports the standard library alone.
 """
 
-import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, Any
 
-from linear_lab import UserError
-from linear_lab.runs.atomic import no_link
-
-# C0 but tab and line feed, DEL, C1, marks and overrides of the direction of writing, separators, and halves of pairs
-CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    r"""Replace the characters that control a terminal, or that UTF-8 cannot write: a text may come from a stranger.
-
-    >>> printable("a\x1b[2Jb, größe\n")
-    'a?[2Jb, größe\n'
-    """
-    return CONTROLS.sub("?", text)
+from linear_lab.text import printable
 
 
 class Output:
@@ -69,32 +54,3 @@ def lasting_output() -> Iterator[None]:
             errors.flush()
     if out.error or errors.error:
         raise SystemExit(1)
-
-
-class LogFile(logging.FileHandler):
-    """A log file. What cannot be written is dropped, and no link followed: the run's own error says why."""
-
-    def __init__(self, filename: str | Path, delay: bool = False) -> None:
-        super().__init__(filename, encoding="utf-8", delay=True)
-        if not delay:
-            self.open()
-
-    def open(self) -> None:
-        with suppress(OSError, UserError):
-            self.setStream(open(self.baseFilename, "a", encoding="utf-8", opener=no_link))  # noqa: SIM115
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.stream is None:
-            self.open()
-        if self.stream:
-            super().emit(record)
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """No-op: logging would print a traceback."""

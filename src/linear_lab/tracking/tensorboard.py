@@ -14,7 +14,8 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from linear_lab import UserError
-from linear_lab.terminal.output import printable
+from linear_lab.runs.atomic import ROOM_REMEDY
+from linear_lab.text import printable
 
 LARGEST = float(np.finfo(np.float32).max)
 INTERVAL = 1.0  # seconds between two writes
@@ -90,7 +91,7 @@ class RunLogger(TensorBoardLogger):
             self.experiment.flush()
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"cannot write events into {self.root_dir}: {reason}; make room") from error
+            raise UserError(f"cannot write events into {self.root_dir}: {reason}; {ROOM_REMEDY}") from error
 
     def finalize(self, status: str) -> None:
         """Save, and keep the file open: Lightning finalizes after validate, and fit would open another one."""

@@ -1,0 +1,20 @@
+"""Text that comes from disk or from a library, made fit for one line of a message, and for a terminal."""
+
+import re
+
+# C0 but tab and line feed, DEL, C1, marks and overrides of the direction of writing, separators, and halves of pairs
+CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Replace the characters that control a terminal, or that UTF-8 cannot write: a text may come from a stranger.
+
+    >>> printable("a\x1b[2Jb, größe\n")
+    'a?[2Jb, größe\n'
+    """
+    return CONTROLS.sub("?", text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its class where it has none, as the EOFError of an empty file."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
