@@ -141,8 +141,8 @@ def test_locks_and_logs_refuse_links(what, dangling, tmp_path, precious):
 def test_messages_are_not_logged_through_a_link(dangling, tmp_path, precious, capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own has a file
     (tmp_path / "stacks.log").symlink_to(precious.with_name("missing") if dangling else precious)
-    with log_to_file(tmp_path / "stacks.log"):
-        logging.getLogger("linear_lab").warning("hello")
+    with pytest.raises(UserError, match=r"stacks.log: a symbolic link"), log_to_file(tmp_path / "stacks.log"):
+        pytest.fail("it was followed")
     assert [path.read_text() for path in precious.parent.iterdir()] == ["precious"]
     assert capsys.readouterr() == ("", "")
 

@@ -19,7 +19,7 @@ from runs import command, record
 from linear_lab import CONF, evaluate
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
-from linear_lab.runs.log import LogFile
+from linear_lab.runs.log import LogFile, log_to_file
 from linear_lab.terminal import layout
 from linear_lab.terminal.output import lasting_output
 from linear_lab.text import printable
@@ -85,22 +85,17 @@ def test_no_text_of_a_record_controls_the_terminal(what, marked):
     assert is_plain(out + errors)
 
 
-@pytest.mark.parametrize("kind", ["file", "terminal"])
-def test_no_message_of_a_log_controls_a_terminal(kind, tmp_path, capsys, monkeypatch):
-    assert kind in {path.stem for path in (CONF / "hydra/job_logging").iterdir()}
+def test_no_message_of_a_log_controls_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with lasting_output():
-        config = yaml.safe_load((CONF / f"hydra/job_logging/{kind}.yaml").read_text())
-        if kind == "file":
-            config["handlers"]["file"]["filename"] = str(tmp_path / "train.log")
-        logging.config.dictConfig(config)
-        logging.getLogger("linear_lab").warning("of a stranger: %s", EVIL)
+        logging.config.dictConfig(yaml.safe_load((CONF / "hydra/job_logging/terminal.yaml").read_text()))
+        with log_to_file(tmp_path / "train.log", terminal=True):
+            logging.getLogger("linear_lab").warning("of a stranger: %s", EVIL)
     said = capsys.readouterr().err
     assert "of a stranger: a?[2J" in said
     assert is_plain(said)
-    if kind == "file":
-        assert is_plain((tmp_path / "train.log").read_text())
-        assert "[WARNING] of a stranger: a?[2J" in (tmp_path / "train.log").read_text()
+    assert is_plain((tmp_path / "train.log").read_text())
+    assert "[WARNING] of a stranger: a?[2J" in (tmp_path / "train.log").read_text()
 
 
 def test_no_column_of_a_table_controls_the_terminal(tmp_path):
@@ -174,15 +169,15 @@ def test_an_output_that_the_shell_has_closed(monkeypatch):
 
 
 def test_a_log_that_cannot_be_written_ends_no_command(tmp_path, quota, capsys):
-    handler = LogFile(tmp_path / "train.log", delay=True)
-    assert not (tmp_path / "train.log").exists()
+    handler = LogFile(tmp_path / "train.log")
     quota(10)
     message = logging.LogRecord("linear_lab", logging.INFO, "", 0, "longer than the disk has room", (), None)
     handler.handle(message)
     handler.close()
     assert capsys.readouterr() == ("", "")
     assert (tmp_path / "train.log").stat().st_size <= 10
-    LogFile(tmp_path / "no" / "train.log").handle(message)
+    with pytest.raises(FileNotFoundError):
+        LogFile(tmp_path / "no" / "train.log")
 
 
 RUN = """

@@ -173,7 +173,7 @@ def test_what_is_typed_is_computed_once(tmp_path, monkeypatch):
     typed = "optimizer.lr='${oc.decode:${oc.env:RATE}}'"
     assert command(train_entry, f"output_root={tmp_path}", typed, *SHORT)[0] == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    config = saved_config(Run(folder))
+    config = OmegaConf.to_container(saved_config(Run(folder)))
     assert config["optimizer"]["lr"] == 0.05
     assert config["data"]["order_seed"] == "${seed}"
     monkeypatch.delenv("RATE")

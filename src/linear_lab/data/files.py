@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,10 +111,10 @@ class TableFile:
 
     def _copy(self) -> Path:
         """Write the file anew, in UTF-8 and plainly quoted; the copy is deleted with this object."""
-        self._copied = tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="")  # noqa: SIM115
-        csv.writer(self._copied, delimiter=self.separator).writerows(self._rows())
-        self._copied.flush()
-        return Path(self._copied.name)
+        with tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="", delete=False) as copy:
+            weakref.finalize(self, Path(copy.name).unlink)
+            csv.writer(copy, delimiter=self.separator).writerows(self._rows())
+        return Path(copy.name)
 
     def _rows(self) -> Iterator[list[str]]:
         """Yield the header and the rows as Python's csv module reads them: a quote within a cell is text.
