@@ -3,7 +3,6 @@
 Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab completion answer at once.
 """
 
-import difflib
 import importlib.util
 import logging
 import sys
@@ -16,13 +15,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab import CONF, UserError
+from linear_lab import CONF, UserError, overrides
 from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
@@ -43,6 +39,7 @@ FLAGS_WITH_VALUE = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--info", "-i", "--experimental-rerun",
 }  # fmt: skip
+OPTIONAL_VALUE = ("--info", "-i")
 SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
 Task = Callable[[DictConfig], Any]
 
@@ -83,17 +80,14 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
             sys.argv = [typed[0], *arguments]
             with CtrlC():
                 try:
-                    check_choices(arguments)
+                    check_packages(arguments)
                     register_resolvers()
                     resume = resumed(arguments) if name == "train" else None
                     config_name = name if resume is None else store_saved_config(resume, arguments)
+                    check_typed(arguments, config_name, renamed or {})
                     hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run_task)()
                 except UserError as error:
                     raise failure(explained(error)) from error
-                except SystemExit as end:
-                    if isinstance(end.__context__, HydraException) and (hint := suggestion(arguments, name)):
-                        print(f"Did you mean {hint}?", file=sys.stderr)  # below Hydra's own message
-                    raise
                 finally:
                     sys.argv = typed
 
@@ -150,17 +144,44 @@ def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
     >>> in_order(["seed=1", "-m", "run=a b", "+optimizer=adam"], {})
     ['-m', 'seed=1', "run='a b'", 'optimizer=adam']
     """
-    flags: list[str] = []
-    overrides: list[str] = []
-    for argument in arguments:
-        if argument.startswith("-") or (flags and flags[-1] in FLAGS_WITH_VALUE):
-            flags.append(argument)
-            continue
+    flags, typed = split(arguments)
+    texts, ordered = [*TEXTS, *renamed.values()], []
+    for argument in typed:
         key, equals, value = argument.partition("=")
         if key.startswith("+") and is_group(key.lstrip("+")):  # the defaults list holds it, so that Hydra refuses +
             key = key.lstrip("+")
-        overrides.append(quoted(f"{renamed.get(key, key)}{equals}{value}", [*TEXTS, *renamed.values()]))
-    return flags + overrides
+        ordered.append(quoted(f"{renamed.get(key, key)}{equals}{value}", texts))
+    return flags + ordered
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate flags, each with its value, from overrides.
+
+    >>> split(["seed=1", "--cfg", "job", "optimizer=adam", "-m", "--info", "name=a"])
+    (['--cfg', 'job', '-m', '--info'], ['seed=1', 'optimizer=adam', 'name=a'])
+    """
+    flags: list[str] = []
+    typed: list[str] = []
+    for argument in arguments:
+        is_value = (
+            bool(flags) and flags[-1] in FLAGS_WITH_VALUE and not (flags[-1] in OPTIONAL_VALUE and "=" in argument)
+        )
+        (flags if argument.startswith("-") or is_value else typed).append(argument)
+    return flags, typed
+
+
+def flag(arguments: list[str], *names: str) -> str | None:
+    """Return the value of a flag, by any of its names; None without it.
+
+    >>> flag(["-m", "-cd", "mine"], "--config-dir", "-cd"), flag(["--config-dir=mine"], "--config-dir", "-cd")
+    ('mine', 'mine')
+    """
+    flags = split(arguments)[0]
+    for at, item in enumerate(flags):
+        name, equals, value = item.partition("=")
+        if name in names:
+            return value if equals else "".join(flags[at + 1 : at + 2])
+    return None
 
 
 def quoted(override: str, texts: list[str]) -> str:
@@ -184,24 +205,22 @@ def quoted(override: str, texts: list[str]) -> str:
     return f"{key}={in_quotes(value)}" if key in texts and value[0] not in "'\"" else override
 
 
-def parsed(arguments: list[str]) -> Iterator[Override]:
-    """Yield those overrides of a command line that Hydra can read."""
-    parser = OverridesParser.create()
+def check_packages(arguments: list[str]) -> None:
+    """Refuse an option whose package is missing, which Hydra would answer with a traceback."""
     for argument in arguments:
-        if not argument.startswith("-"):
-            with suppress(HydraException):
-                yield parser.parse_override(argument)
-
-
-def check_choices(arguments: list[str]) -> None:
-    """Refuse what Hydra would answer with a traceback: a group without an option, or one whose package is missing."""
-    for argument in arguments:
-        group, _, option = argument.partition("=")
-        if option == "null" and group != "experiment" and is_group(group):
-            raise UserError(f"{argument}: choose one of {', '.join(options(group))}")
         if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
-            extra = {"sweep=search": "search"}.get(argument, option)
+            extra = {"sweep=search": "search"}.get(argument, argument.partition("=")[2])
             raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
+
+
+def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, str]) -> None:
+    """Refuse overrides that no run reads, before Hydra composes: it advises to add such a key with ``+``."""
+    other_config = flag(arguments, "--config-path", "-cp", "--config-name", "-cn")
+    completion = {"-sc", "--shell-completion"} & {*arguments}
+    lines = split(arguments)[1]
+    if lines and other_config is None and not completion:
+        folder = flag(arguments, "--config-dir", "-cd")
+        overrides.check(lines, config_name, renamed, folder, trusted=config_name != SAVED)
 
 
 def resumed(arguments: list[str]) -> str | None:
@@ -210,8 +229,9 @@ def resumed(arguments: list[str]) -> str | None:
     >>> resumed(["resume='a=b'"]), resumed(["resume=null"]), resumed(["seed=1"])
     ('a=b', None, None)
     """
-    values = [override.value() for override in parsed(arguments) if override.key_or_group == "resume"]
-    return None if not values or values[-1] is None else str(values[-1])
+    values = [item for item in split(arguments)[1] if item.startswith("resume=")]
+    value = OverridesParser.create().parse_override(values[-1]).value() if values else None
+    return None if value is None else str(value)
 
 
 def store_saved_config(folder: str, arguments: list[str]) -> str:
@@ -237,29 +257,3 @@ def store_saved_config(folder: str, arguments: list[str]) -> str:
     node["hydra"] = {"job": {"name": "train"}, "run": {"dir": str(run.path.resolve())}, "output_subdir": None}
     ConfigStore.instance().store(SAVED, node)
     return SAVED
-
-
-def suggestion(arguments: list[str], name: str) -> str | None:
-    """Return the option or the key nearest to the first one that was typed and that there is not."""
-    overrides = [override for override in parsed(arguments) if isinstance(override.key_or_group, str)]
-    groups = {item.key_or_group: str(item.value()) for item in overrides if is_group(item.key_or_group)}
-    for group, option in groups.items():
-        if option not in options(group):
-            return next((f"{group}={match}" for match in difflib.get_close_matches(option, options(group), n=1)), None)
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            chosen = [f"{group}={option}" for group, option in groups.items()]
-            cfg = OmegaConf.to_container(hydra.compose(name, chosen, return_hydra_config=True))
-    except (CompactHydraException, OmegaConfBaseException):
-        return None
-    names = list(keys(cfg))
-    wrong = (item.key_or_group for item in overrides if item.key_or_group not in names and not item.is_add())
-    return next((match for key in wrong for match in difflib.get_close_matches(key, names, n=1)), None)
-
-
-def keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all that a config holds."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            yield from keys(value, f"{prefix}{key}.")
