@@ -65,6 +65,14 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["callbacks=[1,2]"], ["error: callbacks=[1,2]: choose one of default, early_stopping"]),
         (["logger=true"], ["error: logger=true: choose one of none, tensorboard"]),
         (["console=null"], ["error: console=null: console holds several values", "as in console.steps=0"]),
+        (["metric=1e3"], ["error: metric=1e3: while training these data measure"]),
+        (["metric=ünï"], ["error: metric=ünï: while training these data measure"]),
+        (["output_root="], ["error: output_root=: it is empty"]),
+        (["resume="], ["error: resume=: it is empty"]),
+        (["hydra.run.dir="], ["error: hydra.run.dir=: it is empty"]),
+        (["data=table", "data.path="], ["error: data.path=: it is empty"]),
+        (["output_root=null"], ["error: output_root=null: it needs a value, as in output_root=outputs"]),
+        (["metric=null"], ["error: metric=null: it needs a value, as in metric=val/loss"]),
         (["~metric"], ["error: ~metric: a run needs metric; give it another value"]),
         (["=5"], ["error: =5: cannot be read as key=value"]),
         (["seed"], ["error: seed: cannot be read as key=value"]),
@@ -80,7 +88,7 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
 )
 def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, tmp_path):
     if "/dev/null" not in str(arguments):
-        arguments = [*arguments, f"output_root={tmp_path}"]
+        arguments = [f"output_root={tmp_path}", *arguments]
     code, out, err = command(train_entry, *arguments)
     assert code == 1
     assert all(words in err for words in said), err
@@ -176,6 +184,38 @@ def test_full_error_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="got -1"):
         command(train_entry, "optimizer.lr=-1", f"output_root={tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["695e0514", "123e4567", "1e3", "ünï", "true", "7", "0x1f", "nan", "研究", "a=b"])
+def test_the_name_of_a_sweep_is_a_text_as_typed(name, tmp_path):
+    code, _, err = command(train_entry, "-m", f"output_root={tmp_path}", f"name={name}", "seed=1", *SHORT)
+    assert (code, err) == (0, "")
+    assert [folder.name for folder in (tmp_path / "sweeps").iterdir()] == [name]
+    again = command(train_entry, "-m", f"output_root={tmp_path}", f"name={name}", "seed=1", *SHORT)
+    assert (again[0], again[2]) == (0, "")
+    assert record(tmp_path / "sweeps" / name / "sgd")["steps"] == 3
+    assert command(leaderboard_entry, f"sweep={tmp_path / 'sweeps' / name}")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["695e0514", "1e3", "ünï", "true", "007", "1_0", "nan", "a=b, c"])
+def test_other_texts_are_as_typed(text, tmp_path):
+    keys = ["output_root", "hydra.run.dir", "data.path"]
+    if "," not in text:  # else it is a sweep
+        keys += ["data.y", "data.split", "metric"]
+    code, out, err = command(train_entry, "data=table", *(f"{key}={text}" for key in keys), "--cfg", "all")
+    assert (code, err) == (0, "")
+    cfg = OmegaConf.create(out)
+    assert [str(OmegaConf.select(cfg, key)) for key in keys] == [text] * len(keys)
+    for entry, key in (
+        (predict_entry, "output"),
+        (predict_entry, "input"),
+        (export_entry, "output"),
+        (evaluate_entry, "run"),
+    ):
+        code, out, err = command(entry, f"{key}={text}", "--cfg", "job")
+        assert (code, err, OmegaConf.create(out)[key]) == (0, "", text)
+    code, _, err = command(leaderboard_entry, f"sweep={text}")
+    assert err.startswith(f"error: sweep={text}: there is no such folder")
 
 
 def test_train_evaluate_resume(tmp_path):

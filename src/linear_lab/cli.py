@@ -15,6 +15,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
@@ -26,8 +27,9 @@ from linear_lab.terminal.layout import CtrlC, failure, in_quotes, python, raise_
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
-    "separator", "decimal", "encoding",
+    "separator", "decimal", "encoding", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
+NAMES = ("name", "metric")  # overrides whose value is one text, or a sweep of some
 COLUMNS = ("data.x", "data.y", "data.split")  # overrides that name a column, or a list of columns
 PACKAGES = {  # that some choices need
     "launch=joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -126,7 +128,7 @@ def help_text(name: str) -> str:
 
 def required(cfg: DictConfig, key: str) -> None:
     """Refuse a command without a key that it needs."""
-    if OmegaConf.is_missing(cfg, key):
+    if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
         raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>")
 
 
@@ -191,10 +193,16 @@ def quoted(override: str, texts: list[str]) -> str:
     "run='outputs/a=b, c'"
     >>> quoted("data.x=[living area,größe]", [])
     "data.x=['living area','größe']"
+    >>> quoted("name=study1", []), quoted("name=1e3", [])
+    ('name=study1', "name='1e3'")
     """
     key, equals, value = override.partition("=")
     if not equals or value in ("", "null", "[]"):
         return override
+    if key in NAMES:
+        with suppress(HydraException):
+            if "," in value or OverridesParser.create().parse_override(override).value() == value:
+                return override  # 1e3 would be a number
     if key in COLUMNS:
         several = value.startswith("[") and value.endswith("]")
         items = value[1:-1].split(",") if several else [value]
@@ -202,7 +210,7 @@ def quoted(override: str, texts: list[str]) -> str:
             return override  # written as Hydra wants it, or a sweep
         items = [in_quotes(item.strip()) for item in items]
         return f"{key}=[{','.join(items)}]" if several else f"{key}={items[0]}"
-    return f"{key}={in_quotes(value)}" if key in texts and value[0] not in "'\"" else override
+    return f"{key}={in_quotes(value)}" if key in (*NAMES, *texts) and value[0] not in "'\"" else override
 
 
 def check_packages(arguments: list[str]) -> None:
@@ -231,7 +239,7 @@ def resumed(arguments: list[str]) -> str | None:
     """
     values = [item for item in split(arguments)[1] if item.startswith("resume=")]
     value = OverridesParser.create().parse_override(values[-1]).value() if values else None
-    return None if value is None else str(value)
+    return str(value) if value not in (None, "") else None
 
 
 def store_saved_config(folder: str, arguments: list[str]) -> str:

@@ -1,6 +1,7 @@
 """What a config resolves to while it is composed, and what is done to it before anything is built. Imports no torch."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def sweep_folder(parent: str, name: str | None) -> str:
         return new_folder(parent)
     folder = Path(parent).expanduser() / str(name)
     try:
-        if atomic.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
+        if not re.fullmatch(rf"(?=[^\W_])[\w.=+-]{{1,{atomic.LONGEST_NAME}}}(?<![.-])", str(name)):
             raise UserError(
                 f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
                 "and begins with a letter or digit; try name=study1"

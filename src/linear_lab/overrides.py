@@ -160,6 +160,8 @@ class Typed:
 def check_value(item: Override, now: Any) -> None:
     """Refuse to remove what all runs need, and to replace a node of many values by one."""
     line, key, value = item.input_line, item.key_or_group, item.value()
+    if value == "" and key != "name":  # as a path, it would be the working directory
+        raise UserError(f"{line}: it is empty; give a value, or leave it out")
     if "." in key or item.is_sweep_override():
         return
     if item.is_delete():
@@ -167,8 +169,8 @@ def check_value(item: Override, now: Any) -> None:
     if isinstance(now, DictConfig) and not isinstance(value, dict):
         first = str(next(iter(now), ""))
         raise UserError(f"{line}: {key} holds several values; set one of them, as in {key}.{first}={now.get(first)}")
-    if key == "output_root" and value is None:
-        raise UserError(f"{line}: name a folder, as in output_root=outputs")
+    if isinstance(now, str) and value is None:
+        raise UserError(f"{line}: it needs a value, as in {key}={now}")
 
 
 def dotted(node: Any, prefix: str = "") -> Iterator[str]:
