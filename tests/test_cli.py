@@ -73,6 +73,12 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["data=table", "data.path="], ["error: data.path=: it is empty"]),
         (["output_root=null"], ["error: output_root=null: it needs a value, as in output_root=outputs"]),
         (["metric=null"], ["error: metric=null: it needs a value, as in metric=val/loss"]),
+        (["-m", "--cfg", "job"], ["error: -m --cfg: these exclude each other"]),
+        (["seed=1", "--cfg", "hydra", "--resolve"], ["error: --resolve: Hydra's own values", "try --cfg job"]),
+        (["--experimental-rerun", "no.pickle"], ["error: --experimental-rerun no.pickle: there is no such file"]),
+        (["--experimental-rerun=no.pickle", "seed=1"], ["error: --experimental-rerun no.pickle: there is no such"]),
+        (["seed=1", "--config-dir", "nowhere"], ["error: --config-dir nowhere: there is no such folder"]),
+        (["-cd=nowhere"], ["error: --config-dir nowhere: there is no such folder"]),
         (["~metric"], ["error: ~metric: a run needs metric; give it another value"]),
         (["=5"], ["error: =5: cannot be read as key=value"]),
         (["seed"], ["error: seed: cannot be read as key=value"]),
@@ -140,6 +146,29 @@ def test_ctrl_c_while_the_config_is_composed(arguments, when, monkeypatch, tmp_p
     assert "Traceback" not in err
     assert not [*tmp_path.rglob("sweep.json")]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("optimizer=adam", "-m", "seed=1,2"),
+        ("optimizer=adam", "seed=1,2", "--multirun"),
+        ("-m", "optimizer=adam", "seed=1,2"),
+    ],
+)
+def test_a_sweep_may_be_asked_for_anywhere(typed, tmp_path):
+    code, _, err = command(train_entry, f"output_root={tmp_path}", "name=study", *typed, *SHORT)
+    assert (code, err) == (0, "")
+    assert {path.parent.name for path in tmp_path.glob("sweeps/study/*/result.json")} == {"adam-seed=1", "adam-seed=2"}
+
+
+@pytest.mark.parametrize("entry", [evaluate_entry, predict_entry, export_entry, leaderboard_entry])
+def test_only_training_is_done_many_times(entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(entry, "run=a,b", "-m")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: -m: is for training")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_flags_may_stand_anywhere_and_a_group_may_have_a_plus(tmp_path):

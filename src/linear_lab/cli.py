@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -42,6 +43,7 @@ FLAGS_WITH_VALUE = {
     "--info", "-i", "--experimental-rerun",
 }  # fmt: skip
 OPTIONAL_VALUE = ("--info", "-i")
+MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", *OPTIONAL_VALUE, "--shell-completion", "-sc")
 SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
 Task = Callable[[DictConfig], Any]
 
@@ -82,6 +84,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
             sys.argv = [typed[0], *arguments]
             with CtrlC():
                 try:
+                    check_flags(arguments, name)
                     check_packages(arguments)
                     register_resolvers()
                     resume = resumed(arguments) if name == "train" else None
@@ -159,15 +162,15 @@ def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Separate flags, each with its value, from overrides.
 
-    >>> split(["seed=1", "--cfg", "job", "optimizer=adam", "-m", "--info", "name=a"])
-    (['--cfg', 'job', '-m', '--info'], ['seed=1', 'optimizer=adam', 'name=a'])
+    >>> split(["seed=1", "--cfg", "job", "optimizer=adam", "--info", "name=a"])
+    (['--cfg', 'job', '--info', 'all'], ['seed=1', 'optimizer=adam', 'name=a'])
     """
     flags: list[str] = []
     typed: list[str] = []
     for argument in arguments:
-        is_value = (
-            bool(flags) and flags[-1] in FLAGS_WITH_VALUE and not (flags[-1] in OPTIONAL_VALUE and "=" in argument)
-        )
+        if flags and flags[-1] in OPTIONAL_VALUE and "=" in argument:
+            flags.append("all")  # Hydra's default, which argparse would not find before an override
+        is_value = bool(flags) and flags[-1] in FLAGS_WITH_VALUE
         (flags if argument.startswith("-") or is_value else typed).append(argument)
     return flags, typed
 
@@ -211,6 +214,24 @@ def quoted(override: str, texts: list[str]) -> str:
         items = [in_quotes(item.strip()) for item in items]
         return f"{key}=[{','.join(items)}]" if several else f"{key}={items[0]}"
     return f"{key}={in_quotes(value)}" if key in (*NAMES, *texts) and value[0] not in "'\"" else override
+
+
+def check_flags(arguments: list[str], name: str) -> None:
+    """Refuse flags that Hydra would answer with a traceback."""
+    given = [item.partition("=")[0] for item in split(arguments)[0]]
+    modes = [item for item in given if item in MODES]
+    if len(modes) > 1:
+        raise UserError(f"{' '.join(modes)}: these exclude each other; leave one out")
+    if name != "train" and {"-m", "--multirun"} & {*given}:
+        raise UserError(f"{modes[0]}: is for training; linear_lab.{name} does one thing at a time, so leave it out")
+    if "--resolve" in given and flag(arguments, "--cfg", "-c") == "hydra":
+        raise UserError(
+            "--resolve: Hydra's own values are complete in a run only; try --cfg job, or leave --resolve out"
+        )
+    if (folder := flag(arguments, "--config-dir", "-cd")) is not None and not Path(folder).is_dir():
+        raise UserError(f"--config-dir {folder}: there is no such folder")
+    if (file := flag(arguments, "--experimental-rerun")) is not None and not Path(file).is_file():
+        raise UserError(f"--experimental-rerun {file}: there is no such file")
 
 
 def check_packages(arguments: list[str]) -> None:
