@@ -1,6 +1,8 @@
 """The commands, as a user types them."""
 
+import importlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -343,6 +345,55 @@ def test_a_table_from_training_to_predictions(tmp_path):
         assert words in err
         assert err.startswith("error: ")
         assert len(err.splitlines()) == 1
+
+
+def hints(text):
+    """The commands that a command's answer names last, by their names."""
+    lines = (line.split("  ", 1) for line in text.splitlines())
+    return {
+        line[0].strip(): line[1].strip()
+        for line in lines
+        if (len(line) == 2 and "linear_lab" in line[1]) or line[0] == "look"
+    }
+
+
+@pytest.mark.parametrize("where", [(), ("hydra.job.chdir=true",)])
+@pytest.mark.parametrize("sweep", [(), ("-m", "name=study")])
+def test_commands_to_type_next_work_where_the_command_was_typed(sweep, where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine/optimizer/nadam.yaml").write_text("_target_: torch.optim.NAdam\nlr: 0.1\n")
+    (tmp_path / "my.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
+    typed = ("--config-dir", "mine", "optimizer=nadam", "data=table", "data.path=my.csv", "data.y=y", *SHORT)
+    code, out, err = command(train_entry, *sweep, *typed, *where)
+    monkeypatch.chdir(tmp_path)
+    assert (code, err) == (0, "")
+    commands = hints(out)
+    assert {*commands} >= ({"train again", "look"} if sweep else {"evaluate", "predict", "go on", "look"})
+    for name, line in commands.items():
+        words = shlex.split(line)
+        module, arguments = words[2], [word.replace("<more>", "5") for word in words[3:]]
+        assert Path(words[0]).exists() or words[0] == "python"
+        if name == "look":
+            assert module == "linear_lab.dashboard"  # no Makefile here
+            assert Path(arguments[0]).is_dir()
+        else:
+            assert "--config-dir mine" in line
+            code, _, err = command(importlib.import_module(module), *arguments)
+            monkeypatch.chdir(tmp_path)
+            assert (code, err) == (0, ""), line
+    if sweep:
+        code, out, _ = command(leaderboard_entry, "sweep=outputs/sweeps/study")
+        assert "--config-dir mine" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "my.csv", "outputs"}
+
+
+def test_commands_in_the_checkout_are_those_of_make(tmp_path, monkeypatch):
+    monkeypatch.chdir(cli.CONF.parent)
+    assert layout.dashboard(tmp_path) == f"make dashboard LOGDIR={tmp_path}"
+    assert layout.installing("onnx").endswith(" -m pip install -e '.[onnx]'")
+    monkeypatch.chdir(tmp_path)
+    assert layout.installing("onnx").endswith(f" -m pip install -e '{cli.CONF.parent}[onnx]'")
 
 
 def test_a_diverged_run_ends_with_one_message_and_exit_code_1(tmp_path):

@@ -24,7 +24,16 @@ from linear_lab import CONF, UserError, overrides
 from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
-from linear_lab.terminal.layout import CtrlC, failure, in_quotes, python, raise_if_interrupted
+from linear_lab.terminal.layout import (
+    OPTIONAL_VALUE,
+    CtrlC,
+    failure,
+    flag,
+    in_quotes,
+    installing,
+    raise_if_interrupted,
+    split,
+)
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -38,11 +47,6 @@ PACKAGES = {  # that some choices need
     "launch=ray": "hydra_plugins.hydra_ray_launcher",
     "sweep=search": "optuna",
 }
-FLAGS_WITH_VALUE = {
-    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-    "--info", "-i", "--experimental-rerun",
-}  # fmt: skip
-OPTIONAL_VALUE = ("--info", "-i")
 MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", *OPTIONAL_VALUE, "--shell-completion", "-sc")
 SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
 Task = Callable[[DictConfig], Any]
@@ -159,36 +163,6 @@ def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
     return flags + ordered
 
 
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separate flags, each with its value, from overrides.
-
-    >>> split(["seed=1", "--cfg", "job", "optimizer=adam", "--info", "name=a"])
-    (['--cfg', 'job', '--info', 'all'], ['seed=1', 'optimizer=adam', 'name=a'])
-    """
-    flags: list[str] = []
-    typed: list[str] = []
-    for argument in arguments:
-        if flags and flags[-1] in OPTIONAL_VALUE and "=" in argument:
-            flags.append("all")  # Hydra's default, which argparse would not find before an override
-        is_value = bool(flags) and flags[-1] in FLAGS_WITH_VALUE
-        (flags if argument.startswith("-") or is_value else typed).append(argument)
-    return flags, typed
-
-
-def flag(arguments: list[str], *names: str) -> str | None:
-    """Return the value of a flag, by any of its names; None without it.
-
-    >>> flag(["-m", "-cd", "mine"], "--config-dir", "-cd"), flag(["--config-dir=mine"], "--config-dir", "-cd")
-    ('mine', 'mine')
-    """
-    flags = split(arguments)[0]
-    for at, item in enumerate(flags):
-        name, equals, value = item.partition("=")
-        if name in names:
-            return value if equals else "".join(flags[at + 1 : at + 2])
-    return None
-
-
 def quoted(override: str, texts: list[str]) -> str:
     """Quote a path or the name of a column for Hydra's grammar, which stumbles over ``=``, a space or an accent in it.
 
@@ -239,7 +213,7 @@ def check_packages(arguments: list[str]) -> None:
     for argument in arguments:
         if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
             extra = {"sweep=search": "search"}.get(argument, argument.partition("=")[2])
-            raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
+            raise UserError(f"{argument}: its package is not installed; {installing(extra)}")
 
 
 def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, str]) -> None:

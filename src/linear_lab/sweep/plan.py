@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError
+from linear_lab.config import absolute
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
 from linear_lab.sweep import PLAN, SETTINGS, results
@@ -242,13 +244,14 @@ def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem
 
 
 def read_settings(folder: Path) -> dict[str, str]:
-    """Read the metric by which a sweep ranks, and its mode; without those that cannot be read."""
+    """Read the metric by which a sweep ranks, its mode, and its --config-dir; without those that cannot be read."""
     try:
         settings = json.loads((folder / SETTINGS).read_bytes())
-        metric, mode = settings.get("metric"), settings.get("mode")
+        metric, mode, folder = settings.get("metric"), settings.get("mode"), settings.get("config_dir")
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-    return ({"metric": metric} if isinstance(metric, str) else {}) | ({"mode": mode} if mode in ("min", "max") else {})
+    texts = {key: text for key, text in {"metric": metric, "config_dir": folder}.items() if isinstance(text, str)}
+    return texts | ({"mode": mode} if mode in ("min", "max") else {})
 
 
 def read_plan(folder: Path) -> pl.DataFrame:
@@ -278,5 +281,7 @@ def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: str) -> None
         except UserError:  # damaged: the records say what those jobs are
             earlier = jobs.clear()
         merged = pl.concat([earlier, jobs], how="diagonal").group_by("name", maintain_order=True).last()
-        atomic.replace(folder / SETTINGS, json.dumps({"metric": metric, "mode": mode}).encode())
+        config_dir = absolute(layout.flag(sys.argv[1:], "--config-dir", "-cd"), layout.here())
+        settings = {"metric": metric, "mode": mode} | ({"config_dir": config_dir} if config_dir else {})
+        atomic.replace(folder / SETTINGS, json.dumps(settings).encode())
         results.write(folder / PLAN, merged)
