@@ -81,6 +81,14 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["--experimental-rerun=no.pickle", "seed=1"], ["error: --experimental-rerun no.pickle: there is no such"]),
         (["seed=1", "--config-dir", "nowhere"], ["error: --config-dir nowhere: there is no such folder"]),
         (["-cd=nowhere"], ["error: --config-dir nowhere: there is no such folder"]),
+        (["seed=${seed}"], ["error: seed: Recursive interpolation"]),
+        (["optimizer.lr=${nope}"], ["Interpolation key 'nope' not found"]),
+        (["trainer.max_epochs=${oc.env:NOPE}"], ["error: trainer.max_epochs: ", "'NOPE' not found"]),
+        (["~trainer.accelerator"], ["error: trainer.accelerator: the config has no such key"]),
+        (["~console.steps"], ["error: console.steps: the config has no such key"]),
+        (["~loss._target_"], ["error: ~loss._target_: a run needs loss._target_"]),
+        (["callbacks.checkpoints=5"], ["error: callbacks.checkpoints=5: callbacks.checkpoints holds several values"]),
+        (["data.train=5"], ["error: data.train=5: data.train holds several values"]),
         (["~metric"], ["error: ~metric: a run needs metric; give it another value"]),
         (["=5"], ["error: =5: cannot be read as key=value"]),
         (["seed"], ["error: seed: cannot be read as key=value"]),
@@ -100,6 +108,7 @@ def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, tmp_pa
     code, out, err = command(train_entry, *arguments)
     assert code == 1
     assert all(words in err for words in said), err
+    assert len(err.splitlines()) == 1
     assert "Traceback" not in err
     assert out == ""
 
@@ -394,6 +403,20 @@ def test_commands_in_the_checkout_are_those_of_make(tmp_path, monkeypatch):
     assert layout.installing("onnx").endswith(" -m pip install -e '.[onnx]'")
     monkeypatch.chdir(tmp_path)
     assert layout.installing("onnx").endswith(f" -m pip install -e '{cli.CONF.parent}[onnx]'")
+
+
+def test_an_optimizer_without_a_rate_has_the_one_of_its_class(tmp_path):
+    for typed in ([], ["optimizer.lr=0.001"]):
+        left = [] if typed else ["~optimizer.lr"]
+        code, _, err = command(train_entry, f"output_root={tmp_path / str(len(typed))}", *SHORT, *typed, *left)
+        assert (code, err) == (0, "")
+    one, other = (record(path) for path in sorted(tmp_path.glob("*/runs/*")))
+    assert one["parameters"] == other["parameters"]
+
+
+@pytest.mark.parametrize("typed", ["model={bias:false}", "callbacks.checkpoints={mode:min}", "data.val=null"])
+def test_a_part_of_a_node_may_be_typed(typed, tmp_path):
+    assert command(train_entry, f"output_root={tmp_path}", typed, *SHORT, "metric=train/loss")[::2] == (0, "")
 
 
 def test_a_diverged_run_ends_with_one_message_and_exit_code_1(tmp_path):

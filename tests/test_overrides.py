@@ -49,6 +49,9 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest(plus, typed, neare
         (("+note=1", "metric=val/note"), "nothing reads note"),
         (("+seed=2",), "there is seed already; leave the + out"),
         (("+workers=2",), "nothing reads workers"),  # what a resolver is called
+        (("console={step:2}",), "nothing reads console.step; did you mean console.steps?"),
+        (("++model={bais:false}",), "nothing reads model.bais; did you mean model.bias?"),
+        (("seed.x=3",), "nothing reads seed.x"),
         (("optimizer.dampening=0.3",), "if torch.optim.SGD takes it, type +optimizer.dampening=0.3"),
         (("-m", "optimizer=sgd,adam", "optimizer.beta=1,2"), "did you mean optimizer.betas?"),
         (("-m", "optimizer=sgd,adam", "+optimizer.beta=1"), "did you mean optimizer.betas?"),
@@ -73,6 +76,8 @@ def test_what_is_read_by_nothing(typed, said, tmp_path):
         (("+optimizer.dampening=0.3",), "optimizer.dampening", 0.3),
         (("++optimizer.lr=0.05",), "optimizer.lr", 0.05),
         (("++seed=3",), "seed", 3),
+        (("++optimizer={dampening:0.3}",), "optimizer.dampening", 0.3),
+        (("model={bias:false}",), "model.bias", False),
         (("optimizer._target_=torch.optim.NAdam", "+optimizer.momentum_decay=1"), "optimizer.momentum_decay", 1),
         (("+model._convert_=all",), "model._convert_", "all"),
         (("+callbacks.timer={_target_: lightning.pytorch.callbacks.Timer}", "+callbacks.timer.duration=x"),

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from linear_lab import CONF, UserError, overrides
 from linear_lab.compat import without_collection
@@ -95,7 +96,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                     config_name = name if resume is None else store_saved_config(resume, arguments)
                     check_typed(arguments, config_name, renamed or {})
                     hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run_task)()
-                except UserError as error:
+                except (UserError, OmegaConfBaseException) as error:
                     raise failure(explained(error)) from error
                 finally:
                     sys.argv = typed
@@ -114,7 +115,11 @@ def importing() -> Iterator[None]:
 
 
 def explained(error: Any) -> Any:
-    """Say of a missing run folder, if it is one of a stack's job, how to train that job alone."""
+    """Name the key that the config lacks; say of a missing folder of a stack's job how to train that job alone."""
+    if isinstance(error, OmegaConfBaseException):  # the config of each option is complete, so something was typed
+        missing = isinstance(error, (ConfigAttributeError, ConfigKeyError))
+        what = "the config has no such key" if missing else str(error).splitlines()[0]
+        return UserError(f"{error.full_key or 'config'}: {what}; see --cfg job")
     if not isinstance(error, MissingError):
         return error
     from linear_lab.sweep import ranking

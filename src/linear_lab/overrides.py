@@ -67,8 +67,8 @@ class Typed:
         self.config_name, self.loader = config_name, GlobalHydra.instance().config_loader()
         self.where = [f"hydra.searchpath=[{in_quotes(f'file://{Path(folder).absolute()}')}]"] if folder else []
         typed = [*map(self.parse, lines)]
-        self.choices = [item for item in typed if self.options(item)]
-        self.values = [item for item in typed if not self.options(item)]
+        self.choices = [item for item in typed if self.options(item) and not isinstance(item.value(), dict)]
+        self.values = [item for item in typed if item not in self.choices]
 
     def parse(self, line: str) -> Override:
         try:
@@ -109,23 +109,30 @@ class Typed:
         cfg = self.compose()
         names = dict.fromkeys(dotted(OmegaConf.to_container(cfg)))
         for item in self.values:
-            line, key = str(item.input_line), item.key_or_group
+            key, value = item.key_or_group, item.value()
             if key in names:
                 if item.is_add():
-                    raise UserError(f"{line}: there is {key} already; leave the + out")
+                    raise UserError(f"{item.input_line}: there is {key} already; leave the + out")
                 check_value(item, OmegaConf.select(cfg, key, throw_on_missing=False))
-            elif line.startswith(("+hydra.", "++hydra.")):  # Hydra's plugins read what they like
-                continue
-            else:
-                group = key.partition(".")[0]
-                cfgs = [cfg, *(self.compose(f"{group}={option}") for option in self.swept(cfg, group))]
-                all_names = dict.fromkeys(name for one in cfgs for name in dotted(OmegaConf.to_container(one)))
-                if key in all_names:
-                    if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default first
-                        value = line.partition("=")[2]
-                        raise UserError(f"{line}: {group} is swept, so type {key}=choice({value})")
-                elif not (line.startswith("+") and self.is_read(item, cfgs, trusted=trusted)):
-                    raise UserError(unknown(line, key, [shown.get(name, name) for name in all_names], cfg))
+            if key not in names:
+                self.check_key(item, key, cfg, shown, trusted=trusted)
+            elif isinstance(value, dict):
+                for name in dotted(value, f"{key}."):
+                    if name not in names:
+                        self.check_key(item, name, cfg, shown, trusted=trusted)
+
+    def check_key(self, item: Override, key: str, cfg: DictConfig, shown: Mapping[str, str], *, trusted: bool) -> None:
+        """Refuse a key that the chosen options do not have, unless it is added and read, or swept options have it."""
+        line, group = str(item.input_line), key.partition(".")[0]
+        if line.startswith(("+hydra.", "++hydra.")):  # Hydra's plugins read what they like
+            return
+        cfgs = [cfg, *(self.compose(f"{group}={option}") for option in self.swept(cfg, group))]
+        names = dict.fromkeys(name for one in cfgs for name in dotted(OmegaConf.to_container(one)))
+        if key in names:
+            if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default first
+                raise UserError(f"{line}: {group} is swept, so type {key}=choice({line.partition('=')[2]})")
+        elif not (line.startswith("+") and self.is_read(key, cfgs, trusted=trusted)):
+            raise UserError(unknown(line, key, [shown.get(name, name) for name in names], cfg))
 
     def swept(self, cfg: DictConfig, group: str) -> list[str]:
         """Return the options of a group that jobs of a sweep choose, typed or by a file in conf/sweep."""
@@ -137,9 +144,8 @@ class Typed:
             for option in item.sweep_string_iterator()
         ]  # fmt: skip
 
-    def is_read(self, item: Override, cfgs: Sequence[DictConfig], *, trusted: bool) -> bool:
+    def is_read(self, key: str, cfgs: Sequence[DictConfig], *, trusted: bool) -> bool:
         """Tell whether a key that is added is an argument of a class, or another value refers to it."""
-        key = item.key_or_group
         if key.startswith("callbacks.") and key.count(".") == 1:
             return True  # each one is built
         cfgs = copy.deepcopy([*cfgs])
@@ -162,14 +168,15 @@ def check_value(item: Override, now: Any) -> None:
     line, key, value = item.input_line, item.key_or_group, item.value()
     if value == "" and key != "name":  # as a path, it would be the working directory
         raise UserError(f"{line}: it is empty; give a value, or leave it out")
-    if "." in key or item.is_sweep_override():
+    if item.is_sweep_override():
         return
-    if item.is_delete():
+    nested = "." in key
+    if item.is_delete() and (not nested or key.endswith("._target_")):
         raise UserError(f"{line}: a run needs {key}; give it another value instead")
-    if isinstance(now, DictConfig) and not isinstance(value, dict):
+    if isinstance(now, DictConfig) and not isinstance(value, dict) and not (nested and value is None):
         first = str(next(iter(now), ""))
         raise UserError(f"{line}: {key} holds several values; set one of them, as in {key}.{first}={now.get(first)}")
-    if isinstance(now, str) and value is None:
+    if isinstance(now, str) and value is None and not nested:
         raise UserError(f"{line}: it needs a value, as in {key}={now}")
 
 
