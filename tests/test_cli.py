@@ -439,6 +439,35 @@ def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONWARNINGS": "error"},
+    ],
+)
+def test_any_locale_and_any_filter_of_warnings(environment, tmp_path):
+    (tmp_path / "my.csv").write_text("größe,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)), encoding="utf-8")
+    script = (
+        "import sys; from linear_lab import train, predict\n"
+        "typed = {train: ['data=table', 'data.path=my.csv', 'data.y=y', 'hydra.run.dir=r', 'trainer.max_epochs=2'],\n"
+        "         predict: ['run=r', 'input=my.csv'], train.main: sys.argv[1:]}\n"
+        "for entry, arguments in typed.items():\n"
+        "    sys.argv = ['train', *arguments]\n"
+        "    getattr(entry, 'main', entry)()\n"
+    )
+    result = run(sys.executable, "-c", script, "name=größe", cwd=tmp_path, env=environment)
+    if "LC_ALL" in environment:
+        assert "y = 2 gr\\xf6\\xdfe" in result.stdout
+        assert result.stderr == "error: this locale has ascii letters alone, and others were typed; set PYTHONUTF8=1\n"
+    else:
+        assert "y = 2 größe" in result.stdout
+        assert result.stderr == "error: name='größe': is for sweeps; add -m, or leave it out\n"
+    assert result.returncode == 1
+    assert "größe" in (tmp_path / "r" / "predictions.csv").read_text(encoding="utf-8")
+    assert "max_epochs=2` reached" in (tmp_path / "r" / "train.log").read_text(encoding="utf-8")
+
+
 def test_console_scripts_work_from_any_folder(tmp_path):
     script = Path(sys.executable).with_name("linear-lab-train")
     result = run(script, *SHORT, cwd=tmp_path)

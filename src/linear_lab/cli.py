@@ -4,8 +4,10 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 """
 
 import importlib.util
+import io
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,6 +84,13 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
 
         def main() -> None:
             typed = sys.argv
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, names of columns would raise
+                    stream.reconfigure(errors="backslashreplace")
+            if any(option.startswith("error") for option in sys.warnoptions):
+                warnings.simplefilter(
+                    "default"
+                )  # PYTHONWARNINGS=error would end a run for what a library says of itself
             if {"--help", "-h"} & {*typed[1:]}:
                 print(help_text(name))
                 return
@@ -162,7 +171,9 @@ def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
     texts, ordered = [*TEXTS, *renamed.values()], []
     for argument in typed:
         key, equals, value = argument.partition("=")
-        if key.startswith("+") and is_group(key.lstrip("+")):  # the defaults list holds it, so that Hydra refuses +
+        if (
+            key.startswith("+") and is_group(key.lstrip("+")) and not value.startswith("{")
+        ):  # the defaults list holds it, so that Hydra refuses +
             key = key.lstrip("+")
         ordered.append(quoted(f"{renamed.get(key, key)}{equals}{value}", texts))
     return flags + ordered
@@ -196,7 +207,11 @@ def quoted(override: str, texts: list[str]) -> str:
 
 
 def check_flags(arguments: list[str], name: str) -> None:
-    """Refuse flags that Hydra would answer with a traceback."""
+    """Refuse flags that Hydra would answer with a traceback, and letters that the locale lacks."""
+    if not all(map(str.isascii, arguments)) and sys.getfilesystemencoding() != "utf-8":
+        raise UserError(
+            f"this locale has {sys.getfilesystemencoding()} letters alone, and others were typed; set PYTHONUTF8=1"
+        )
     given = [item.partition("=")[0] for item in split(arguments)[0]]
     modes = [item for item in given if item in MODES]
     if len(modes) > 1:

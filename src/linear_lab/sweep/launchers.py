@@ -105,7 +105,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     before, level = root.handlers[:], root.level
     handlers = [handler for handler in before if type(handler) is not logging.StreamHandler]
     if not any(isinstance(handler, logging.FileHandler) for handler in handlers):
-        handlers.append(logging.FileHandler(path, delay=True))
+        handlers.append(logging.FileHandler(path, delay=True, encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     root.handlers[:] = handlers
     root.setLevel(logging.INFO)
