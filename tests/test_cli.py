@@ -76,7 +76,7 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["output_root=null"], ["error: output_root=null: it needs a value, as in output_root=outputs"]),
         (["metric=null"], ["error: metric=null: it needs a value, as in metric=val/loss"]),
         (["-m", "--cfg", "job"], ["error: -m --cfg: these exclude each other"]),
-        (["seed=1", "--cfg", "hydra", "--resolve"], ["error: --resolve: Hydra's own values", "try --cfg job"]),
+        (["seed=1", "--cfg", "hydra", "--resolve"], ["error: --resolve: a run alone has all", "try --cfg job"]),
         (["--experimental-rerun", "no.pickle"], ["error: --experimental-rerun no.pickle: there is no such file"]),
         (["--experimental-rerun=no.pickle", "seed=1"], ["error: --experimental-rerun no.pickle: there is no such"]),
         (["seed=1", "--config-dir", "nowhere"], ["error: --config-dir nowhere: there is no such folder"]),

@@ -27,16 +27,8 @@ from linear_lab import CONF, UserError, overrides
 from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers
 from linear_lab.runs.folder import MissingError, Run
-from linear_lab.terminal.layout import (
-    OPTIONAL_VALUE,
-    CtrlC,
-    failure,
-    flag,
-    in_quotes,
-    installing,
-    raise_if_interrupted,
-    split,
-)
+from linear_lab.terminal import layout
+from linear_lab.terminal.layout import CtrlC, failure, flag, in_quotes, raise_if_interrupted, split
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -50,7 +42,7 @@ PACKAGES = {  # that some choices need
     "launch=ray": "hydra_plugins.hydra_ray_launcher",
     "sweep=search": "optuna",
 }
-MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", *OPTIONAL_VALUE, "--shell-completion", "-sc")
+MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", *layout.OPTIONAL_VALUE, "--shell-completion", "-sc")
 SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
 Task = Callable[[DictConfig], Any]
 
@@ -88,9 +80,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                 if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, names of columns would raise
                     stream.reconfigure(errors="backslashreplace")
             if any(option.startswith("error") for option in sys.warnoptions):
-                warnings.simplefilter(
-                    "default"
-                )  # PYTHONWARNINGS=error would end a run for what a library says of itself
+                warnings.simplefilter("default")  # a warning of a library is no reason to end a run
             if {"--help", "-h"} & {*typed[1:]}:
                 print(help_text(name))
                 return
@@ -171,9 +161,8 @@ def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
     texts, ordered = [*TEXTS, *renamed.values()], []
     for argument in typed:
         key, equals, value = argument.partition("=")
-        if (
-            key.startswith("+") and is_group(key.lstrip("+")) and not value.startswith("{")
-        ):  # the defaults list holds it, so that Hydra refuses +
+        # the defaults list holds it, so that Hydra refuses +
+        if key.startswith("+") and is_group(key.lstrip("+")) and not value.startswith("{"):
             key = key.lstrip("+")
         ordered.append(quoted(f"{renamed.get(key, key)}{equals}{value}", texts))
     return flags + ordered
@@ -208,10 +197,9 @@ def quoted(override: str, texts: list[str]) -> str:
 
 def check_flags(arguments: list[str], name: str) -> None:
     """Refuse flags that Hydra would answer with a traceback, and letters that the locale lacks."""
-    if not all(map(str.isascii, arguments)) and sys.getfilesystemencoding() != "utf-8":
-        raise UserError(
-            f"this locale has {sys.getfilesystemencoding()} letters alone, and others were typed; set PYTHONUTF8=1"
-        )
+    encoding = sys.getfilesystemencoding()
+    if not all(map(str.isascii, arguments)) and encoding != "utf-8":
+        raise UserError(f"this locale has {encoding} letters alone, and others were typed; set PYTHONUTF8=1")
     given = [item.partition("=")[0] for item in split(arguments)[0]]
     modes = [item for item in given if item in MODES]
     if len(modes) > 1:
@@ -219,9 +207,7 @@ def check_flags(arguments: list[str], name: str) -> None:
     if name != "train" and {"-m", "--multirun"} & {*given}:
         raise UserError(f"{modes[0]}: is for training; linear_lab.{name} does one thing at a time, so leave it out")
     if "--resolve" in given and flag(arguments, "--cfg", "-c") == "hydra":
-        raise UserError(
-            "--resolve: Hydra's own values are complete in a run only; try --cfg job, or leave --resolve out"
-        )
+        raise UserError("--resolve: a run alone has all of Hydra's own values; try --cfg job, or leave it out")
     if (folder := flag(arguments, "--config-dir", "-cd")) is not None and not Path(folder).is_dir():
         raise UserError(f"--config-dir {folder}: there is no such folder")
     if (file := flag(arguments, "--experimental-rerun")) is not None and not Path(file).is_file():
@@ -233,7 +219,7 @@ def check_packages(arguments: list[str]) -> None:
     for argument in arguments:
         if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
             extra = {"sweep=search": "search"}.get(argument, argument.partition("=")[2])
-            raise UserError(f"{argument}: its package is not installed; {installing(extra)}")
+            raise UserError(f"{argument}: its package is not installed; {layout.installing(extra)}")
 
 
 def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, str]) -> None:

@@ -39,17 +39,9 @@ GIVEN = {
 def check(
     lines: Sequence[str], config_name: str, renamed: Mapping[str, str], folder: str | None, *, trusted: bool
 ) -> None:
-    """Refuse overrides that change nothing, or that no run can do with.
+    """Refuse overrides of a config that change nothing, or that no run can do with; a UserError names the nearest.
 
-    Args:
-        lines: the overrides.
-        config_name: the config that they change.
-        renamed: keys as typed, and the keys of the config that they stand for.
-        folder: another folder of config files.
-        trusted: whether classes that the config names may be imported.
-
-    Raises:
-        UserError: naming the nearest option or key.
+    ``folder`` has config files too, and classes are imported only if the config is ``trusted``.
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         typed = Typed(lines, config_name, folder)
@@ -111,15 +103,10 @@ class Typed:
         for item in self.values:
             key, value = item.key_or_group, item.value()
             if key in names:
-                if item.is_add():
-                    raise UserError(f"{item.input_line}: there is {key} already; leave the + out")
                 check_value(item, OmegaConf.select(cfg, key, throw_on_missing=False))
-            if key not in names:
-                self.check_key(item, key, cfg, shown, trusted=trusted)
-            elif isinstance(value, dict):
-                for name in dotted(value, f"{key}."):
-                    if name not in names:
-                        self.check_key(item, name, cfg, shown, trusted=trusted)
+            for name in [key, *(dotted(value, f"{key}.") if key in names else ())]:  # also of {name: value}
+                if name not in names:
+                    self.check_key(item, name, cfg, shown, trusted=trusted)
 
     def check_key(self, item: Override, key: str, cfg: DictConfig, shown: Mapping[str, str], *, trusted: bool) -> None:
         """Refuse a key that the chosen options do not have, unless it is added and read, or swept options have it."""
@@ -166,6 +153,8 @@ class Typed:
 def check_value(item: Override, now: Any) -> None:
     """Refuse to remove what all runs need, and to replace a node of many values by one."""
     line, key, value = item.input_line, item.key_or_group, item.value()
+    if item.is_add():
+        raise UserError(f"{line}: there is {key} already; leave the + out")
     if value == "" and key != "name":  # as a path, it would be the working directory
         raise UserError(f"{line}: it is empty; give a value, or leave it out")
     if item.is_sweep_override():
