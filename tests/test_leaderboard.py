@@ -561,7 +561,7 @@ def test_the_command_writes_and_shows(tmp_path, monkeypatch):
     for name, value in [("a", 1.0), ("b", 2.0)]:
         put(tmp_path, name, value, overrides=[f"optimizer.lr={name}"], metrics={"val/loss": value, "test/loss": -value})
     pages = []
-    monkeypatch.setattr(page, "write_page", pages.append)
+    monkeypatch.setattr(page, "write_page", lambda folder, trust: pages.append(folder))
     code, out, err = command(entry, f"sweep={tmp_path}")
     assert (code, err, pages) == (0, "", [])
     assert out.splitlines()[1].split()[:2] == ["1", "a"]

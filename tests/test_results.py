@@ -188,14 +188,14 @@ def test_a_job_in_a_stack_and_alone_is_ranked_by_its_stack(row, record, counts, 
 
 
 def test_jobs_that_learn_otherwise_alone_are_told(tmp_path):
-    weights = {"alike": 1.0 + 1e-7, "other": 1.01, "lost": None, "failed": 2.0, "both lost": 2.0, "large": 2.0}
-    stack(tmp_path, dict.fromkeys([*weights, "left out"], 1.0))
-    stack(tmp_path, {"both lost": 1.0}, status="diverged")
+    weights = {"alike": 1.0 + 1e-7, "other": 1.01, "lost": None, "failed": 2.0, "both_lost": 2.0, "large": 2.0}
+    stack(tmp_path, dict.fromkeys([*weights, "left_out"], 1.0))
+    stack(tmp_path, {"both_lost": 1.0}, status="diverged")
     stack(tmp_path, {"large": 1.0}, parameters={"weight": None, "bias": None})  # too many to be kept
-    statuses = {"lost": "diverged", "both lost": "diverged", "failed": "failed"}
+    statuses = {"lost": "diverged", "both_lost": "diverged", "failed": "failed"}
     for name, weight in weights.items():
         put(tmp_path, name, 1.0, statuses.get(name, "completed"), parameters={"weight": [[weight]], "bias": [0.0]})
-    names = pl.Series("name", [*weights, "left out"])
+    names = pl.Series("name", [*weights, "left_out"])
 
     def told_by(precision):
         return [*best_jobs.disagreements(tmp_path, names, lambda _: {"trainer": {"precision": precision}})]

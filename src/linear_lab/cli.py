@@ -259,8 +259,7 @@ def store_saved_config(folder: str, arguments: list[str]) -> str:
                 f"resume={run.path}: the run goes on with its own {group}, so {argument} cannot be chosen; "
                 "single values of trainer, callbacks and console can change, as in trainer.max_epochs=1000"
             )
-    saved: Any = OmegaConf.to_container(OmegaConf.create(run.config()))
-    node = {key: value for key, value in saved.items() if key not in ("hydra", "defaults")}
+    node = run.config()
     node["defaults"] = ["_self_", {"override hydra/hydra_logging": "warnings"}, {"override hydra/job_logging": "file"}]
     # the folder has its own .hydra: Hydra writes no other one
     node["hydra"] = {"job": {"name": "train"}, "run": {"dir": str(run.path.resolve())}, "output_subdir": None}

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
+from linear_lab.runs.fingerprints import leaves
+from linear_lab.runs.folder import CALL
 from linear_lab.terminal.layout import failure
 
 
@@ -16,6 +18,19 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
     """Return a config as plain containers, with its interpolations resolved."""
     container: Any = OmegaConf.to_container(cfg, resolve=True)
     return {str(key): value for key, value in container.items()}
+
+
+def without_calls(cfg: DictConfig | ListConfig) -> DictConfig | ListConfig:
+    """Return a config in which the value stands for what a resolver computes, as in ``${oc.env:HOME}``.
+
+    >>> without_calls(OmegaConf.create({"a": 1, "b": "${a}", "c": "${oc.decode:'[1,2]'}"}))
+    {'a': 1, 'b': '${a}', 'c': [1, 2]}
+    """
+    settled = cfg.copy()
+    for keys, value in leaves(OmegaConf.to_container(cfg)):
+        if isinstance(value, str) and CALL.search(value):
+            OmegaConf.update(settled, path := ".".join(keys), OmegaConf.select(cfg, path))
+    return settled
 
 
 def absolute(path: Any, folder: str | Path) -> Any:

@@ -12,7 +12,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     with importing():
         from linear_lab.inference.remeasure import evaluate
 
-    return evaluate(cfg.run, cfg.checkpoint, cfg.accelerator)
+    return evaluate(cfg.run, cfg.checkpoint, cfg.accelerator, cfg.trust)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def main(cfg: DictConfig) -> Any:
     with importing():
         from linear_lab.inference.programs import export
 
-    return export(cfg.run, cfg.checkpoint, cfg.output, cfg.format)
+    return export(cfg.run, cfg.checkpoint, cfg.output, cfg.format, cfg.trust)
 
 
 if __name__ == "__main__":

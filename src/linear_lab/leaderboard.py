@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     board.read(folder, cfg.metric, cfg.mode)  # refuses before anything is written
     leaderboard = board.write(folder, cfg.metric, cfg.mode)
     if cfg.page:
-        page.write_page(folder)
+        page.write_page(folder, trust=cfg.trust)
     screen = layout.screen()
     board.show(screen, leaderboard, cfg.top)
     layout.show_commands(screen, board.commands(leaderboard))

@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> Any:
         from linear_lab.inference.rows import predict
 
     reading = {key: cfg[key] for key in ("separator", "encoding", "decimal")}
-    return predict(cfg.run, cfg.checkpoint, cfg.x, cfg.input, cfg.output, cfg.missing, **reading)
+    return predict(cfg.run, cfg.checkpoint, cfg.x, cfg.input, cfg.output, cfg.missing, cfg.trust, **reading)
 
 
 if __name__ == "__main__":

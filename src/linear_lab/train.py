@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> float | None:
     steering = [item for item in typed if item.partition("=")[0] in ("name", "overwrite", "fail_fast")]
     if steering and not cfg.resume:
         raise UserError(f"{', '.join(steering)}: is for sweeps; add -m, or leave it out")
-    with refresh(hydra.runtime.output_dir):
+    with refresh(hydra.runtime.output_dir, cfg.trust):
         return train(cfg, hydra.runtime.output_dir, typed)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from linear_lab.config import without_calls
 from linear_lab.data import LinearData
 from linear_lab.fitting.divergence import DivergenceError
 from linear_lab.fitting.measure import measure
@@ -38,10 +39,10 @@ def begin(run: Run, fitted: Fit, plain: dict[str, Any], fingerprint: str, overri
     """Record that training begins, and with which config; ``plain`` is the config without interpolations."""
     cfg, data = fitted.cfg, fitted.data
     # cosine: its T_max does not follow max_epochs when the run is resumed
-    saved = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"], "resume": None})
+    saved = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"], "resume": None, "trust": None})
     hparams.take_back_end(run.path)
     run.begin(
-        OmegaConf.to_yaml(saved),
+        OmegaConf.to_yaml(without_calls(saved)),
         overrides if cfg.resume or run.record.job else (),  # of other runs Hydra has written them
         config_hash=fingerprint,
         seed=cfg.seed,

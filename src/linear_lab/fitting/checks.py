@@ -17,7 +17,7 @@ from linear_lab.data import LinearData
 from linear_lab.terminal.report import describe
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MisconfigurationException)
-CHANGED_ON_RESUME = ("resume", "trainer.", "callbacks.", "console.")  # keys that a resumed run may change
+CHANGED_ON_RESUME = ("resume", "trust", "trainer.", "callbacks.", "console.")  # keys that a resumed run may change
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 WHOLE_NUMBERS = (  # key, lowest, highest, example
     ("seed", 0, 2**32 - 1, 0),

@@ -21,9 +21,10 @@ from linear_lab.fitting.divergence import DivergenceError, StopOnDivergence, div
 from linear_lab.fitting.measure import measured
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
+from linear_lab.fitting.targets import check_targets
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
-from linear_lab.runs.folder import Run
+from linear_lab.runs.folder import CONFIG, Run
 from linear_lab.terminal import layout, report
 from linear_lab.terminal.progress import ProgressBar
 from linear_lab.tracking import hparams
@@ -52,6 +53,8 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
             fit(cfg, Run(Path(folder)), stop, Console(quiet=True), at_the_end)
         return 0.0
     run = Run.open(folder, "resume") if cfg.resume else Run(Path(folder))
+    if cfg.resume:
+        check_targets(run.config(), run.path / CONFIG, cfg.trust)
     if run.record.status == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record.error}; start a new one")
     run.add_to_job(overrides)

@@ -14,13 +14,20 @@ from linear_lab import UserError
 from linear_lab.fitting.checks import user_errors
 from linear_lab.inference.rows import Predictor, load, target_file
 from linear_lab.runs.atomic import writing
+from linear_lab.runs.folder import Trust
 from linear_lab.terminal import layout, report
 
 TOLERANCE = 1e-6  # largest difference between the file's predictions and predict's, relative to the largest
 CHECKED_ROWS = 100
 
 
-def export(folder: str, which: str = "best", output: str | None = None, kind: str = "pt2") -> Path:
+def export(
+    folder: str,
+    which: str = "best",
+    output: str | None = None,
+    kind: str = "pt2",
+    trust: Trust = None,
+) -> Path:
     """Write a run's model, its units included, and check that the file predicts what predict does.
 
     Args:
@@ -28,6 +35,7 @@ def export(folder: str, which: str = "best", output: str | None = None, kind: st
         which: ``best`` or ``last`` checkpoint.
         output: the file; None is ``model.pt2`` or ``model.onnx`` in the run folder.
         kind: ``pt2`` for torch.export, ``onnx`` for ONNX.
+        trust: classes of your own that the run's config may name; see `check_targets`.
 
     Returns:
         The file.
@@ -37,7 +45,7 @@ def export(folder: str, which: str = "best", output: str | None = None, kind: st
     """
     if kind not in EXPORTS:
         raise UserError(f"format={kind}: choose format={' or format='.join(EXPORTS)}")
-    run, _, predictor = load(folder, which)
+    run, _, predictor = load(folder, which, trust)
     with user_errors("export"):
         target = target_file(run, output, f"model.{kind}")
     schema = predictor.schema

@@ -11,20 +11,22 @@ from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check_accelerator, check_same_data
 from linear_lab.fitting.measure import measure
 from linear_lab.fitting.process import restored_process
+from linear_lab.fitting.targets import check_targets
 from linear_lab.runs.checkpoints import readable_checkpoint
-from linear_lab.runs.folder import Run
+from linear_lab.runs.folder import CONFIG, Run, Trust
 from linear_lab.terminal import layout, report
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -> dict[str, float]:
+def evaluate(folder: str, which: str = "best", accelerator: str | None = None, trust: Trust = None) -> dict[str, float]:
     """Measure a run's checkpoint on all parts of its own data, and show the numbers beside the recorded ones.
 
     Args:
         folder: the run folder.
         which: ``best`` or ``last``; if that checkpoint cannot be read, the other one, and it says so.
         accelerator: ``cpu``, ``gpu`` or ``auto``; None takes the run's own.
+        trust: classes of your own that the run's config may name; see `check_targets`.
 
     Returns:
         The metrics by name, such as ``val/loss``.
@@ -32,7 +34,7 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     Raises:
         UserError: if there is no such run, it has no checkpoint that can be read, or the accelerator is not there.
     """
-    run, cfg, path, checkpoint = open_checkpoint(folder, which)
+    run, cfg, path, checkpoint = open_checkpoint(folder, which, trust)
     cfg.trainer.accelerator = accelerator or cfg.trainer.accelerator
     check_accelerator(cfg)
     state, step = checkpoint["state_dict"], checkpoint["global_step"]
@@ -50,11 +52,12 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None) -
     return metrics
 
 
-def open_checkpoint(folder: str, which: str) -> tuple[Run, DictConfig, Path, dict[str, Any]]:
-    """Return a run, its config, and the path and content of a checkpoint."""
+def open_checkpoint(folder: str, which: str, trust: Trust = None) -> tuple[Run, DictConfig, Path, dict[str, Any]]:
+    """Return a run, its config with classes that are allowed, and the path and content of a checkpoint."""
     run = Run.open(folder)
-    cfg = OmegaConf.create(run.config())
-    assert isinstance(cfg, DictConfig)
+    config = run.config()
+    check_targets(config, run.path / CONFIG, trust)
+    cfg = OmegaConf.create(config)
     path, checkpoint = readable_checkpoint(run, which)
     if path is None:
         raise UserError(f"run={folder}: no checkpoint yet; go on with it by resume={folder}, or train anew")

@@ -15,9 +15,10 @@ from linear_lab.data.files import TableFile
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
 from linear_lab.fitting.checks import user_errors
+from linear_lab.fitting.targets import check_targets
 from linear_lab.inference.remeasure import open_checkpoint
 from linear_lab.runs.atomic import writing
-from linear_lab.runs.folder import PREDICTIONS, Run
+from linear_lab.runs.folder import PREDICTIONS, Run, Trust
 from linear_lab.terminal import layout
 
 ROWS = 65_536  # of a file that are in memory at once
@@ -59,10 +60,11 @@ class Predictor(nn.Module):
         return pl.DataFrame({f"{schema.y[0]}_hat": labels, f"{schema.y[0]}_probability": probability.numpy()})
 
 
-def load(folder: str, which: str = "best") -> tuple[Run, DictConfig, Predictor]:
+def load(folder: str, which: str = "best", trust: Trust = None) -> tuple[Run, DictConfig, Predictor]:
     """Return a run, its config and its predictor, without loading its data."""
-    run, cfg, path, checkpoint = open_checkpoint(folder, which)
+    run, cfg, path, checkpoint = open_checkpoint(folder, which, trust)
     hyper_parameters = checkpoint["hyper_parameters"]
+    check_targets(hyper_parameters, path, trust)
     import_targets(hyper_parameters)
     with user_errors("model"):
         kind: Any = get_class(cfg.model._target_)
@@ -77,6 +79,7 @@ def predict(
     input: str | None = None,
     output: str | None = None,
     missing: str = "error",
+    trust: Trust = None,
     **reading: Any,
 ) -> Path | None:
     """Predict some rows and show them, or all rows of a file and write them beside their predictions.
@@ -88,6 +91,7 @@ def predict(
         input: a CSV or Parquet file with the columns of x, in any order and among others.
         output: the CSV to write; None is predictions.csv in the run folder.
         missing: ``error``, or ``empty`` to leave the prediction of a row without all values empty.
+        trust: classes of your own that the run's config may name; see `check_targets`.
         **reading: separator, encoding and decimal of the input; None takes those of the run's own data.
 
     Returns:
@@ -102,7 +106,7 @@ def predict(
         raise UserError(f"missing={missing}: choose missing=error or missing=empty")
     if input is None and output is not None:
         raise UserError(f"output={output}: x=[...] is shown, not written; give input=<file> to write a file")
-    run, cfg, predictor = load(folder, which)
+    run, cfg, predictor = load(folder, which, trust)
     if input is None:
         rows = as_rows(x, predictor.schema.x)
         predicted = predictor.columns(rows)

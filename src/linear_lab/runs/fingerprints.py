@@ -12,7 +12,7 @@ from typing import Any
 Path = tuple[str, ...]  # the keys that lead to a leaf; positions in a list count as keys
 
 # top-level keys of a config that decide no number
-FREE = ("output_root", "resume", "console", "logger", "name", "overwrite", "fail_fast")
+FREE = ("output_root", "resume", "trust", "console", "logger", "name", "overwrite", "fail_fast")
 SAME_DATA = ("batch_size", "order_seed")  # keys of data that change no row
 
 

@@ -1,6 +1,7 @@
 """The run folder: its names, its lock, and the writing of result.json. No other file knows the names in it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from linear_lab import UserError, __version__
 from linear_lab.runs.atomic import is_locked, replace, taken
+from linear_lab.runs.fingerprints import leaves
 
 if TYPE_CHECKING:
     from linear_lab.runs.record import Record
@@ -20,6 +26,9 @@ RESULT = "result.json"
 CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 PREDICTIONS = "predictions.csv"
+Trust = str | Sequence[str] | None  # dotted names of classes that a saved config may name
+HYDRA = ("hydra", "defaults")  # nodes of a config that only Hydra reads, and acts upon
+CALL = re.compile(r"\$\{(?![\w.\[\]]+\})")  # a resolver: an interpolation other than ${key}
 LOCK = ".lock"
 LOG = "train.log"
 
@@ -178,9 +187,24 @@ class Run:
         path = self.path / {"best": BEST, "last": LAST}[which]
         return path if path.exists() else None
 
-    def config(self) -> str:
-        """Return the run's own config, as YAML."""
-        return (self.path / CONFIG).read_text()
+    def config(self) -> dict[str, Any]:
+        """Read the run's own config, without what only Hydra reads.
+
+        Raises:
+            UserError: if it cannot be read, or has a value that does more than to refer to another one.
+        """
+        path = self.path / CONFIG
+        try:
+            config: Any = OmegaConf.to_container(OmegaConf.load(path))
+        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+            why = str(error).partition("\n")[0]
+            raise UserError(f"{path}: cannot be read ({why}); the run has to be trained anew") from error
+        if not isinstance(config, dict) or not {"data", "model", "trainer"} <= {*config}:
+            raise UserError(f"{path}: is no config of a run; the run has to be trained anew")
+        for keys, value in leaves(config):
+            if isinstance(value, str) and CALL.search(value) and keys[0] not in HYDRA:
+                raise UserError(f"{path}: {'.'.join(keys)}={value} is computed when it is read; write its value there")
+        return {key: value for key, value in config.items() if key not in HYDRA}
 
 
 def is_held(folder: Path) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 import torch
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from linear_lab.fitting.targets import check_targets
 from linear_lab.models.supervised import build_from_spec
 from linear_lab.runs import record
 from linear_lab.runs.fingerprints import leaves
@@ -18,7 +18,7 @@ from linear_lab.runs.folder import RESULT
 from linear_lab.runs.record import ENDED
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.ranking import Ranking
-from linear_lab.sweep.results import read_results
+from linear_lab.sweep.results import RESULTS, read_results
 from linear_lab.tracking import hparams
 
 ROWS = "_rows"  # in the sweep's folder: a folder with a HPARAMS row for each of its best jobs
@@ -75,7 +75,7 @@ def write_rows(board: Ranking, composer: Composer, count: int) -> None:
         cfg = composer.config(row["job"]["overrides"])
         config: Any = OmegaConf.to_container(cfg)
         spec: Any = OmegaConf.to_container(cfg.optimizer, resolve=True)
-        get_class(spec["_target_"])  # imports it
+        check_targets({"optimizer": spec}, board.folder / RESULTS)
         optimizer = build_from_spec(spec, torch.optim.Optimizer, [torch.zeros(1, requires_grad=True)])
         final, at_best = row["metrics"], (row["best"] or {}).get("metrics") or row["initial"] or {}
         above = row["steps_above_1_percent"]

@@ -7,11 +7,11 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from linear_lab import UserError
 from linear_lab.overrides import dotted, unknown
 from linear_lab.runs.fingerprints import FREE
-from linear_lab.runs.folder import CONFIG
+from linear_lab.runs.folder import Run
 from linear_lab.sweep.composer import Composer
 
 SHOWN = 8  # differences that a message names
@@ -68,10 +68,10 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Read the config of a run folder, with references resolved; None if it cannot be read."""
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        config: Any = OmegaConf.to_container(OmegaConf.create(Run(folder).config()), resolve=True)
+    except (UserError, OmegaConfBaseException):
         return None
-    return config if isinstance(config, dict) else None
+    return {str(key): value for key, value in config.items()}
 
 
 def changed(folder: Path, config: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from linear_lab import UserError
+from linear_lab.runs.folder import Trust
 from linear_lab.sweep import PLAN
 
 PAGE = "_sweep"  # a folder beside the jobs; no job's name begins so
@@ -18,7 +20,7 @@ _written: dict[Path, tuple[float, float]] = {}  # when the page was looked at la
 
 
 @contextmanager
-def refresh(folder: str | Path) -> Iterator[None]:
+def refresh(folder: str | Path, trust: Trust = None) -> Iterator[None]:
     """Update leaderboard and page after the block, if the run that it trains is a job of a sweep."""
     try:
         yield
@@ -28,16 +30,16 @@ def refresh(folder: str | Path) -> Iterator[None]:
             from linear_lab.sweep import board  # only now: another run needs no polars
 
             board.write(sweep)
-            write_page(sweep)
+            write_page(sweep, trust=trust)
 
 
-def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
+def write_page(folder: str | Path, *, sparingly: bool = False, trust: Trust = None) -> None:
     """Write the page of a sweep's folder anew, if what it shows has changed and jobs have event files.
 
     Pictures: the learning rate against the final metric, and the optimizers' paths on one loss surface. Text: the
     leaderboard. Beside it the least-squares solution as a run of its own, for a line in each chart. A page that cannot
     be written costs a warning. Between the jobs it is written ``sparingly``: not more often than `board.SHARE` of the
-    time allows, and not while another process writes it.
+    time allows, and not while another process writes it. ``trust`` are classes that the jobs' configs may name.
     """
     from linear_lab.sweep import board, results
 
@@ -55,10 +57,12 @@ def write_page(folder: str | Path, *, sparingly: bool = False) -> None:
                 return
             from linear_lab.sweep.page_content import log_page  # only now: it imports torch
 
-            log_page(sweep, folder / PAGE)
+            log_page(sweep, folder / PAGE, trust)
             shown.write_text(fingerprint)
     except BlockingIOError:
         pass
+    except UserError as error:
+        log.warning("the page of %s is not written: %s", folder, error)
     except Exception:
         log.warning("the page of %s could not be written", folder, exc_info=True)
     finally:

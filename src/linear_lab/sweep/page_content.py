@@ -14,8 +14,9 @@ from torch.optim import SGD
 from linear_lab.data import LinearData
 from linear_lab.fitting.build import build
 from linear_lab.fitting.process import restored_process
+from linear_lab.fitting.targets import check_targets
 from linear_lab.models import LinearModule, SupervisedModule
-from linear_lab.runs.folder import LAST
+from linear_lab.runs.folder import CONFIG, LAST, Trust
 from linear_lab.sweep.board import markdown
 from linear_lab.sweep.inventory import KEYS
 from linear_lab.sweep.mistakes import read_config
@@ -36,12 +37,19 @@ POINTS = 2000  # of an optimizer's curve
 FEWEST = 3  # distinct values of each of a map's two numbers
 
 
-def log_page(board: Ranking, folder: Path) -> None:
-    """Write the events of the page into ``folder``, and those of least squares, in place of the earlier ones."""
+def log_page(board: Ranking, folder: Path, trust: Trust = None) -> None:
+    """Write the events of the page into ``folder``, and those of least squares, in place of the earlier ones.
+
+    Raises:
+        UserError: if a job's config names a class that is neither ours nor named by the user nor in ``trust``.
+    """
     ended = board.ranked.filter(pl.col("status").is_in(["completed", "diverged"]) & pl.col("problem").is_not_null())
     jobs = ended.filter(pl.col("problem") == pl.col("problem").first())
-    configs = (read_config(board.folder / name) for name in jobs.filter("folder")["name"])
-    config, with_pictures = next(filter(None, configs), None), bool(jobs["pictures"].any())
+    configs = ((name, read_config(board.folder / name)) for name in jobs.filter("folder")["name"])
+    name, config = next((item for item in configs if item[1]), ("", None))
+    with_pictures = bool(jobs["pictures"].any())
+    if config:
+        check_targets(config, board.folder / name / CONFIG, trust)
     with restored_process(board.folder):
         parts, least_squares = None, Reference()
         if config:

@@ -1,14 +1,13 @@
 """What a sweep is to do: a table with one row per job and one column per key that was typed."""
 
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -20,6 +19,7 @@ from linear_lab import UserError
 from linear_lab.config import absolute
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
+from linear_lab.runs.record import Strict, Text
 from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
@@ -243,15 +243,20 @@ def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem
     return fields | {"lr": optimizer.get("lr"), "pictures": bool(logger.get("pictures"))}
 
 
-def read_settings(folder: Path) -> dict[str, str]:
-    """Read the metric by which a sweep ranks, its mode, and its --config-dir; without those that cannot be read."""
+class Settings(Strict):
+    """What sweep.json holds: the metric by which the sweep ranks its jobs, its mode, and its --config-dir."""
+
+    metric: Text
+    mode: Literal["min", "max"]
+    config_dir: Text | None = None
+
+
+def read_settings(folder: Path) -> Settings | None:
+    """Read sweep.json; None where it cannot be read, since the jobs' records say the same."""
     try:
-        settings = json.loads((folder / SETTINGS).read_bytes())
-        metric, mode, folder = settings.get("metric"), settings.get("mode"), settings.get("config_dir")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
-    texts = {key: text for key, text in {"metric": metric, "config_dir": folder}.items() if isinstance(text, str)}
-    return texts | ({"mode": mode} if mode in ("min", "max") else {})
+        return Settings.model_validate_json((folder / SETTINGS).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def read_plan(folder: Path) -> pl.DataFrame:
@@ -261,8 +266,7 @@ def read_plan(folder: Path) -> pl.DataFrame:
     try:
         plan = pl.read_parquet(folder / PLAN, memory_map=False).cast(pl.String)
         plan = pl.concat([EMPTY, plan], how="diagonal")
-        if plan["name"].has_nulls():
-            raise ValueError("it names no jobs")
+        results.check_names(plan["name"])
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{PLAN} cannot be read ({str(error).splitlines()[0]})") from error
     return plan
@@ -273,7 +277,7 @@ def plan_lock(folder: Path) -> AbstractContextManager[None]:
     return results.locked(folder / LOCK)
 
 
-def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: str) -> None:
+def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: Literal["min", "max"]) -> None:
     """Add jobs to the sweep's plan, in place of those with the same names, before any is trained."""
     with plan_lock(folder):
         try:
@@ -282,6 +286,6 @@ def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: str) -> None
             earlier = jobs.clear()
         merged = pl.concat([earlier, jobs], how="diagonal").group_by("name", maintain_order=True).last()
         config_dir = absolute(layout.flag(sys.argv[1:], "--config-dir", "-cd"), layout.here())
-        settings = {"metric": metric, "mode": mode} | ({"config_dir": config_dir} if config_dir else {})
-        atomic.replace(folder / SETTINGS, json.dumps(settings).encode())
+        settings = Settings(metric=metric, mode=mode, config_dir=config_dir)
+        atomic.replace(folder / SETTINGS, settings.model_dump_json(exclude_none=True).encode())
         results.write(folder / PLAN, merged)

@@ -34,7 +34,8 @@ class RankedJob(NamedTuple):
         if self.typed is None:
             return None
         typed = [quoted(item) for item in self.typed if not is_steering(item)]
-        return " ".join([module("train", read_settings(self.folder.parent).get("config_dir")), *typed])
+        settings = read_settings(self.folder.parent)
+        return " ".join([module("train", settings.config_dir if settings else None), *typed])
 
 
 @dataclass
@@ -150,7 +151,8 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     if mode not in (None, *MODES):
         raise UserError(f"mode={mode}: choose min or max")
     recorded = jobs.select("metric", "mode").filter(pl.col("metric").is_not_null() & pl.col("mode").is_in(MODES))
-    defaults = {"metric": "val/loss", "mode": "min"} | (recorded.row(0, named=True) if len(recorded) else {}) | settings
+    defaults = {"metric": "val/loss", "mode": "min"} | (recorded.row(0, named=True) if len(recorded) else {})
+    defaults |= settings.model_dump() if settings else {}
     default = defaults["metric"]
     if default not in measured and default.replace("val/", "train/") in measured:
         default = default.replace("val/", "train/")  # without a val part, the train part decides which weights are best

@@ -16,6 +16,7 @@ STACKING = ".stack.lock"  # held by the process that trains stacks in the sweep'
 VERSION = {"linear_lab.results": "1"}  # of the columns
 REQUIRED = {"name", "status"}  # columns of every table of results
 UNREADABLE = ".unreadable"  # suffix of a file that was put aside
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$"  # of a job's folder; what `atomic.plain` leaves
 REMEDY = "overwrite=true with name={} puts the file aside and trains its jobs again"
 
 
@@ -45,7 +46,10 @@ def read_results(
             raise UserError(f"{path}: it is no table of results; {remedy}")
         rows = pl.scan_parquet(path)
         rows = rows if where is None else rows.filter(where)
-        return (rows if columns is None else rows.select(columns)).collect()
+        read = (rows if columns is None else rows.select(columns)).collect()
+        if "name" in read.columns:
+            check_names(read["name"])
+        return read
 
 
 def schema(folder: Path) -> dict[str, pl.DataType]:
@@ -54,11 +58,18 @@ def schema(folder: Path) -> dict[str, pl.DataType]:
         return dict(pl.read_parquet_schema(folder / RESULTS)) if (folder / RESULTS).exists() else {}
 
 
+def check_names(names: pl.Series) -> None:
+    """Refuse with a ValueError what cannot be the name of a job's folder, such as ``../x``."""
+    wrong = names.filter(~names.str.contains(NAME).fill_null(False))
+    if len(wrong):
+        raise ValueError(f"{wrong[0]!r} cannot be the name of a job")
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read ({why}); {REMEDY.format(path.parent.name)}") from error
 

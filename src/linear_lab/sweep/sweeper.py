@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import polars as pl
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext
@@ -41,6 +42,9 @@ class GridSweeper:
     def __init__(
         self, params: Mapping[str, str] | None, *, hydra_context: HydraContext, config: DictConfig, **context: Any
     ) -> None:
+        HydraConfig.instance().set_config(
+            config.copy()
+        )  # for the page: which classes were typed, and where --config-dir lies
         self.config, self.loader = config, hydra_context.config_loader
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
         self.folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -138,7 +142,7 @@ class GridSweeper:
         if self.watch.names is None:  # the first jobs of this command; a command that is refused changes nothing
             with plan_lock(self.folder):
                 atomic.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        write_plan(self.folder, jobs, str(self.config.metric), str(self.config.mode))
+        write_plan(self.folder, jobs, str(self.config.metric), self.config.mode)
         self.watch.show(jobs["name"])
         if not self.launches.stacked:  # jobs of a stack wait together, and end together
             board.write_sparingly(self.folder)

@@ -1,0 +1,93 @@
+"""Which classes the saved config of a run may name: nothing that comes from disk is trusted."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import get_class
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, Precision
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from linear_lab import CONF, UserError
+from linear_lab.runs.folder import Trust
+
+TRUSTED = ("linear_lab.", "torch.", "lightning.")
+KINDS: dict[str, type] = {
+    "data": LightningDataModule, "model": LightningModule, "loss": nn.Module, "optimizer": Optimizer,
+    "scheduler": LRScheduler, "trainer": Trainer, "callbacks": Callback, "logger": Logger,
+}  # fmt: skip
+PARTS = (*KINDS.values(), Strategy, Precision, CheckpointIO, ClusterEnvironment, LayerSync, Profiler)
+TARGET = re.compile(r"_target_\s*[:=]\s*['\"]?([\w.]+)")
+
+
+def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> None:
+    """Refuse a config from disk that names something to build which is no class of the kind that its group wants.
+
+    Classes of linear_lab, torch and Lightning are allowed, those that a YAML file in conf/ or ``--config-dir`` or the
+    command line names, and those in ``trust``. No other module is imported.
+
+    Args:
+        config: the config, or some of its groups; see `Run.config`.
+        source: the file that it comes from.
+        trust: dotted names of classes that the user allows.
+
+    Raises:
+        UserError: naming the target and its place, and what allows it.
+    """
+    allowed = {trust} if isinstance(trust, str) else {*(trust or ())}
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {str(error).splitlines()[0]}; the run has to be trained anew") from error
+    for keys, target in targets(resolved):
+        group, where = keys[0], ".".join(keys)
+        kind: Any = KINDS.get(group, PARTS) if len(keys) == (2 if group == "callbacks" else 1) else PARTS
+        wanted = kind.__name__ if isinstance(kind, type) else "part of a run"
+        if not target.startswith(TRUSTED) and target not in allowed:
+            allowed |= named_by_user()
+            if target not in allowed:
+                raise UserError(
+                    f"{source}: {where}._target_={target} comes from this file alone, and would run code of a module "
+                    f"that you have not named; if you know it, add trust={target}"
+                )
+        try:
+            cls: Any = get_class(target)
+        except (ImportError, ValueError, HydraException) as error:
+            raise UserError(f"{source}: {where}._target_={target}: {str(error).splitlines()[0]}") from error
+        if not issubclass(cls, kind):
+            raise UserError(f"{source}: {where}._target_={target} is no {wanted}, so it is not built")
+
+
+def targets(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield each ``_target_`` of a config with the keys that lead to its node."""
+    if isinstance(node, dict | list):
+        for key, item in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "_target_":
+                yield keys, str(item)
+            else:
+                yield from targets(item, (*keys, str(key)))
+
+
+def named_by_user() -> set[str]:
+    """Return the targets in the YAML files of conf/ and --config-dir, and on the command line."""
+    folders: list[str] = [str(CONF)]
+    texts: list[Any] = []
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        folders += [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
+        texts += OmegaConf.to_container(hydra.overrides.task)  # as typed: an item may refer to a value
+    files = [file for folder in folders for pattern in ("*.yaml", "*/*.yaml") for file in Path(folder).glob(pattern)]
+    texts += [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    return {target for text in texts for target in TARGET.findall(text)}
