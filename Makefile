@@ -12,6 +12,14 @@ ifneq ($(PYTHON),$(shell cat $(INSTALLED) 2>/dev/null))
 endif
 endif
 
+# make takes any variable in silence: `make train lr=0.01` would train at the default rate.
+UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED JAX SHELL MAKE%,\
+  $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+ifneq ($(UNKNOWN),)
+$(error make knows ARGS, LOGDIR and PYTHON; what the command is to get goes into ARGS: \
+make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(patsubst args=%,%,$(name)=$($(name)))))")
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types structure format bench peers \
   digits lock clean

@@ -13,12 +13,20 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
 from linear_lab import cli
 from linear_lab.cli import CONF
 from linear_lab.fitting import run
 from linear_lab.sweep.composer import Composer
+
+
+class Noted(Callback):
+    """Does nothing with a value."""
+
+    def __init__(self, note):
+        self.note = note
 
 
 def compose(*overrides, name="train"):

@@ -1,6 +1,8 @@
 """The commands, as a user types them."""
 
+import importlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
 from linear_lab.fitting import build
 from linear_lab.runs.folder import Run
-from linear_lab.terminal import signals
+from linear_lab.terminal import layout, signals
 
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
@@ -40,7 +42,7 @@ def run(*command, **options):
             ["optimizer: adam, adamw, lbfgs, rmsprop, sgd", "Six commands to try", "scheduler: cosine, none"],
         ),
         (["--cfg", "job"], ["lr: 0.1", "output_root: outputs"]),
-        (["optimizer.lrr=1"], ["optimizer.lrr", "Did you mean optimizer.lr?"]),
+        (["optimizer.lrr=1"], ["error: optimizer.lrr=1: nothing reads optimizer.lrr; did you mean optimizer.lr?"]),
         (["-sc", "query=bash"], ["optimizer="]),
     ],
 )
@@ -61,10 +63,40 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["optimiser=adam"], ["Could not override 'optimiser'", "Did you mean optimizer?"]),
-        (["optimizer=adm"], ["Could not find 'optimizer/adm'", "Did you mean optimizer=adam?"]),
-        (["trainer.max_epoch=3"], ["Did you mean trainer.max_epochs?"]),
-        (["optimizer=adam", "optimizer.beta=3"], ["Did you mean optimizer.betas?"]),
+        (["optimizer=adm"], ["error: optimizer=adm: choose one of adam, adamw", "did you mean optimizer=adam?"]),
+        (["optimizer=5"], ["error: optimizer=5: choose one of adam, adamw, lbfgs, rmsprop, sgd"]),
+        (["optimizer=[]"], ["error: optimizer=[]: choose one of adam"]),
+        (["~optimizer"], ["error: ~optimizer: choose one of adam"]),
+        (["callbacks=[1,2]"], ["error: callbacks=[1,2]: choose one of default, early_stopping"]),
+        (["logger=true"], ["error: logger=true: choose one of none, tensorboard"]),
+        (["console=null"], ["error: console=null: console holds several values", "as in console.steps=0"]),
+        (["metric=1e3"], ["error: metric=1e3: while training these data measure"]),
+        (["metric=ünï"], ["error: metric=ünï: while training these data measure"]),
+        (["output_root="], ["error: output_root=: it is empty"]),
+        (["resume="], ["error: resume=: it is empty"]),
+        (["hydra.run.dir="], ["error: hydra.run.dir=: it is empty"]),
+        (["data=table", "data.path="], ["error: data.path=: it is empty"]),
+        (["output_root=null"], ["error: output_root=null: it needs a value, as in output_root=outputs"]),
+        (["metric=null"], ["error: metric=null: it needs a value, as in metric=val/loss"]),
+        (["-m", "--cfg", "job"], ["error: -m --cfg: these exclude each other"]),
+        (["seed=1", "--cfg", "hydra", "--resolve"], ["error: --resolve: a run alone has all", "try --cfg job"]),
+        (["--experimental-rerun", "no.pickle"], ["error: --experimental-rerun no.pickle: there is no such file"]),
+        (["--experimental-rerun=no.pickle", "seed=1"], ["error: --experimental-rerun no.pickle: there is no such"]),
+        (["seed=1", "--config-dir", "nowhere"], ["error: --config-dir nowhere: there is no such folder"]),
+        (["-cd=nowhere"], ["error: --config-dir nowhere: there is no such folder"]),
+        (["seed=${seed}"], ["error: seed: Recursive interpolation"]),
+        (["optimizer.lr=${nope}"], ["Interpolation key 'nope' not found"]),
+        (["trainer.max_epochs=${oc.env:NOPE}"], ["error: trainer.max_epochs: ", "'NOPE' not found"]),
+        (["~trainer.accelerator"], ["error: trainer.accelerator: the config has no such key"]),
+        (["~console.steps"], ["error: console.steps: the config has no such key"]),
+        (["~loss._target_"], ["error: ~loss._target_: a run needs loss._target_"]),
+        (["callbacks.checkpoints=5"], ["error: callbacks.checkpoints=5: callbacks.checkpoints holds several values"]),
+        (["data.train=5"], ["error: data.train=5: data.train holds several values"]),
+        (["~metric"], ["error: ~metric: a run needs metric; give it another value"]),
+        (["=5"], ["error: =5: cannot be read as key=value"]),
+        (["seed"], ["error: seed: cannot be read as key=value"]),
+        (["seed=(1"], ["error: seed=(1: cannot be read as key=value"]),
+        (["-m", "optimizer=adam,adamw", "optimizer.betas=[0,0.9]"], ["so type optimizer.betas=choice([0,0.9])"]),
         (["optimizer.lr=-1"], ["error: optimizer: lr must be a positive number, got -1"]),
         (["-m", "output_root=/dev/null/x", "seed=0,1"], ["error: no run can be kept in /dev/null/x/sweeps"]),
         (["scheduler=null"], ["error: scheduler=null: choose one of cosine, none, plateau, step"]),
@@ -75,10 +107,11 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
 )
 def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, tmp_path):
     if "/dev/null" not in str(arguments):
-        arguments = [*arguments, f"output_root={tmp_path}"]
+        arguments = [f"output_root={tmp_path}", *arguments]
     code, out, err = command(train_entry, *arguments)
     assert code == 1
     assert all(words in err for words in said), err
+    assert len(err.splitlines()) == 1
     assert "Traceback" not in err
     assert out == ""
 
@@ -127,6 +160,29 @@ def test_ctrl_c_while_the_config_is_composed(arguments, when, monkeypatch, tmp_p
     assert "Traceback" not in err
     assert not [*tmp_path.rglob("sweep.json")]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("optimizer=adam", "-m", "seed=1,2"),
+        ("optimizer=adam", "seed=1,2", "--multirun"),
+        ("-m", "optimizer=adam", "seed=1,2"),
+    ],
+)
+def test_a_sweep_may_be_asked_for_anywhere(typed, tmp_path):
+    code, _, err = command(train_entry, f"output_root={tmp_path}", "name=study", *typed, *SHORT)
+    assert (code, err) == (0, "")
+    assert {path.parent.name for path in tmp_path.glob("sweeps/study/*/result.json")} == {"adam-seed=1", "adam-seed=2"}
+
+
+@pytest.mark.parametrize("entry", [evaluate_entry, predict_entry, export_entry, leaderboard_entry])
+def test_only_training_is_done_many_times(entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(entry, "run=a,b", "-m")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: -m: is for training")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_flags_may_stand_anywhere_and_a_group_may_have_a_plus(tmp_path):
@@ -229,6 +285,38 @@ def test_full_error_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="got -1"):
         command(train_entry, "optimizer.lr=-1", f"output_root={tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["695e0514", "123e4567", "1e3", "ünï", "true", "7", "0x1f", "nan", "研究", "a=b"])
+def test_the_name_of_a_sweep_is_a_text_as_typed(name, tmp_path):
+    code, _, err = command(train_entry, "-m", f"output_root={tmp_path}", f"name={name}", "seed=1", *SHORT)
+    assert (code, err) == (0, "")
+    assert [folder.name for folder in (tmp_path / "sweeps").iterdir()] == [name]
+    again = command(train_entry, "-m", f"output_root={tmp_path}", f"name={name}", "seed=1", *SHORT)
+    assert (again[0], again[2]) == (0, "")
+    assert record(tmp_path / "sweeps" / name / "sgd")["steps"] == 3
+    assert command(leaderboard_entry, f"sweep={tmp_path / 'sweeps' / name}")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["695e0514", "1e3", "ünï", "true", "007", "1_0", "nan", "a=b, c"])
+def test_other_texts_are_as_typed(text, tmp_path):
+    keys = ["output_root", "hydra.run.dir", "data.path"]
+    if "," not in text:  # else it is a sweep
+        keys += ["data.y", "data.split", "metric"]
+    code, out, err = command(train_entry, "data=table", *(f"{key}={text}" for key in keys), "--cfg", "all")
+    assert (code, err) == (0, "")
+    cfg = OmegaConf.create(out)
+    assert [str(OmegaConf.select(cfg, key)) for key in keys] == [text] * len(keys)
+    for entry, key in (
+        (predict_entry, "output"),
+        (predict_entry, "input"),
+        (export_entry, "output"),
+        (evaluate_entry, "run"),
+    ):
+        code, out, err = command(entry, f"{key}={text}", "--cfg", "job")
+        assert (code, err, OmegaConf.create(out)[key]) == (0, "", text)
+    code, _, err = command(leaderboard_entry, f"sweep={text}")
+    assert err.startswith(f"error: sweep={text}: there is no such folder")
 
 
 def test_train_evaluate_resume(tmp_path):
@@ -417,6 +505,69 @@ def test_a_table_from_training_to_predictions(tmp_path):
         assert len(err.splitlines()) == 1
 
 
+def hints(text):
+    """The commands that a command's answer names last, by their names."""
+    lines = (line.split("  ", 1) for line in text.splitlines())
+    return {
+        line[0].strip(): line[1].strip()
+        for line in lines
+        if (len(line) == 2 and "linear_lab" in line[1]) or line[0] == "look"
+    }
+
+
+@pytest.mark.parametrize("where", [(), ("hydra.job.chdir=true",)])
+@pytest.mark.parametrize("sweep", [(), ("-m", "name=study")])
+def test_commands_to_type_next_work_where_the_command_was_typed(sweep, where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine/optimizer/nadam.yaml").write_text("_target_: torch.optim.NAdam\nlr: 0.1\n")
+    (tmp_path / "my.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
+    typed = ("--config-dir", "mine", "optimizer=nadam", "data=table", "data.path=my.csv", "data.y=y", *SHORT)
+    code, out, err = command(train_entry, *sweep, *typed, *where)
+    monkeypatch.chdir(tmp_path)
+    assert (code, err) == (0, "")
+    commands = hints(out)
+    assert {*commands} >= ({"train again", "look"} if sweep else {"evaluate", "predict", "go on", "look"})
+    for name, line in commands.items():
+        words = shlex.split(line)
+        module, arguments = words[2], [word.replace("<more>", "5") for word in words[3:]]
+        assert Path(words[0]).exists() or words[0] == "python"
+        if name == "look":
+            assert module == "linear_lab.dashboard"  # no Makefile here
+            assert Path(arguments[0]).is_dir()
+        else:
+            assert "--config-dir mine" in line
+            code, _, err = command(importlib.import_module(module), *arguments)
+            monkeypatch.chdir(tmp_path)
+            assert (code, err) == (0, ""), line
+    if sweep:
+        code, out, _ = command(leaderboard_entry, "sweep=outputs/sweeps/study")
+        assert "--config-dir mine" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "my.csv", "outputs"}
+
+
+def test_commands_in_the_checkout_are_those_of_make(tmp_path, monkeypatch):
+    monkeypatch.chdir(cli.CONF.parent)
+    assert layout.dashboard(tmp_path) == f"make dashboard LOGDIR={tmp_path}"
+    assert layout.installing("onnx").endswith(" -m pip install -e '.[onnx]'")
+    monkeypatch.chdir(tmp_path)
+    assert layout.installing("onnx").endswith(f" -m pip install -e '{cli.CONF.parent}[onnx]'")
+
+
+def test_an_optimizer_without_a_rate_has_the_one_of_its_class(tmp_path):
+    for typed in ([], ["optimizer.lr=0.001"]):
+        left = [] if typed else ["~optimizer.lr"]
+        code, _, err = command(train_entry, f"output_root={tmp_path / str(len(typed))}", *SHORT, *typed, *left)
+        assert (code, err) == (0, "")
+    one, other = (record(path) for path in sorted(tmp_path.glob("*/runs/*")))
+    assert one["parameters"] == other["parameters"]
+
+
+@pytest.mark.parametrize("typed", ["model={bias:false}", "callbacks.checkpoints={mode:min}", "data.val=null"])
+def test_a_part_of_a_node_may_be_typed(typed, tmp_path):
+    assert command(train_entry, f"output_root={tmp_path}", typed, *SHORT, "metric=train/loss")[::2] == (0, "")
+
+
 def test_a_diverged_run_ends_with_one_message_and_exit_code_1(tmp_path):
     code, _, err = command(train_entry, f"output_root={tmp_path}", "optimizer.lr=0.5")
     assert code == 1
@@ -435,6 +586,35 @@ def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(tmp_path):
     names = ["sgd-lr=0.01", "sgd-lr=-1", "adam-lr=0.01", "adam-lr=-1"]
     assert [record(sweep / name)["status"] for name in names] == ["completed", "failed"] * 2
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONWARNINGS": "error"},
+    ],
+)
+def test_any_locale_and_any_filter_of_warnings(environment, tmp_path):
+    (tmp_path / "my.csv").write_text("größe,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)), encoding="utf-8")
+    script = (
+        "import sys; from linear_lab import train, predict\n"
+        "typed = {train: ['data=table', 'data.path=my.csv', 'data.y=y', 'hydra.run.dir=r', 'trainer.max_epochs=2'],\n"
+        "         predict: ['run=r', 'input=my.csv'], train.main: sys.argv[1:]}\n"
+        "for entry, arguments in typed.items():\n"
+        "    sys.argv = ['train', *arguments]\n"
+        "    getattr(entry, 'main', entry)()\n"
+    )
+    result = run(sys.executable, "-c", script, "name=größe", cwd=tmp_path, env=environment)
+    if "LC_ALL" in environment:
+        assert "y = 2 gr\\xf6\\xdfe" in result.stdout
+        assert result.stderr == "error: this locale has ascii letters alone, and others were typed; set PYTHONUTF8=1\n"
+    else:
+        assert "y = 2 größe" in result.stdout
+        assert result.stderr == "error: name='größe': is for sweeps; add -m, or leave it out\n"
+    assert result.returncode == 1
+    assert "größe" in (tmp_path / "r" / "predictions.csv").read_text(encoding="utf-8")
+    assert "max_epochs=2` reached" in (tmp_path / "r" / "train.log").read_text(encoding="utf-8")
 
 
 def test_console_scripts_work_from_any_folder(tmp_path):

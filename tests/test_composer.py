@@ -19,6 +19,7 @@ from linear_lab import UserError, cli
 from linear_lab import train as entry
 from linear_lab.cli import CONF
 from linear_lab.config import make_paths_absolute
+from linear_lab.overrides import dotted
 from linear_lab.runs import fingerprints
 from linear_lab.sweep import plan
 from linear_lab.sweep.inventory import is_steering
@@ -92,7 +93,11 @@ def check(typed):
 @functools.cache
 def keys(shape):
     """All keys that a job may set, those of containers among them."""
-    return [key for key in cli.keys(by_hydra(shape)) if not (CONF / key).is_dir() and not is_steering(key)]
+    return [
+        key
+        for key in dotted(OmegaConf.to_container(by_hydra(shape)))
+        if not (CONF / key).is_dir() and not is_steering(key)
+    ]
 
 
 @st.composite

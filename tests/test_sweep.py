@@ -236,9 +236,9 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
             r"optimizer\.momentum=0: optimizer=adam has no momentum, which sgd has; make it two commands .*"
             r"optimizer=sgd and optimizer\.momentum=\.\.\., one with optimizer=adam without it",
         ),
-        (("optimizer.lrr=1,2",), r"optimizer\.lrr=1: .*did you mean optimizer\.lr\?"),
-        (("optimiser=sgd,adam",), r"optimiser=sgd: .*did you mean optimizer\?"),
-        (("lr=1,2",), r"lr=1: .*lr"),
+        (("optimizer.lrr=1,2",), r"optimizer\.lrr=1,2: .*did you mean optimizer\.lr\?"),
+        (("optimiser=sgd,adam",), r"optimiser=sgd,adam: .*did you mean optimizer\?"),
+        (("lr=1,2",), r"lr=1,2: .*did you mean optimizer\.lr\?"),
         (("optimizer=sgdd,adam",), "sgdd"),
         (("name=a,b",), "name=a,b: cannot differ between the jobs of a sweep; give one value"),
         (("overwrite=true,false",), "overwrite=true,false: cannot differ"),
@@ -250,7 +250,8 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
         (("name=", "seed=0,1"), "name=: it is a folder's name"),
         (("seed=range(0)",), "the sweep has no job: one of its ranges is empty"),
         (("trainer.max_epochs=2", "optimizer=sgd,adm"), "optimizer=adm: choose one of adam, .*sgd"),
-        (("hydra.sweeper.trial=1",), "Did you mean hydra.sweeper"),
+        (("hydra.sweeper.trial=1",), r"hydra\.sweeper\.trial=1: "),
+        (("sweep=search", "hydra.sweeper.trial=1"), r"did you mean hydra\.sweeper\.trials\?"),
         (("launch=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"), "n_jobs=0: must be a number from 1"),
         (("sweep=search", "mode=up"), "mode=up: choose min or max"),
         (("sweep=search", "hydra.sweeper.at_once=0"), "at_once=0: must be a whole number from 1"),
@@ -258,9 +259,12 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
         (("sweep=search", "hydra.sweeper.seed=a"), "seed=a: must be a whole number"),
         (("sweep=search", "optimizer.lrr=interval(0,1)"), "did you mean optimizer.lr"),
         (("name=../x", "seed=0,1"), "name=../x: it is a folder's name"),
-        (("+note='a\udcff','b'",), "note='a\ufffd','b': it is not UTF-8; rename the file"),
+        (("metric='a\udcff','b'",), "metric='a\ufffd','b': it is not UTF-8; rename the file"),
         (("data=table", "data.path=a\udcff.csv", "seed=0,1"), "data.path='a\ufffd.csv': it is not UTF-8"),
-        (("+note=${nothing},1",), "Interpolation key 'nothing' not found"),
+        (("seed=${nothing},1",), "Interpolation key 'nothing' not found"),
+        (("+note=1", "seed=0,1"), r"\+note=1: nothing reads note"),
+        (("+lr=0.1,0.2",), r"\+lr=0.1,0.2: nothing reads lr; did you mean optimizer\.lr\?"),
+        (("optimizer=sgd,adam", "+optimizer.momentun=0.9"), r"did you mean optimizer\.momentum\?"),
         (("console=[1],[2]",), r"console=\[1\]: "),
         (("seed=range(0,5,0)",), r"seed=range\(0,5,0\): has no end of values"),
     ],
@@ -278,7 +282,8 @@ def test_hostile_values(trained, tmp_path):
     values = ("../../x", "a b", "a=b", "größe", "x" * 300, "x" * 300 + "y")
     typed = ",".join(f"'{value}'" for value in values)
     root = tmp_path / "root"
-    code, said = sweep(root, *FAST, "name=study", f"+note={typed}")
+    reader = "+callbacks.reader={_target_: runs.Noted, note: '${note}'}"
+    code, said = sweep(root, *FAST, "name=study", f"+note={typed}", reader)
     assert code == 0, said
     assert len(trained) == len(set(trained)) == len(values)
     folder = root / "sweeps/study"
@@ -288,7 +293,7 @@ def test_hostile_values(trained, tmp_path):
     assert notes == list(values)
     assert [note.strip("'") for note in board.read(folder).jobs["key:note"]] == list(values)
     trained.clear()
-    assert sweep(root, *FAST, "name=study", f"+note={typed}")[0] == 0
+    assert sweep(root, *FAST, "name=study", f"+note={typed}", reader)[0] == 0
     assert not trained
 
 

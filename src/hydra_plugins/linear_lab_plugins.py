@@ -9,7 +9,7 @@ from hydra.plugins.sweeper import Sweeper
 
 from linear_lab import UserError
 from linear_lab.sweep import launchers
-from linear_lab.terminal.layout import failure
+from linear_lab.terminal.layout import failure, installing
 
 
 class LocalLauncher(launchers.LocalLauncher):
@@ -42,6 +42,6 @@ class SearchSweeper(GridSweeper):
         try:
             from linear_lab.sweep.search_sweeper import SearchSweeper
         except ImportError as error:
-            install = "python -m pip install -e '.[search]'"
-            raise failure(UserError(f"sweep=search: it needs Optuna ({error}); try {install}")) from error
+            message = f"sweep=search: it needs Optuna ({error}); {installing('search')}"
+            raise failure(UserError(message)) from error
         self.sweeper = SearchSweeper(**self.arguments, **context)

@@ -3,10 +3,11 @@
 Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab completion answer at once.
 """
 
-import difflib
 import importlib.util
+import io
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,24 +18,25 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from linear_lab import CONF, UserError
+from linear_lab import CONF, UserError, overrides
 from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers, saved_config
 from linear_lab.runs.folder import MissingError, Run
-from linear_lab.terminal.layout import failure, in_quotes, python
+from linear_lab.terminal import layout
+from linear_lab.terminal.layout import failure, flag, in_quotes, split
 from linear_lab.terminal.output import lasting_output
 from linear_lab.terminal.signals import CtrlC, raise_if_interrupted
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
-    "separator", "decimal", "encoding",
+    "separator", "decimal", "encoding", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
+NAMES = ("name", "metric")  # overrides whose value is one text, or a sweep of some
 COLUMNS = ("data.x", "data.y", "data.split")  # overrides that name a column, or a list of columns
 PACKAGES = {  # that some choices need
     "launch=joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -42,10 +44,7 @@ PACKAGES = {  # that some choices need
     "launch=ray": "hydra_plugins.hydra_ray_launcher",
     "sweep=search": "optuna",
 }
-FLAGS_WITH_VALUE = {
-    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-    "--info", "-i", "--experimental-rerun",
-}  # fmt: skip
+MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", *layout.OPTIONAL_VALUE, "--shell-completion", "-sc")
 SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
 Task = Callable[[DictConfig], Any]
 
@@ -79,6 +78,11 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
         @lasting_output()
         def main() -> None:
             typed = sys.argv
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, names of columns would raise
+                    stream.reconfigure(errors="backslashreplace")
+            if any(option.startswith("error") for option in sys.warnoptions):
+                warnings.simplefilter("default")  # a warning of a library is no reason to end a run
             if {"--help", "-h"} & {*typed[1:]}:
                 print(help_text(name))
                 return
@@ -86,18 +90,16 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
             sys.argv = [typed[0], *arguments]
             with CtrlC():
                 try:
-                    check_choices(arguments)
+                    check_flags(arguments, name)
                     check_folders(arguments)
+                    check_packages(arguments)
                     register_resolvers()
-                    resume = resumed(arguments) if name == "train" else None
+                    resume = value_of("resume", arguments) if name == "train" else None
                     config_name = name if resume is None else store_saved_config(resume, arguments)
+                    check_typed(arguments, config_name, renamed or {})
                     hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run_task)()
-                except UserError as error:
+                except (UserError, OmegaConfBaseException) as error:
                     raise failure(explained(error)) from error
-                except SystemExit as end:
-                    if isinstance(end.__context__, HydraException) and (hint := suggestion(arguments, name)):
-                        print(f"Did you mean {hint}?", file=sys.stderr)  # below Hydra's own message
-                    raise
                 finally:
                     sys.argv = typed
 
@@ -115,7 +117,11 @@ def importing() -> Iterator[None]:
 
 
 def explained(error: Any) -> Any:
-    """Say of a missing run folder, if it is one of a stack's job, how to train that job alone."""
+    """Name the key that the config lacks; say of a missing folder of a stack's job how to train that job alone."""
+    if isinstance(error, OmegaConfBaseException):  # the config of each option is complete, so something was typed
+        missing = isinstance(error, (ConfigAttributeError, ConfigKeyError))
+        what = "the config has no such key" if missing else str(error).splitlines()[0]
+        return UserError(f"{error.full_key or 'config'}: {what}; see --cfg job")
     if not isinstance(error, MissingError):
         return error
     from linear_lab.sweep import ranking
@@ -136,7 +142,7 @@ def help_text(name: str) -> str:
 
 def required(cfg: DictConfig, key: str) -> None:
     """Refuse a command without a key that it needs."""
-    if OmegaConf.is_missing(cfg, key):
+    if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
         raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>")
 
 
@@ -154,17 +160,15 @@ def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
     >>> in_order(["seed=1", "-m", "run=a b", "+optimizer=adam"], {})
     ['-m', 'seed=1', "run='a b'", 'optimizer=adam']
     """
-    flags: list[str] = []
-    overrides: list[str] = []
-    for argument in arguments:
-        if argument.startswith("-") or (flags and flags[-1] in FLAGS_WITH_VALUE):
-            flags.append(argument)
-            continue
+    flags, typed = split(arguments)
+    texts, ordered = [*TEXTS, *renamed.values()], []
+    for argument in typed:
         key, equals, value = argument.partition("=")
-        if key.startswith("+") and is_group(key.lstrip("+")):  # the defaults list holds it, so that Hydra refuses +
+        # the defaults list holds it, so that Hydra refuses +
+        if key.startswith("+") and is_group(key.lstrip("+")) and not value.startswith("{"):
             key = key.lstrip("+")
-        overrides.append(quoted(f"{renamed.get(key, key)}{equals}{value}", [*TEXTS, *renamed.values()]))
-    return flags + overrides
+        ordered.append(quoted(f"{renamed.get(key, key)}{equals}{value}", texts))
+    return flags + ordered
 
 
 def quoted(override: str, texts: list[str]) -> str:
@@ -174,10 +178,16 @@ def quoted(override: str, texts: list[str]) -> str:
     "run='outputs/a=b, c'"
     >>> quoted("data.x=[living area,größe]", [])
     "data.x=['living area','größe']"
+    >>> quoted("name=study1", []), quoted("name=1e3", [])
+    ('name=study1', "name='1e3'")
     """
     key, equals, value = override.partition("=")
     if not equals or value in ("", "null", "[]"):
         return override
+    if key in NAMES:
+        with suppress(HydraException):
+            if "," in value or OverridesParser.create().parse_override(override).value() == value:
+                return override  # 1e3 would be a number
     if key in COLUMNS:
         several = value.startswith("[") and value.endswith("]")
         items = value[1:-1].split(",") if several else [value]
@@ -185,27 +195,44 @@ def quoted(override: str, texts: list[str]) -> str:
             return override  # written as Hydra wants it, or a sweep
         items = [in_quotes(item.strip()) for item in items]
         return f"{key}=[{','.join(items)}]" if several else f"{key}={items[0]}"
-    return f"{key}={in_quotes(value)}" if key in texts and value[0] not in "'\"" else override
+    return f"{key}={in_quotes(value)}" if key in (*NAMES, *texts) and value[0] not in "'\"" else override
 
 
-def parsed(arguments: list[str]) -> Iterator[Override]:
-    """Yield those overrides of a command line that Hydra can read."""
-    parser = OverridesParser.create()
+def check_flags(arguments: list[str], name: str) -> None:
+    """Refuse flags that Hydra would answer with a traceback, and letters that the locale lacks."""
+    encoding = sys.getfilesystemencoding()
+    if not all(map(str.isascii, arguments)) and encoding != "utf-8":
+        raise UserError(f"this locale has {encoding} letters alone, and others were typed; set PYTHONUTF8=1")
+    given = [item.partition("=")[0] for item in split(arguments)[0]]
+    modes = [item for item in given if item in MODES]
+    if len(modes) > 1:
+        raise UserError(f"{' '.join(modes)}: these exclude each other; leave one out")
+    if name != "train" and {"-m", "--multirun"} & {*given}:
+        raise UserError(f"{modes[0]}: is for training; linear_lab.{name} does one thing at a time, so leave it out")
+    if "--resolve" in given and flag(arguments, "--cfg", "-c") == "hydra":
+        raise UserError("--resolve: a run alone has all of Hydra's own values; try --cfg job, or leave it out")
+    if (folder := flag(arguments, "--config-dir", "-cd")) is not None and not Path(folder).is_dir():
+        raise UserError(f"--config-dir {folder}: there is no such folder")
+    if (file := flag(arguments, "--experimental-rerun")) is not None and not Path(file).is_file():
+        raise UserError(f"--experimental-rerun {file}: there is no such file")
+
+
+def check_packages(arguments: list[str]) -> None:
+    """Refuse an option whose package is missing, which Hydra would answer with a traceback."""
     for argument in arguments:
-        if not argument.startswith("-"):
-            with suppress(HydraException):
-                yield parser.parse_override(argument)
-
-
-def check_choices(arguments: list[str]) -> None:
-    """Refuse what Hydra would answer with a traceback: a group without an option, or one whose package is missing."""
-    for argument in arguments:
-        group, _, option = argument.partition("=")
-        if option == "null" and group != "experiment" and is_group(group):
-            raise UserError(f"{argument}: choose one of {', '.join(options(group))}")
         if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
-            extra = {"sweep=search": "search"}.get(argument, option)
-            raise UserError(f"{argument}: its package is not installed; {python()} -m pip install -e '.[{extra}]'")
+            extra = {"sweep=search": "search"}.get(argument, argument.partition("=")[2])
+            raise UserError(f"{argument}: its package is not installed; {layout.installing(extra)}")
+
+
+def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, str]) -> None:
+    """Refuse overrides that no run reads, before Hydra composes: it advises to add such a key with ``+``."""
+    other_config = flag(arguments, "--config-path", "-cp", "--config-name", "-cn")
+    completion = {"-sc", "--shell-completion"} & {*arguments}
+    lines = split(arguments)[1]
+    if lines and other_config is None and not completion:
+        folder = flag(arguments, "--config-dir", "-cd")
+        overrides.check(lines, config_name, renamed, folder, trusted=config_name != SAVED)
 
 
 def check_folders(arguments: list[str]) -> None:
@@ -214,23 +241,24 @@ def check_folders(arguments: list[str]) -> None:
         Path.cwd()
     except FileNotFoundError:
         raise UserError("the working directory has been deleted; change to another one, as by cd ~") from None
-    for override in parsed(arguments):
-        if override.key_or_group == "hydra.run.dir" and "${" not in (folder := str(override.value())):
-            try:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or error
-                raise UserError(f"hydra.run.dir={folder}: no run can be kept there ({why}); choose another") from None
+    folder = value_of("hydra.run.dir", arguments) or ""
+    try:
+        if folder and "${" not in folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"hydra.run.dir={folder}: no run can be kept there ({why}); choose another") from None
 
 
-def resumed(arguments: list[str]) -> str | None:
-    """Return the folder of the run that shall be resumed.
+def value_of(key: str, arguments: list[str]) -> str | None:
+    """Return the text that was typed for a key, None where nothing or null was.
 
-    >>> resumed(["resume='a=b'"]), resumed(["resume=null"]), resumed(["seed=1"])
-    ('a=b', None, None)
+    >>> [value_of("resume", [typed]) for typed in ("resume='a=b'", "resume=null", "seed=1")]
+    ['a=b', None, None]
     """
-    values = [override.value() for override in parsed(arguments) if override.key_or_group == "resume"]
-    return None if not values or values[-1] is None else str(values[-1])
+    values = [item for item in split(arguments)[1] if item.startswith(f"{key}=")]
+    value = OverridesParser.create().parse_override(values[-1]).value() if values else None
+    return str(value) if value not in (None, "") else None
 
 
 def store_saved_config(folder: str, arguments: list[str]) -> str:
@@ -255,29 +283,3 @@ def store_saved_config(folder: str, arguments: list[str]) -> str:
     node["hydra"] = {"job": {"name": "train"}, "run": {"dir": str(run.path.resolve())}, "output_subdir": None}
     ConfigStore.instance().store(SAVED, node)
     return SAVED
-
-
-def suggestion(arguments: list[str], name: str) -> str | None:
-    """Return the option or the key nearest to the first one that was typed and that there is not."""
-    overrides = [override for override in parsed(arguments) if isinstance(override.key_or_group, str)]
-    groups = {item.key_or_group: str(item.value()) for item in overrides if is_group(item.key_or_group)}
-    for group, option in groups.items():
-        if option not in options(group):
-            return next((f"{group}={match}" for match in difflib.get_close_matches(option, options(group), n=1)), None)
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            chosen = [f"{group}={option}" for group, option in groups.items()]
-            cfg = OmegaConf.to_container(hydra.compose(name, chosen, return_hydra_config=True))
-    except (CompactHydraException, OmegaConfBaseException):
-        return None
-    names = list(keys(cfg))
-    wrong = (item.key_or_group for item in overrides if item.key_or_group not in names and not item.is_add())
-    return next((match for key in wrong for match in difflib.get_close_matches(key, names, n=1)), None)
-
-
-def keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all that a config holds."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            yield from keys(value, f"{prefix}{key}.")

@@ -127,7 +127,7 @@ def sweep_folder(parent: str, name: str | None) -> str:
         if name is None:
             return new_sweep(parent)
         folder = Path(parent).expanduser() / str(name)
-        if atomic.plain(str(name)) != str(name) or str(name)[:1] in ("", ".", "_", "-"):
+        if not re.fullmatch(rf"(?=[^\W_])[\w.=+-]{{1,{atomic.LONGEST_NAME}}}(?<![.-])", str(name)):
             raise UserError(
                 f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
                 "and begins with a letter or digit; try name=study1"

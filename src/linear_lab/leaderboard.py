@@ -16,7 +16,7 @@ def main(cfg: Any) -> None:
     from linear_lab.terminal import layout
 
     example = "name a sweep's folder, as in sweep=outputs/sweeps/<name>"
-    if OmegaConf.is_missing(cfg, "folder"):
+    if OmegaConf.is_missing(cfg, "folder") or cfg.folder is None:
         raise UserError(f"sweep=<folder> is missing; {example}")
     folder = Path(str(cfg.folder)).expanduser()
     if not folder.is_dir():

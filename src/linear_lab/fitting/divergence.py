@@ -64,7 +64,7 @@ def warn_if_lr_unstable(cfg: DictConfig, reference: Reference) -> None:
 
 def lr_is_unstable(cfg: DictConfig, reference: Reference) -> bool:
     """Tell whether the run must diverge: plain SGD above the largest stable rate, at a rate that nothing lowers."""
-    return reference.stable_lr is not None and not cfg.scheduler and cfg.optimizer.lr > reference.stable_lr
+    return reference.stable_lr is not None and not cfg.scheduler and cfg.optimizer.get("lr", 0) > reference.stable_lr
 
 
 def rounded_down(rate: float) -> float:

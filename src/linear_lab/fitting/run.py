@@ -47,7 +47,7 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
         UserError: for all that the user can mend, a run that diverged among it; the record says the same.
         Interrupted: at SIGINT, SIGTERM and SIGHUP, after last.ckpt was saved.
     """
-    make_paths_absolute(cfg, Path.cwd())
+    make_paths_absolute(cfg, layout.here())
     if getattr(rank_zero_only, "rank", 0):  # a process that DDP added: it computes; the first one records and shows
         with ExitStack() as at_the_end, restored_process(folder, cfg.get("threads")), StopOnSignal() as stop:
             fit(cfg, Run(Path(folder)), stop, Console(quiet=True), at_the_end)

@@ -80,7 +80,7 @@ def to_onnx(predictor: Predictor, x: Tensor, file: BinaryIO, meaning: dict[str, 
         onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
         importlib.import_module("onnxscript")
     except ImportError as error:
-        raise UserError(f"format=onnx: {error.name} is missing; install it with pip install -e '.[onnx]'") from error
+        raise UserError(f"format=onnx: {error.name} is missing; {layout.installing('onnx')}") from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y_hat"]}
     shapes = ({0: torch.export.Dim("rows")},)

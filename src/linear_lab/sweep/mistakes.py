@@ -1,15 +1,16 @@
 """What is wrong with what was typed for a sweep, and in what a job's config differs from an earlier one."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError
 from linear_lab.config import as_dict, saved_config
+from linear_lab.overrides import dotted, unknown
 from linear_lab.runs.fingerprints import FREE
 from linear_lab.runs.folder import Run
 from linear_lab.sweep.composer import Composer
@@ -32,12 +33,9 @@ def mistake(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Co
     option = compose.option(overrides, group)
     others = {compose.option(row, group) for row in jobs if _composes(compose, [*compose.choices(row), wrong])}
     if not others or not name:
-        config = compose(choices)
-        values = config.get(group)
-        keys = [*config, *(f"{group}.{item}" for item in (values if isinstance(values, dict) else {}))]
-        close = difflib.get_close_matches(key, keys, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{wrong}: {first_line(error)}{hint}"
+        cfg = compose.config(choices)
+        names = [*dotted(OmegaConf.to_container(cfg))]
+        return unknown(wrong, key, names, cfg) if key not in names else f"{wrong}: {first_line(error)}"
     return (
         f"{wrong}: {group}={option} has no {name}, which {', '.join(sorted(others))} has; make it two commands with "
         f"one name=<name>, which add to one sweep: one with {group}={','.join(sorted(others))} and {key}=..., "

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
@@ -15,12 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError
+from linear_lab.config import absolute
 from linear_lab.runs import atomic
 from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
 from linear_lab.runs.record import Strict, Text
 from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
+from linear_lab.terminal import layout
 from linear_lab.terminal.signals import raise_if_interrupted
 from linear_lab.text import first_line
 
@@ -243,10 +246,11 @@ def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem
 
 
 class Settings(Strict):
-    """What sweep.json holds: the metric by which the sweep ranks its jobs, and its mode."""
+    """What sweep.json holds: the metric by which the sweep ranks its jobs, its mode, and its --config-dir."""
 
     metric: Text
     mode: Literal["min", "max"]
+    config_dir: Text | None = None
 
 
 def read_settings(folder: Path) -> Settings | None:
@@ -285,5 +289,7 @@ def write_plan(folder: Path, jobs: pl.DataFrame, metric: str, mode: Literal["min
         except UserError:  # damaged: the records say what those jobs are
             earlier = jobs.clear()
         merged = pl.concat([earlier, jobs], how="diagonal").group_by("name", maintain_order=True).last()
-        atomic.replace(folder / SETTINGS, Settings(metric=metric, mode=mode).model_dump_json().encode())
+        config_dir = absolute(layout.flag(sys.argv[1:], "--config-dir", "-cd"), layout.here())
+        settings = Settings(metric=metric, mode=mode, config_dir=config_dir)
+        atomic.replace(folder / SETTINGS, settings.model_dump_json(exclude_none=True).encode())
         results.write(folder / PLAN, merged)

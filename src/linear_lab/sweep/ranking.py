@@ -11,7 +11,7 @@ from linear_lab import UserError
 from linear_lab.sweep.inventory import KEYS, fields, is_steering, read_jobs
 from linear_lab.sweep.plan import overrides, read_plan, read_settings
 from linear_lab.sweep.results import read_results
-from linear_lab.terminal.layout import python, quoted, short
+from linear_lab.terminal.layout import module, quoted, short
 
 MODES = ("min", "max")
 SAME_DATA = ("data.batch_size", "data.order_seed")  # keys of the data that change no part of them
@@ -34,7 +34,8 @@ class RankedJob(NamedTuple):
         if self.typed is None:
             return None
         typed = [quoted(item) for item in self.typed if not is_steering(item)]
-        return " ".join([python(), "-m", "linear_lab.train", *typed])
+        settings = read_settings(self.folder.parent)
+        return " ".join([module("train", settings.config_dir if settings else None), *typed])
 
 
 @dataclass

@@ -225,7 +225,7 @@ class GridSweeper:
         for line in lines:
             self.screen.print(line, soft_wrap=True)
         commands = board.commands(leaderboard)
-        commands["look"] = f"make dashboard LOGDIR={layout.quoted(str(layout.short(self.folder)))}"
+        commands["look"] = layout.dashboard(self.folder)
         commands["address"] = layout.ADDRESS
         failed = bool(len(left) or self.not_kept)
         if failed or interrupted:

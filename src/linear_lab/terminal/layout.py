@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from linear_lab import UserError
+from linear_lab import CONF, UserError
 from linear_lab.text import printable
 
 SHOWN = 8  # numbers, names or rows that the terminal shows
 ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
+FLAGS_WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--info", "-i", "--experimental-rerun",
+}  # fmt: skip
+OPTIONAL_VALUE = ("--info", "-i")
 NARROW = 60  # width of a terminal below which tables are split
 
 
@@ -59,13 +65,66 @@ def names(columns: list[str]) -> str:
 
 def short(folder: Path) -> Path:
     """Write a folder relative to the working directory, if it lies there."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return folder.relative_to(here()) if folder.is_relative_to(here()) else folder
+
+
+def here() -> Path:
+    """Return the folder in which the command was typed: ``hydra.job.chdir=true`` goes elsewhere."""
+    moved = HydraConfig.initialized() and HydraConfig.get().job.chdir
+    return Path(HydraConfig.get().runtime.cwd) if moved else Path.cwd()
 
 
 def python() -> str:
     """Name this interpreter: ``python`` if the shell finds it by that name, else its path."""
     return "python" if shutil.which("python") == sys.executable else str(short(Path(sys.executable)))
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate flags, each with its value, from overrides.
+
+    >>> split(["seed=1", "--cfg", "job", "optimizer=adam", "--info", "name=a"])
+    (['--cfg', 'job', '--info', 'all'], ['seed=1', 'optimizer=adam', 'name=a'])
+    """
+    flags: list[str] = []
+    typed: list[str] = []
+    for argument in arguments:
+        if flags and flags[-1] in OPTIONAL_VALUE and "=" in argument:
+            flags.append("all")  # Hydra's default, which argparse would not find before an override
+        is_value = bool(flags) and flags[-1] in FLAGS_WITH_VALUE
+        (flags if argument.startswith("-") or is_value else typed).append(argument)
+    return flags, typed
+
+
+def flag(arguments: list[str], *names: str) -> str | None:
+    """Return the value of a flag, by any of its names; None without it.
+
+    >>> flag(["-m", "-cd", "mine"], "--config-dir", "-cd"), flag(["--config-dir=mine"], "--config-dir", "-cd")
+    ('mine', 'mine')
+    """
+    flags = split(arguments)[0]
+    for at, item in enumerate(flags):
+        name, equals, value = item.partition("=")
+        if name in names:
+            return value if equals else "".join(flags[at + 1 : at + 2])
+    return None
+
+
+def module(name: str, config_dir: str | None = None) -> str:
+    """Begin a command of this project; it finds config files where this command does, or in ``config_dir``."""
+    folder = config_dir or flag(sys.argv[1:], "--config-dir", "-cd")
+    return f"{python()} -m linear_lab.{name}{f' --config-dir {quoted(str(short(Path(folder))))}' if folder else ''}"
+
+
+def dashboard(folder: Path) -> str:
+    """Return the command that shows a folder in TensorBoard."""
+    shown = quoted(str(short(folder)))
+    return f"make dashboard LOGDIR={shown}" if here() == CONF.parent else f"{python()} -m linear_lab.dashboard {shown}"
+
+
+def installing(extra: str) -> str:
+    """Return the command that installs what a choice needs."""
+    project = "." if here() == CONF.parent else CONF.parent
+    return f"{python()} -m pip install -e {shlex.quote(f'{project}[{extra}]')}"
 
 
 def quoted(text: str) -> str:
@@ -86,7 +145,7 @@ def looking(folder: Path) -> dict[str, str]:
     """Return the command that shows a run, and its address, which works on a dashboard of all runs too."""
     pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression
     return {
-        "look": f"make dashboard LOGDIR={quoted(str(short(folder)))}",
+        "look": dashboard(folder),
         "address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}",
     }
 
@@ -101,12 +160,12 @@ def failure(error: UserError) -> SystemExit:
 
 def sweeping(typed: Sequence[str]) -> str:
     """Return the command of a sweep."""
-    return " ".join([python(), "-m", "linear_lab.train", "-m", *map(quoted, typed)])
+    return " ".join([module("train"), "-m", *map(quoted, typed)])
 
 
 def resuming(folder: Path) -> str:
     """Return the command that resumes a run."""
-    return f"{python()} -m linear_lab.train {quoted(f'resume={short(folder)}')}"
+    return f"{module('train')} {quoted(f'resume={short(folder)}')}"
 
 
 def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: list[str]) -> None:

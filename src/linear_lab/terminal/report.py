@@ -131,11 +131,11 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
     commands = layout.looking(folder) if dashboard else {}
     if record.best:
         run = quoted(f"run={short(folder)}")
-        commands["evaluate"] = f"{layout.python()} -m linear_lab.evaluate {run}"
+        commands["evaluate"] = f"{layout.module('evaluate')} {run}"
         names_of_x = record.columns.x if record.columns else []
         typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
         example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
-        commands["predict"] = f"{layout.python()} -m linear_lab.predict {run} {quoted(example)}"
+        commands["predict"] = f"{layout.module('predict')} {run} {quoted(example)}"
     commands["go on"] = f"{layout.resuming(folder)} trainer.max_epochs=<more>"
     show_commands(console, commands)
 

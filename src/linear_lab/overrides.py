@@ -1,0 +1,245 @@
+"""What was typed, held against the config: options that there are not, and keys that nothing reads, are refused.
+
+A key is read if conf/ has it, if a class that the config names takes it, or if another value refers to it.
+"""
+
+import copy
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from linear_lab import CONF, UserError
+from linear_lab.runs.fingerprints import leaves
+from linear_lab.terminal.layout import in_quotes
+
+OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which there still is a run
+
+# Arguments that classes take, but that a run gives them itself, over what the config says.
+GIVEN = {
+    "trainer.callbacks", "trainer.logger", "trainer.default_root_dir", "logger.save_dir", "logger.purge_step",
+    "model.in_features", "model.out_features", "model.metric", "model.schema", "model.loss", "model.optimizer",
+    "model.scheduler",
+}  # fmt: skip
+
+
+def check(
+    lines: Sequence[str], config_name: str, renamed: Mapping[str, str], folder: str | None, *, trusted: bool
+) -> None:
+    """Refuse overrides of a config that change nothing, or that no run can do with; a UserError names the nearest.
+
+    ``folder`` has config files too, and classes are imported only if the config is ``trusted``.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        typed = Typed(lines, config_name, folder)
+        typed.check_options()
+        try:
+            typed.check_keys({key: name for name, key in renamed.items()}, trusted=trusted)
+        except HydraException as error:  # of the choices alone
+            raise UserError(" ".join(str(error).split())) from error
+
+
+class Typed:
+    """The overrides of a command line, and the configs that the choices of options among them give."""
+
+    def __init__(self, lines: Sequence[str], config_name: str, folder: str | None) -> None:
+        self.config_name, self.loader = config_name, GlobalHydra.instance().config_loader()
+        self.where = [f"hydra.searchpath=[{in_quotes(f'file://{Path(folder).absolute()}')}]"] if folder else []
+        typed = [*map(self.parse, lines)]
+        self.choices = [item for item in typed if self.options(item) and not isinstance(item.value(), dict)]
+        self.values = [item for item in typed if item not in self.choices]
+
+    def parse(self, line: str) -> Override:
+        try:
+            item = OverridesParser.create(config_loader=self.loader).parse_override(line)
+        except HydraException:
+            item = None
+        if item is None or not item.key_or_group:
+            raise UserError(
+                f"{line}: cannot be read as key=value; quote a value with special characters, as in \"metric='a (b)'\""
+            )
+        return item
+
+    def options(self, item: Override) -> list[str]:
+        """Return the options of the group that an override chooses from; none for other keys."""
+        group = item.key_or_group
+        return [] if "." in group else list(self.loader.get_group_options(group, overrides=self.where))
+
+    def compose(self, *others: str) -> DictConfig:
+        """Compose what the chosen options give, without single values."""
+        chosen = [str(item.input_line) for item in self.choices if not item.is_sweep_override()]
+        return self.loader.load_configuration(self.config_name, [*self.where, *chosen, *others], run_mode=RunMode.RUN)
+
+    def check_options(self) -> None:
+        """Refuse an option that a group does not have; the sweep refuses those that are swept."""
+        for item in self.choices:
+            group, value, options = item.key_or_group, item.value(), self.options(item)
+            needed = (CONF / group).is_dir() and group not in OPTIONAL
+            if item.is_sweep_override() or (value is None and not needed):
+                continue
+            wrong = [one for one in (value if isinstance(value, list) else [value]) if one not in options]
+            if wrong or value == []:
+                near = nearest(str(wrong[0]), options) if wrong else None
+                hint = f"; did you mean {group}={near}?" if near else ""
+                raise UserError(f"{item.input_line}: choose one of {', '.join(options)}{hint}")
+
+    def check_keys(self, shown: Mapping[str, str], *, trusted: bool) -> None:
+        """Refuse keys that nothing reads, and values in place of nodes; ``shown`` has the names of renamed keys."""
+        cfg = self.compose()
+        names = dict.fromkeys(dotted(OmegaConf.to_container(cfg)))
+        for item in self.values:
+            key, value = item.key_or_group, item.value()
+            if key in names:
+                check_value(item, OmegaConf.select(cfg, key, throw_on_missing=False))
+            for name in [key, *(dotted(value, f"{key}.") if key in names else ())]:  # also of {name: value}
+                if name not in names:
+                    self.check_key(item, name, cfg, shown, trusted=trusted)
+
+    def check_key(self, item: Override, key: str, cfg: DictConfig, shown: Mapping[str, str], *, trusted: bool) -> None:
+        """Refuse a key that the chosen options do not have, unless it is added and read, or swept options have it."""
+        line, group = str(item.input_line), key.partition(".")[0]
+        if line.startswith(("+hydra.", "++hydra.")):  # Hydra's plugins read what they like
+            return
+        cfgs = [cfg, *(self.compose(f"{group}={option}") for option in self.swept(cfg, group))]
+        names = dict.fromkeys(name for one in cfgs for name in dotted(OmegaConf.to_container(one)))
+        if key in names:
+            if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default first
+                raise UserError(f"{line}: {group} is swept, so type {key}=choice({line.partition('=')[2]})")
+        elif not (line.startswith("+") and self.is_read(key, cfgs, trusted=trusted)):
+            raise UserError(unknown(line, key, [shown.get(name, name) for name in names], cfg))
+
+    def swept(self, cfg: DictConfig, group: str) -> list[str]:
+        """Return the options of a group that jobs of a sweep choose, typed or by a file in conf/sweep."""
+        params = cfg.hydra.sweeper.get("params") or {}
+        items = [*(self.parse(f"{key}={value}") for key, value in params.items()), *self.choices]
+        return [
+            option
+            for item in items if item.key_or_group == group and item.is_sweep_override()
+            for option in item.sweep_string_iterator()
+        ]  # fmt: skip
+
+    def is_read(self, key: str, cfgs: Sequence[DictConfig], *, trusted: bool) -> bool:
+        """Tell whether a key that is added is an argument of a class, or another value refers to it."""
+        if key.startswith("callbacks.") and key.count(".") == 1:
+            return True  # each one is built
+        cfgs = copy.deepcopy([*cfgs])
+        for cfg in cfgs:
+            OmegaConf.set_struct(cfg, False)
+            for other in self.values:
+                if not (other.is_sweep_override() or other.is_delete()):
+                    with suppress(OmegaConfBaseException):  # composing will say what is wrong
+                        OmegaConf.update(cfg, other.key_or_group, other.value(), force_add=True)
+            of_class = target(cfg, key)
+            if key not in GIVEN and of_class and (not trusted or takes(*of_class)):
+                return True
+        typed = [str(other.input_line).partition("=")[2] for other in self.values]
+        held = (value for cfg in cfgs for _, value in leaves(OmegaConf.to_container(cfg)) if isinstance(value, str))
+        return any(refers(text, key) for text in [*typed, *held])
+
+
+def check_value(item: Override, now: Any) -> None:
+    """Refuse to remove what all runs need, and to replace a node of many values by one."""
+    line, key, value = item.input_line, item.key_or_group, item.value()
+    if item.is_add():
+        raise UserError(f"{line}: there is {key} already; leave the + out")
+    if value == "" and key != "name":  # as a path, it would be the working directory
+        raise UserError(f"{line}: it is empty; give a value, or leave it out")
+    if item.is_sweep_override():
+        return
+    nested = "." in key
+    if item.is_delete() and (not nested or key.endswith("._target_")):
+        raise UserError(f"{line}: a run needs {key}; give it another value instead")
+    if isinstance(now, DictConfig) and not isinstance(value, dict) and not (nested and value is None):
+        first = str(next(iter(now), ""))
+        raise UserError(f"{line}: {key} holds several values; set one of them, as in {key}.{first}={now.get(first)}")
+    if isinstance(now, str) and value is None and not nested:
+        raise UserError(f"{line}: it needs a value, as in {key}={now}")
+
+
+def dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all that a config holds.
+
+    >>> list(dotted({"seed": 0, "optimizer": {"lr": 0.1}}))
+    ['seed', 'optimizer', 'optimizer.lr']
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def nearest(key: str, names: Iterable[str]) -> str | None:
+    """Return the name most like a key, by the last part first; None if none is like it.
+
+    >>> nearest("lr", ["seed", "optimizer.lr"]), nearest("optimiser", ["seed", "optimizer"]), nearest("note", ["seed"])
+    ('optimizer.lr', 'optimizer', None)
+    """
+
+    def likeness(name: str) -> tuple[float, float]:
+        pairs = (key.rpartition(".")[2], name.rpartition(".")[2]), (key, name)
+        first, second = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return first, second
+
+    best = max(names, key=likeness, default="")
+    return best if likeness(best)[0] >= 0.6 else None
+
+
+def unknown(line: str, key: str, names: Iterable[str], cfg: DictConfig) -> str:
+    """Say that nothing reads a key that was typed, and name the nearest one."""
+    if near := nearest(key, [name for name in names if name.startswith("hydra.") == key.startswith("hydra.")]):
+        return f"{line}: nothing reads {key}; did you mean {near}?"
+    of_class = target(cfg, key)
+    if of_class and not line.startswith("+"):
+        return f"{line}: conf/ has no {key}; if {of_class[0]} takes it, type +{line}"
+    return f"{line}: nothing reads {key}; --cfg job shows the keys that there are"
+
+
+def refers(text: str, key: str) -> bool:
+    """Tell whether a text refers to a key.
+
+    >>> [refers(text, "optimizer.own") for text in ("${optimizer.own}", "${.own}", "${optimizer.lr}", "optimizer.own")]
+    [True, True, False, False]
+    """
+    name, last = re.escape(key), re.escape(key.rpartition(".")[2])
+    return re.search(rf"\$\{{[^}}]*((?<![\w.]){name}|(?<![\w\]])\.+{last})(?![\w:])", text) is not None
+
+
+def target(cfg: DictConfig, key: str) -> tuple[str, str] | None:
+    """Return the class to which a key is an argument, and the argument; None outside of the node of a class."""
+    node, parts = key, []
+    while node:
+        node, _, part = node.rpartition(".")
+        parts.append(part)
+        holder = OmegaConf.select(cfg, node, throw_on_missing=False) if node else None
+        if isinstance(holder, DictConfig) and holder.get("_target_"):
+            return str(holder._target_), parts[-1]
+    return None
+
+
+def takes(name: str, argument: str) -> bool:
+    """Tell whether a class or function, by its dotted name, takes an argument; True where that cannot be told."""
+    if argument.startswith("_"):  # Hydra reads it, as _convert_
+        return True
+    module, _, attribute = name.rpartition(".")
+    try:
+        called = getattr(importlib.import_module(module), attribute)
+        for kind in inspect.getmro(called) if inspect.isclass(called) else [called]:  # **others go to the base class
+            parameters = inspect.signature(kind.__init__ if inspect.isclass(kind) else kind).parameters
+            if argument in parameters or all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                return argument in parameters
+    except (ImportError, AttributeError, ValueError, TypeError):  # building it will say what is wrong with it
+        pass
+    return True

@@ -1,0 +1,123 @@
+"""What was typed and is read by nothing: refused, with the nearest key, by every command."""
+
+import pytest
+from omegaconf import OmegaConf
+from runs import command
+
+from linear_lab import evaluate, export, leaderboard, predict, train
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("lr=0.01", "optimizer.lr"),
+        ("epochs=3", "trainer.max_epochs"),
+        ("batch_size=2", "data.batch_size"),
+        ("momentun=0.9", "optimizer.momentum"),
+        ("optimiser=adam", "optimizer"),
+        ("optimiser.lr=1", "optimizer.lr"),
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("optimizer.momentun=0.9", "optimizer.momentum"),
+        ("model.bais=false", "model.bias"),
+        ("data.batchsize=1", "data.batch_size"),
+        ("callbacks.checkpoints.mod=min", "callbacks.checkpoints.mode"),
+        ("console.step=1", "console.steps"),
+        ("logger.picture=false", "logger.pictures"),
+    ],
+)
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
+def test_a_key_that_nothing_reads_is_refused_with_the_nearest(plus, typed, nearest, sweep, tmp_path):
+    code, out, err = command(train, f"output_root={tmp_path}", *sweep, f"{plus}{typed}")
+    key = typed.partition("=")[0]
+    assert (code, out) == (1, "")
+    assert err == f"error: {plus}{typed}: nothing reads {key}; did you mean {nearest}?\n"
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("+data.foo=1",), "nothing reads data.foo; --cfg job shows the keys that there are"),
+        (("+loss.foo=1",), "nothing reads loss.foo"),
+        (("scheduler=step", "+scheduler.foo=1"), "nothing reads scheduler.foo"),
+        (("+scheduler.gamma=1",), "nothing reads scheduler.gamma"),
+        (("+trainer.callbacks=[]",), "nothing reads trainer.callbacks"),  # a run gives them itself
+        (("+trainer.default_root_dir=x",), "nothing reads trainer.default_root_dir"),
+        (("+model.in_features=2",), "nothing reads model.in_features"),
+        (("+optimizer.own=1", "+other=${optimizer.own}"), "nothing reads other"),
+        (("+note=1", "metric=val/note"), "nothing reads note"),
+        (("+seed=2",), "there is seed already; leave the + out"),
+        (("+workers=2",), "nothing reads workers"),  # what a resolver is called
+        (("console={step:2}",), "nothing reads console.step; did you mean console.steps?"),
+        (("++model={bais:false}",), "nothing reads model.bais; did you mean model.bias?"),
+        (("seed.x=3",), "nothing reads seed.x"),
+        (("optimizer.dampening=0.3",), "if torch.optim.SGD takes it, type +optimizer.dampening=0.3"),
+        (("-m", "optimizer=sgd,adam", "optimizer.beta=1,2"), "did you mean optimizer.betas?"),
+        (("-m", "optimizer=sgd,adam", "+optimizer.beta=1"), "did you mean optimizer.betas?"),
+        (("sweep=optimizers", "optimizer.beta=1,2"), "did you mean optimizer.betas?"),
+    ],
+)
+def test_what_is_read_by_nothing(typed, said, tmp_path):
+    code, _, err = command(train, f"output_root={tmp_path}", *typed)
+    assert code == 1
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        (("+half=0.05", "optimizer.lr=${half}"), "half", 0.05),
+        (("+own.half=0.05", "optimizer.lr=${own.half}"), "own.half", 0.05),
+        (("+half=0.05", "optimizer.lr=${oc.select:half,1}"), "half", 0.05),
+        (("+optimizer.half=0.05", "optimizer.lr=${.half}"), "optimizer.half", 0.05),
+        (("+optimizer.dampening=0.3",), "optimizer.dampening", 0.3),
+        (("++optimizer.lr=0.05",), "optimizer.lr", 0.05),
+        (("++seed=3",), "seed", 3),
+        (("++optimizer={dampening:0.3}",), "optimizer.dampening", 0.3),
+        (("model={bias:false}",), "model.bias", False),
+        (("optimizer._target_=torch.optim.NAdam", "+optimizer.momentum_decay=1"), "optimizer.momentum_decay", 1),
+        (("+model._convert_=all",), "model._convert_", "all"),
+        (("+callbacks.timer={_target_: lightning.pytorch.callbacks.Timer}", "+callbacks.timer.duration=x"),
+         "callbacks.timer.duration", "x"),
+        (("+tag=a", "hydra.run.dir=${output_root}/${tag}"), "tag", "a"),
+    ],
+)  # fmt: skip
+def test_what_a_class_takes_or_another_value_refers_to_is_read(typed, key, value, tmp_path):
+    code, out, err = command(train, f"output_root={tmp_path}", *typed, "--cfg", "job")
+    assert (code, err) == (0, "")
+    assert OmegaConf.select(OmegaConf.create(out), key) == value
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+@pytest.mark.parametrize(
+    ("entry", "typed", "nearest"),
+    [
+        (evaluate, "chekpoint=last", "checkpoint"),
+        (predict, "inptu=a.csv", "input"),
+        (export, "formt=onnx", "format"),
+        (leaderboard, "swep=x", "sweep"),
+        (leaderboard, "tops=3", "top"),
+    ],
+)
+def test_each_command_refuses_them(entry, plus, typed, nearest):
+    key = typed.partition("=")[0]
+    answer = f"error: {plus}{typed}: nothing reads {key}; did you mean {nearest}?\n"
+    assert command(entry, f"{plus}{typed}") == (1, "", answer)
+
+
+def test_the_files_of_another_folder_count(tmp_path):
+    folder = tmp_path / "mine" / "optimizer"
+    folder.mkdir(parents=True)
+    (folder / "nadam.yaml").write_text("_target_: torch.optim.NAdam\nlr: 0.1\nown: ${lr_of_mine}\n")
+    typed = ("--config-dir", folder.parent, f"output_root={tmp_path / 'root'}", "optimizer=nadam", "--cfg", "job")
+    code, _, err = command(train, *typed, "+lr_of_mine=3", "optimizer.lr=1", "+optimizer.momentum_decay=1")
+    assert (code, err) == (0, "")
+    code, _, err = command(train, *typed, "optimizer.momentun_decay=1")
+    assert code == 1
+    assert "if torch.optim.NAdam takes it" in err
+    code, _, err = command(train, *typed, "optimizer=nadm")
+    assert code == 1
+    assert "choose one of adam, adamw, lbfgs, nadam, rmsprop, sgd; did you mean optimizer=nadam?" in err
