@@ -42,6 +42,12 @@ VARIANTS = {
     "part of an epoch": (*MINI_BATCH, "trainer.limit_train_batches=2", "optimizer=adam"),
     "no validation": (*MINI_BATCH, "trainer.limit_val_batches=0", "optimizer=adam"),
     "accumulated gradients": (*MINI_BATCH, "trainer.accumulate_grad_batches=2"),
+    "accumulated gradients, validation within the step": (
+        *MINI_BATCH,
+        "trainer.accumulate_grad_batches=3",
+        "trainer.val_check_interval=2",
+        "trainer.check_val_every_n_epoch=1",
+    ),
     "max_steps": (*MINI_BATCH, "trainer.max_steps=11"),
 }
 

@@ -299,8 +299,10 @@ def test_console_scripts_work_from_any_folder(tmp_path):
     assert "max_epochs=3` reached" in (folder / "train.log").read_text()  # what Lightning says is not lost
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("together", [1, 3])
+def test_two_processes_equal_one(together, tmp_path):
     overrides = ("data=synthetic", "data.samples=53", "data.batch_size=5", "trainer.max_epochs=8", "seed=3")
+    overrides += (f"trainer.accumulate_grad_batches={together}",)
     code, _, _ = command(train_entry, f"output_root={tmp_path / 'one'}", *overrides)
     assert code == 0
     module = (sys.executable, "-m", "linear_lab.train", f"output_root={tmp_path / 'two'}", *overrides)

@@ -14,6 +14,7 @@ from rich.console import Console
 from linear_lab import UserError
 from linear_lab.config import as_dict, make_paths_absolute
 from linear_lab.fitting import build
+from linear_lab.fitting.accumulation import MeanOverRows
 from linear_lab.fitting.bookkeeping import Fit, begin, learned, log_outcome, outcome, save_last
 from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
 from linear_lab.fitting.checks import check, check_resume
@@ -116,6 +117,7 @@ def fit(
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
     trainer = build.build_trainer(cfg, run.path, logger, [
+        MeanOverRows(),
         *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
