@@ -286,3 +286,40 @@ def test_gpu_learns_the_line(tmp_path):
 
 def test_result_is_strict_json(finished):
     json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)
+
+
+RESUMED = {  # what is refused or fails before the first step, of a run of five epochs
+    "a scheduler that ends before": (
+        ["scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "~scheduler.gamma",
+         "~scheduler.step_size", "+scheduler.max_lr=0.1", "+scheduler.total_steps=5"],
+        ["trainer.max_epochs=10"], "scheduler: its total_steps, 5, end before trainer.max_epochs=10",
+    ),
+    "a dry run": ([], ["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: .*leave it out"),
+    "a rare validation": ([], ["trainer.val_check_interval=7", "trainer.max_epochs=9"], "trainer: .*val_check_inter"),
+    "fewer epochs": ([], ["trainer.max_epochs=3"], "trainer.max_epochs=3: .* is from epoch 5 already"),
+    "one epoch fewer": ([], ["trainer.max_epochs=4"], "trainer.max_epochs=4: .* is from epoch 5 already"),
+    "fewer steps": ([], ["trainer.max_steps=4"], "trainer.max_steps=4: .* is from step 5 already"),
+    "an unknown metric": (
+        ["callbacks=early_stopping"], ["callbacks.early_stopping.monitor=foo", "trainer.max_epochs=9"],
+        "callbacks.early_stopping.monitor=foo: .*train/loss, val/loss",
+    ),
+    "an unknown profiler": ([], ["trainer.profiler=foo", "trainer.max_epochs=9"], "trainer: "),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using")
+@pytest.mark.parametrize(
+    ("case", "status"), [*((case, "completed") for case in RESUMED), ("a rare validation", "running")]
+)
+def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status, tmp_path):
+    first, changed, message = RESUMED[case]
+    train(tmp_path, *first, "trainer.max_epochs=5", "logger=tensorboard", "logger.pictures=false")
+    result = tmp_path / "result.json"
+    result.write_text(result.read_text().replace("completed", status))  # running: it was killed
+    kept = [tmp_path / "result.json", *tmp_path.glob("**/*.ckpt"), *tmp_path.glob(".hydra/*"), *tmp_path.glob("*.end")]
+    before = {path: path.read_bytes() for path in kept}
+    with pytest.raises(UserError, match=message):
+        resume(tmp_path, *changed)
+    assert {path: path.read_bytes() for path in kept} == before
+    assert len(list(tmp_path.glob("*.end"))) == 1
+    assert resume(tmp_path)["status"] == "completed"

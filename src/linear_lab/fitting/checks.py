@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab import UserError
+from linear_lab import UserError, compat
 from linear_lab.data import LinearData
 from linear_lab.terminal.report import describe
 
@@ -74,13 +74,38 @@ def check_accelerator(cfg: DictConfig) -> None:
 
 
 def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoint: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint beyond ``max_epochs``, or with other data."""
-    limit = cfg.trainer.max_epochs
-    if limit not in (None, -1) and checkpoint.get("epoch", 0) > limit:
-        raise UserError(
-            f"trainer.max_epochs={limit}: {path} is from epoch {checkpoint['epoch'] + 1} already; give a larger one"
-        )
+    """Refuse to go on from a checkpoint beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data."""
+    if path is None:
+        return
+    if cfg.trainer.fast_dev_run:
+        raise UserError(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run}: is for new runs; leave it out to go on")
+    reached = {"epoch": compat.epochs_begun(checkpoint), "step": checkpoint["global_step"]}
+    for unit, count in reached.items():
+        limit = cfg.trainer[f"max_{unit}s"]
+        if limit not in (None, -1) and count > limit:
+            raise UserError(f"trainer.max_{unit}s={limit}: {path} is from {unit} {count} already; give a larger one")
     check_same_data(cfg, data, checkpoint)
+
+
+def check_length(cfg: DictConfig, total: int | None) -> None:
+    """Refuse a schedule that ends before training does, as OneCycleLR's after its ``total_steps`` epochs."""
+    epochs, steps = cfg.trainer.max_epochs, cfg.trainer.max_steps
+    if total and steps in (None, -1) and (epochs == -1 or (epochs or 1000) > total):
+        raise UserError(
+            f"scheduler: its total_steps, {total}, end before trainer.max_epochs={epochs}, one per epoch; "
+            f"try trainer.max_epochs={total}, or a new run with another scheduler"
+        )
+
+
+def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
+    """Refuse checkpoints and early stopping by a metric that the initial validation did not measure."""
+    measured = [name for name in initial if "/" in name]
+    for name, spec in cfg.callbacks.items():
+        at_validation = spec and str(spec.get("_target_")).endswith((".SaveCheckpoints", ".EarlyStopping"))
+        if at_validation and measured and spec.monitor not in initial and spec.get("strict", True):
+            key = f"callbacks.{name}.monitor"
+            names = ", ".join(measured)
+            raise UserError(f"{key}={spec.monitor}: is not measured; choose one of {names}, as in {key}={measured[-1]}")
 
 
 def check_same_data(cfg: DictConfig, data: LinearData, checkpoint: dict[str, Any]) -> None:

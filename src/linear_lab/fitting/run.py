@@ -1,5 +1,6 @@
 """One run, in reading order: check, build, train, measure, record, show."""
 
+import functools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -15,11 +17,17 @@ from linear_lab import UserError
 from linear_lab.config import as_dict, make_paths_absolute
 from linear_lab.fitting import build
 from linear_lab.fitting.accumulation import MeanOverRows
-from linear_lab.fitting.bookkeeping import Fit, begin, learned, log_outcome, outcome, save_last
-from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
-from linear_lab.fitting.checks import check, check_resume
+from linear_lab.fitting.bookkeeping import Fit, begin, log_outcome, measure_start, outcome, save_last
+from linear_lab.fitting.callbacks import (
+    Interrupted,
+    MeasureLastStep,
+    ResumeEarlyStopping,
+    StopIfHopeless,
+    StopOnSignal,
+    warn_of_nothing_trained,
+)
+from linear_lab.fitting.checks import check, check_monitors, check_resume
 from linear_lab.fitting.divergence import DivergenceError, StopOnDivergence, divergence, warn_if_lr_unstable
-from linear_lab.fitting.measure import measured
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.runs.checkpoints import readable_checkpoint
@@ -55,7 +63,6 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
     run = Run.open(folder, "resume") if cfg.resume else Run(Path(folder))
     if run.record.status == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record.error}; start a new one")
-    run.add_to_job(overrides)
     return train_in(run, cfg, overrides, layout.screen())
 
 
@@ -116,9 +123,12 @@ def fit(
         config: Any = OmegaConf.to_container(cfg)
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
+    start = functools.cache(lambda: begin(run, fitted, plain, fingerprint, overrides))  # once
     trainer = build.build_trainer(cfg, run.path, logger, [
+        LambdaCallback(on_train_batch_end=lambda *_: start()),  # a resumed run: what fails before leaves it as it was
         MeanOverRows(),
         *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
+        ResumeEarlyStopping(),
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
         first_steps, *callbacks, ProgressBar(screen),
@@ -126,19 +136,17 @@ def fit(
         stop,                                 # a signal waits until the last step was measured
     ])  # fmt: skip
     fitted = Fit(cfg, data, model, trainer, reference, tracker)
-    begin(run, fitted, plain, fingerprint, overrides)
+    if not cfg.resume:
+        start()
     report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)
     warn_if_lr_unstable(cfg, reference)
     try:
-        if tracker and trainer.is_global_zero and path is None:
-            tracker.begin()
-        elif tracker and trainer.is_global_zero and len(overrides) > 1:  # it goes on with another config
-            tracker.describe(step)
         if path is None:
-            initial = learned(fitted)
-            trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model
-            run.write(initial=initial.pop("parameters") | initial | measured(trainer))
+            measure_start(run, fitted)
+        check_monitors(cfg, run.record.initial or {})
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
+        if path and trainer.global_step == step:
+            warn_of_nothing_trained(trainer, cfg.trainer.max_time)
     except DivergenceError as diverged:
         fitted.diverged = diverged
     except (MisconfigurationException, ValueError) as error:  # all else may be a defect, and keeps its traceback
