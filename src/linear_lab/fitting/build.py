@@ -113,7 +113,7 @@ def build_model(cfg: DictConfig, data: LinearData) -> SupervisedModule:
     with user_errors("optimizer", specs["optimizer"], specs["scheduler"]):
         optimizers: Any = model.configure_optimizers()
     scheduler = optimizers["lr_scheduler"]["scheduler"] if isinstance(optimizers, dict) else None
-    check_length(cfg, getattr(scheduler, "total_steps", None))
+    check_length(cfg, data, getattr(scheduler, "total_steps", None))
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError, compat
@@ -29,7 +29,24 @@ WHOLE_NUMBERS = (  # key, lowest, highest, example
     ("trainer.accumulate_grad_batches", 1, 2**31, 1),
     ("scheduler.step_size", 1, 2**31, 100),
     ("scheduler.T_max", 1, 2**31, 100),
+    ("scheduler.patience", 0, 2**31, 5),
+    ("callbacks.early_stopping.patience", 0, 2**31, 5),
 )
+AT_LEAST_0 = (0.0, math.inf, "[)", "a number of at least 0")
+BELOW_1 = (0.0, 1.0, "[)", "a number from 0 to below 1")
+NUMBERS = {  # key: lowest and highest, which of them count, both in words, and an example
+    "optimizer.lr": (0.0, math.inf, "()", "a positive number", 0.01),
+    "optimizer.momentum": (*BELOW_1, 0.9),
+    "optimizer.betas.0": (*BELOW_1, 0.9),
+    "optimizer.betas.1": (*BELOW_1, 0.999),
+    "optimizer.alpha": (0.0, 1.0, "[]", "a number from 0 to 1", 0.99),
+    "optimizer.eps": (*AT_LEAST_0, 1e-8),
+    "optimizer.weight_decay": (*AT_LEAST_0, 0.01),
+    "scheduler.gamma": (0.0, math.inf, "()", "a positive number", 0.5),
+    "scheduler.factor": (0.0, 1.0, "[]", "a number from 0 to 1", 0.5),
+    "scheduler.eta_min": (*AT_LEAST_0, 0),
+    "trainer.gradient_clip_val": (*AT_LEAST_0, 1),
+}
 
 
 class DataError(UserError):
@@ -50,10 +67,10 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         if value is None and key != "seed":
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise UserError(f"{key} must be a whole number from {low} to {high}, got {value}; try {key}={example}")
-    lr = cfg.optimizer.get("lr", 1.0)  # some optimizers have none
-    if not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf:
-        raise UserError(f"optimizer: lr must be a positive number, got {lr}; try optimizer.lr=0.01")
+            raise UserError(
+                f"{key} must be a whole number from {low} to {high}, got {shown(value)}; try {key}={example}"
+            )
+    check_numbers(cfg)
     if not isinstance(cfg.get("optimum", True), bool):
         raise UserError(f"optimum must be true or false, got {cfg.optimum}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]
@@ -63,6 +80,44 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             "trainer, callbacks and console can, as in trainer.max_epochs=1000; start a new run for the rest"
         )
     check_accelerator(cfg)
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuse numbers that a class would take without effect, or choke on later."""
+    betas = OmegaConf.select(cfg, "optimizer.betas", default=[0, 0])
+    if not isinstance(betas, (list, ListConfig)) or len(betas) != 2:
+        raise UserError(f"optimizer: betas must be two numbers, got {shown(betas)}; try optimizer.betas=[0.9,0.999]")
+    for key, (low, high, ends, words, example) in NUMBERS.items():
+        value = OmegaConf.select(cfg, key, default=example)
+        if value is None and key != "optimizer.lr":
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not within(value, low, high, ends):
+            group, _, name = key.partition(".")
+            raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {key}={example}")
+    if cfg.trainer.get("limit_train_batches") == 0:
+        value = cfg.trainer.limit_train_batches
+        raise UserError(f"trainer.limit_train_batches={value}: leaves nothing to train on; try trainer.max_epochs=0")
+    together, size = cfg.trainer.get("accumulate_grad_batches") or 1, cfg.data.get("batch_size")
+    if str(cfg.optimizer.get("_target_")).endswith(".LBFGS") and together > 1 and size:
+        raise UserError(
+            "optimizer: LBFGS evaluates the loss many times a step, which gradients that add up over batches cannot "
+            f"follow; leave out trainer.accumulate_grad_batches={together} or data.batch_size={size}"
+        )
+
+
+def shown(value: Any) -> str:
+    """Write a value, of a text that it is one."""
+    return f"the text {value!r}" if isinstance(value, str) else str(value)
+
+
+def within(value: Any, low: float, high: float, ends: str) -> Any:
+    """Tell whether a number, or which of a tensor, lies in an interval; ``ends`` says which ends count, as in ``[)``.
+
+    >>> [within(value, 0, 1, "[)") for value in (0.0, 0.5, 1.0)]
+    [True, True, False]
+    """
+    above = value >= low if ends[0] == "[" else value > low
+    return above & (value <= high if ends[1] == "]" else value < high)
 
 
 def check_accelerator(cfg: DictConfig) -> None:
@@ -87,9 +142,15 @@ def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoin
     check_same_data(cfg, data, checkpoint)
 
 
-def check_length(cfg: DictConfig, total: int | None) -> None:
-    """Refuse a schedule that ends before training does, as OneCycleLR's after its ``total_steps`` epochs."""
-    epochs, steps = cfg.trainer.max_epochs, cfg.trainer.max_steps
+def check_length(cfg: DictConfig, data: LinearData, total: int | None) -> None:
+    """Refuse less than a batch, and a schedule that ends before training, as OneCycleLR's after ``total_steps``."""
+    epochs, steps, share = cfg.trainer.max_epochs, cfg.trainer.max_steps, cfg.trainer.overfit_batches
+    fewest = min(map(len, [data.train_dataloader(), *data.val_dataloader().values()]))
+    if isinstance(share, float) and 0 < share * fewest < 1:
+        raise UserError(
+            f"trainer.overfit_batches={share}: is less than one batch of {fewest}; give a whole number of them, as in "
+            "trainer.overfit_batches=1"
+        )
     if total and steps in (None, -1) and (epochs == -1 or (epochs or 1000) > total):
         raise UserError(
             f"scheduler: its total_steps, {total}, end before trainer.max_epochs={epochs}, one per epoch; "

@@ -27,7 +27,13 @@ from linear_lab.fitting.callbacks import (
     warn_of_nothing_trained,
 )
 from linear_lab.fitting.checks import check, check_monitors, check_resume
-from linear_lab.fitting.divergence import DivergenceError, StopOnDivergence, divergence, warn_if_lr_unstable
+from linear_lab.fitting.divergence import (
+    DivergenceError,
+    StopOnDivergence,
+    divergence,
+    warn_if_lr_unstable,
+    warn_if_useless,
+)
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.runs.checkpoints import readable_checkpoint
@@ -91,6 +97,8 @@ def train_in(
         run.write(**result)
     if error:
         raise UserError(error)
+    first = (run.record.initial or {}).get("train/loss")
+    warn_if_useless(fitted.cfg, fitted.data, fitted.model, result["metrics"]["train/loss"], first)
     report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None)
     metric: float = result["metrics"][fitted.cfg.metric]
     return metric
