@@ -132,11 +132,12 @@ def fit(
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
     start = functools.cache(lambda: begin(run, fitted, plain, fingerprint, overrides))  # once
+    # what fails before its first batch leaves a resumed run as it was
+    resumed = [LambdaCallback(on_train_batch_end=lambda *_: start()), ResumeEarlyStopping()] if cfg.resume else []
     trainer = build.build_trainer(cfg, run.path, logger, [
-        LambdaCallback(on_train_batch_end=lambda *_: start()),  # a resumed run: what fails before leaves it as it was
-        MeanOverRows(),
+        *([MeanOverRows()] if (cfg.trainer.accumulate_grad_batches or 1) > 1 else []),
+        *resumed,
         *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
-        ResumeEarlyStopping(),
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
         first_steps, *callbacks, ProgressBar(screen),

@@ -125,14 +125,14 @@ class Run:
             except BaseException as error:
                 interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
                 message = str(error) if isinstance(error, UserError) else repr(error)
-                end: dict[str, Any] = {}
                 if self.begun and self.record.status == "running":
-                    end = {"status": "interrupted" if interrupted else "failed", "error": message}
-                    end |= {"error": None} if interrupted else {}
-                    end["seconds"] = before + time.perf_counter() - started
-                with suppress(UserError):  # of a full disk, which the error says already
-                    if self.begun:
-                        self.write(**end)
+                    end = (
+                        {"status": "interrupted", "error": None}
+                        if interrupted
+                        else {"status": "failed", "error": message}
+                    )
+                    with suppress(UserError):  # of a full disk, which the error says already
+                        self.write(**end, seconds=before + time.perf_counter() - started)
                 raise
             self.write(seconds=before + time.perf_counter() - started)
 
