@@ -65,7 +65,7 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["optimizer.lr=-1"], ["error: optimizer: lr must be a positive number, got -1"]),
         (["-m", "output_root=/dev/null/x", "seed=0,1"], ["error: no run can be kept in /dev/null/x/sweeps"]),
         (["scheduler=null"], ["error: scheduler=null: choose one of cosine, none, plateau, step"]),
-        (["trainer.max_epochs=abc"], ["trainer.max_epochs must be a whole number from -1", "got abc"]),
+        (["trainer.max_epochs=abc"], ["trainer.max_epochs must be a whole number from -1", "got the text 'abc'"]),
         (["resume=nowhere"], ["error: resume=nowhere: there is no such folder"]),
         (["output_root=/dev/null/x"], ["error: no run can be kept in /dev/null/x/runs"]),
     ],
