@@ -41,6 +41,12 @@ VARIANTS = {
     "part of an epoch": (*MINI_BATCH, "trainer.limit_train_batches=2", "optimizer=adam"),
     "no validation": (*MINI_BATCH, "trainer.limit_val_batches=0", "optimizer=adam"),
     "accumulated gradients": (*MINI_BATCH, "trainer.accumulate_grad_batches=2"),
+    "accumulated gradients, validation within the step": (
+        *MINI_BATCH,
+        "trainer.accumulate_grad_batches=3",
+        "trainer.val_check_interval=2",
+        "trainer.check_val_every_n_epoch=1",
+    ),
     "max_steps": (*MINI_BATCH, "trainer.max_steps=11"),
 }
 
@@ -240,7 +246,10 @@ def test_another_checkpoint_io_has_both_files_too(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("callbacks.checkpoints.monitor=nothing", "trainer: nothing is not measured; choose one of train/loss, val/l"),
+        (
+            "callbacks.checkpoints.monitor=nothing",
+            "callbacks.checkpoints.monitor=nothing: is not measured; choose one of train/loss, val/loss, as in",
+        ),
         ("callbacks.checkpoints.mode=up", "callbacks.*mode must be min or max, got up"),
     ],
 )
@@ -277,3 +286,52 @@ def test_signals_are_given_back():
     with StopOnSignal():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+EARLY = ("callbacks=early_stopping", "trainer.check_val_every_n_epoch=1", "logger=none", "optimizer.lr=0.05")
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(2, 1), (7, 3)])
+def test_early_stopping_goes_on_as_in_one_run(epochs, every, tmp_path):
+    given = (*EARLY[:1], *EARLY[2:], f"trainer.check_val_every_n_epoch={every}", "callbacks.early_stopping.min_delta=5")
+    given += ("callbacks.early_stopping.patience=3",)  # the loss soon changes by less than 5
+    once = train(tmp_path / "once", *given, "trainer.max_epochs=30")
+    assert epochs < once["steps"] < 30
+    train(tmp_path / "twice", *given, f"trainer.max_epochs={epochs}")
+    twice = resume(tmp_path / "twice", "trainer.max_epochs=30")
+    assert (twice["steps"], twice["parameters"]) == (once["steps"], once["parameters"])
+
+
+def test_a_run_that_early_stopping_ended_stays_ended_and_says_so(tmp_path, caplog):
+    once = train(tmp_path, *EARLY, "callbacks.early_stopping.min_delta=5", "callbacks.early_stopping.patience=3")
+    again = resume(tmp_path, "trainer.max_epochs=1000")
+    assert (again["steps"], again["parameters"]) == (once["steps"], once["parameters"])
+    assert "callbacks.early_stopping has ended the run; to go on, give it a larger patience" in caplog.text
+    assert resume(tmp_path, "callbacks.early_stopping.patience=6")["steps"] == once["steps"] + 3
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"],
+         "trainer.max_time=00:00:00:01 is used up, over all sittings; to go on, try trainer.max_time=null"),
+        (["trainer.max_epochs=3"], "trainer.max_epochs=3 is reached; to go on, give a larger one"),
+        (["trainer.max_steps=3"], "trainer.max_steps=3 is reached; to go on, give a larger one"),
+    ],
+)  # fmt: skip
+def test_a_run_that_has_nothing_left_to_train_says_why(first, said, tmp_path, caplog):
+    once = train(tmp_path, *first, "logger=none")
+    again = resume(tmp_path)
+    assert (again["steps"], again["metrics"]) == (once["steps"], once["metrics"])
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("scheduler", ["scheduler.patience=0", "scheduler.patience=2"])
+@pytest.mark.parametrize(("changed", "cut"), [("max_epochs", 7), ("max_epochs", 8), ("max_steps", 19)])
+def test_a_plateau_in_two_sittings_is_the_plateau_of_one(scheduler, changed, cut, tmp_path):
+    given = (*MINI_BATCH[:-2], "trainer.check_val_every_n_epoch=3", "scheduler=plateau", scheduler, "loss=mae")
+    given += ("optimizer.lr=2", "logger=none")
+    once = train(tmp_path / "once", *given, "trainer.max_epochs=14")
+    train(tmp_path / "twice", *given, "trainer.max_epochs=14", f"trainer.{changed}={cut}")
+    twice = resume(tmp_path / "twice", "trainer.max_epochs=14", "trainer.max_steps=-1")
+    assert (twice["steps"], twice["parameters"]) == (once["steps"], once["parameters"])

@@ -100,7 +100,7 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["optimizer.lr=-1"], ["error: optimizer: lr must be a positive number, got -1"]),
         (["-m", "output_root=/dev/null/x", "seed=0,1"], ["error: no run can be kept in /dev/null/x/sweeps"]),
         (["scheduler=null"], ["error: scheduler=null: choose one of cosine, none, plateau, step"]),
-        (["trainer.max_epochs=abc"], ["trainer.max_epochs must be a whole number from -1", "got abc"]),
+        (["trainer.max_epochs=abc"], ["trainer.max_epochs must be a whole number from -1", "got the text 'abc'"]),
         (["resume=nowhere"], ["error: resume=nowhere: there is no such folder"]),
         (["output_root=/dev/null/x"], ["error: no run can be kept in /dev/null/x/runs"]),
     ],
@@ -628,8 +628,10 @@ def test_console_scripts_work_from_any_folder(tmp_path):
     assert "max_epochs=3` reached" in (folder / "train.log").read_text()  # what Lightning says is not lost
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("together", [1, 3])
+def test_two_processes_equal_one(together, tmp_path):
     overrides = ("data=synthetic", "data.samples=53", "data.batch_size=5", "trainer.max_epochs=8", "seed=3")
+    overrides += (f"trainer.accumulate_grad_batches={together}",)
     code, _, _ = command(train_entry, f"output_root={tmp_path / 'one'}", *overrides)
     assert code == 0
     module = (sys.executable, "-m", "linear_lab.train", f"output_root={tmp_path / 'two'}", *overrides)

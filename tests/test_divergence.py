@@ -117,5 +117,39 @@ def test_the_rate_to_try_is_below_the_largest_stable_one(rate, expected):
     assert rounded_down(rate) == expected
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_lbfgs_with_clipping_is_advised_to_leave_it_out(algorithm, tmp_path):
+    clipped = ("trainer.gradient_clip_val=0.1", f"trainer.gradient_clip_algorithm={algorithm}", "trainer.max_epochs=20")
+    message, _ = diverges(tmp_path, "optimizer=lbfgs", *clipped)
+    assert message.endswith("LBFGS cannot follow gradients that are clipped; try trainer.gradient_clip_val=null")
+
+
+def test_a_run_that_is_worse_than_a_constant_says_so(tmp_path, caplog):
+    result = train(tmp_path / "wild", "optimizer.lr=0.11", "loss=huber", "loss.delta=1e9", "trainer.max_epochs=4")
+    assert result["status"] == "completed"
+    assert "train/loss" not in caplog.text
+    wild = train(tmp_path / "grown", "model=mlp", "optimizer.lr=0.1", "trainer.max_epochs=12", "logger=none")
+    assert wild["status"] == "completed"
+    assert wild["metrics"]["train/loss"] > 10 * wild["initial"]["train/loss"]
+    said = (
+        "is above its start, and above 5 of a constant: try a smaller rate, as in optimizer.lr=0.01"  # y is 2, 4, 6, 8
+    )
+    assert f"train/loss {wild['metrics']['train/loss']:.3g} {said}" in caplog.text
+
+
+@pytest.mark.parametrize("start", [["model.weight=2", "model.bias=0"], ["model.weight=2.00001", "model.bias=0"]])
+def test_a_run_that_leaves_the_optimum_is_still_better_than_a_constant(start, tmp_path, caplog):
+    train(tmp_path, *start, "optimizer=adam", "trainer.max_epochs=3", "logger=none")
+    assert "constant" not in caplog.text
+
+
+def test_classes_are_compared_with_equal_logits(tmp_path, caplog):
+    classes = ("data=toy_classes", "loss=cross_entropy", "trainer.max_epochs=3", "logger=none")
+    assert train(tmp_path / "good", *classes)["status"] == "completed"
+    assert "constant" not in caplog.text
+    assert train(tmp_path / "bad", *classes, "+optimizer.maximize=true")["status"] == "completed"
+    assert "and above 1.1 of a constant" in caplog.text  # log 3
+
+
 def test_compose_names_the_switch():
     assert compose().optimum is True

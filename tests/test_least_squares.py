@@ -157,6 +157,37 @@ def test_a_column_of_zeros_bends_nothing():
     assert stable_lr(found.curvature) == float("inf")
 
 
+ROUNDING = {  # x, y, and the solution that has zeros in it
+    "the four points": ([[1], [2], [3], [4]], [[2], [4], [6], [8]], [[2]], [0], 0),
+    "no exact fractions": ([[0.1], [0.2], [0.3], [0.7]], [[0.2], [0.4], [0.6], [1.4]], [[2]], [0], 0),
+    "far from the origin": ([[1e8 + k] for k in (0, 1, 2, 5)], [[2e8 + 2 * k] for k in (0, 1, 2, 5)], [[2]], [0], 0),
+    "a column without effect": ([[1, 2], [3, 1], [4, 7], [5, 5], [9, 2]], [[1], [3], [4], [5], [9]], [[1, 0]], [0], 0),
+    "no slope": ([[1], [2], [3], [4]], [[1], [-1], [-1], [1]], [[0]], [0], 1),
+    "two targets": ([[1], [2], [3], [4]], [[2, 5], [4, 5], [6, 5], [8, 5]], [[2], [0]], [0, 5], 0),
+    "a small slope": ([[1], [2], [3], [4]], [[1 + k * 2**-40] for k in range(4)], [[2**-40]], [1 - 2**-40], 0),
+    "tiny numbers": ([[1e-30], [2e-30], [4e-30]], [[1e-40], [2e-40], [3.5e-40]], None, None, None),
+}
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+@pytest.mark.parametrize("case", ROUNDING)
+def test_what_the_last_digit_cannot_tell_from_zero_is_zero(case, standardized):
+    x, y = (torch.tensor(values, dtype=torch.float64) for values in ROUNDING[case][:2])
+    if (case == "tiny numbers") != standardized and (case == "tiny numbers" or y.std(0).min() == 0):
+        pytest.skip("too tiny for a bias beside them, or constant, which is not standardized")
+    of_x, of_y = (units(values, center=True) if standardized else None for values in (x, y))
+    found, (weight, bias, loss) = least_squares(x, y, x_units=of_x, y_units=of_y), ROUNDING[case][2:]
+    if weight is None:
+        assert found.weight.item() == pytest.approx(np.polyfit(x[:, 0] * 1e30, y[:, 0] * 1e40, 1)[0] * 1e-10)
+        assert found.loss > 0
+        return
+    for values, expected in ((found.weight, weight), (found.bias, bias)):
+        expected = torch.tensor(expected, dtype=torch.float64)
+        assert torch.equal(values == 0, expected == 0)
+        torch.testing.assert_close(values, expected, rtol=1e-6, atol=0)
+    assert found.loss == pytest.approx(loss / (of_y[1].item() ** 2 if standardized else 1)) if loss else found.loss == 0
+
+
 @pytest.mark.parametrize(("x", "y"), [((0, 1), (0, 1)), ((3,), (3, 1)), ((3, 1), (4, 1))])
 def test_shapes_are_named(x, y):
     with pytest.raises(ValueError, match=r"x \(B, F\) and y \(B, T\) want the same B"):

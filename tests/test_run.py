@@ -187,11 +187,74 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
     ("overrides", "message"),
     [
         (["optimizer.lr=-1"], "optimizer: lr must be a positive number, got -1; try optimizer.lr=0.01"),
-        (["optimizer.momentum=-1"], "optimizer: Invalid momentum value: -1"),
+        (
+            ["optimizer.momentum=-1"],
+            "optimizer: momentum must be a number from 0 to below 1, got -1; try optimizer.mom",
+        ),
+        (["optimizer.momentum=2"], "optimizer: momentum must be a number from 0 to below 1, got 2"),
+        (["optimizer.momentum=nan"], "optimizer: momentum must be a number from 0 to below 1, got nan"),
+        (
+            ["optimizer=rmsprop", "optimizer.momentum=1"],
+            "optimizer: momentum must be a number from 0 to below 1, got 1",
+        ),
+        (["optimizer=rmsprop", "optimizer.alpha=2"], "optimizer: alpha must be a number from 0 to 1, got 2"),
+        (
+            ["optimizer=adam", "optimizer.weight_decay=inf"],
+            "optimizer: weight_decay must be a number of at least 0, got inf",
+        ),
+        (
+            ["optimizer=adam", "optimizer.betas=[0.9]"],
+            r"optimizer: betas must be two numbers, got \[0.9\]; try optimizer.betas",
+        ),
+        (["optimizer=adam", "optimizer.betas=0.9"], "optimizer: betas must be two numbers, got 0.9"),
+        (["optimizer=adam", "optimizer.betas=[0.9,1]"], "optimizer: betas.1 must be a number from 0 to below 1, got 1"),
+        (["optimizer=adam", "optimizer.betas=[0.9,x]"], "optimizer: betas.1 must be a number .* got the text 'x'"),
+        (["optimizer.lr='0.1'"], "optimizer: lr must be a positive number, got the text '0.1'; try optimizer.lr=0.01"),
+        (["optimizer.weight_decay='0'"], "weight_decay must be a number of at least 0, got the text '0'"),
+        (["seed='1'"], "seed must be a whole number from 0 to 4294967295, got the text '1'"),
+        (
+            ["scheduler=plateau", "scheduler.patience=x"],
+            "scheduler.patience must be a whole number from 0.*got the text 'x'",
+        ),
+        (["scheduler=plateau", "scheduler.patience=-1"], "scheduler.patience must be a whole number from 0.*got -1"),
+        (["scheduler=plateau", "scheduler.patience=1.5"], "scheduler.patience must be a whole number from 0.*got 1.5"),
+        (["scheduler=plateau", "scheduler.factor=-1"], "scheduler: factor must be a number from 0 to 1, got -1"),
+        (["scheduler=step", "scheduler.gamma=-1"], "scheduler: gamma must be a positive number, got -1"),
+        (["scheduler=step", "scheduler.gamma=x"], "scheduler: gamma must be a positive number, got the text 'x'"),
+        (["scheduler=cosine", "scheduler.eta_min=-1"], "scheduler: eta_min must be a number of at least 0, got -1"),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"],
+            "early_stopping.patience must be a whole n",
+        ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=foo"],
+            "early_stopping.monitor=foo: is not meas",
+        ),
+        (["trainer.gradient_clip_val=-1"], "trainer: gradient_clip_val must be a number of at least 0, got -1"),
+        (
+            ["trainer.gradient_clip_val=x"],
+            "trainer: gradient_clip_val must be a number of at least 0, got the text 'x'",
+        ),
+        (
+            ["trainer.limit_train_batches=0"],
+            "trainer.limit_train_batches=0: leaves nothing to train on; .*max_epochs=0",
+        ),
+        (["trainer.limit_train_batches=0.0"], "trainer.limit_train_batches=0.0: leaves nothing to train on"),
+        (
+            ["trainer.overfit_batches=0.01"],
+            "trainer.overfit_batches=0.01: is less than one batch of 1; .*overfit_batches=1",
+        ),
+        (
+            ["optimizer=lbfgs", "data=synthetic", "data.batch_size=100", "trainer.accumulate_grad_batches=7"],
+            "optimizer: LBFGS evaluates .* leave out trainer.accumulate_grad_batches=7 or data.batch_size=100",
+        ),
         (["+optimizer.speed=9"], "optimizer: .*unexpected keyword argument 'speed'"),
         (["optimizer._target_=torch.optim.Nothing"], "optimizer: .*torch.optim.Nothing"),
         (["optimizer._target_=os.system"], "optimizer: .*os.system"),
-        (["scheduler=plateau", "scheduler.factor=2"], "Factor should be < 1.0.*factor=2"),
+        (
+            ["scheduler=plateau", "scheduler.factor=2"],
+            "scheduler: factor must be a number from 0 to 1, got 2; try scheduler.factor=0.5",
+        ),
         (["loss._target_=torch.optim.SGD"], "model: torch.optim.SGD is not a subclass of Module"),
         (["loss=huber", "loss.delta=-1"], "delta"),
         (["data.batch_size=0"], "data: batch_size must be a whole number of at least 1"),
@@ -314,3 +377,40 @@ def test_gpu_learns_the_line(tmp_path):
 
 def test_result_is_strict_json(finished):
     json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)
+
+
+RESUMED = {  # what is refused or fails before the first step, of a run of five epochs
+    "a scheduler that ends before": (
+        ["scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "~scheduler.gamma",
+         "~scheduler.step_size", "+scheduler.max_lr=0.1", "+scheduler.total_steps=5"],
+        ["trainer.max_epochs=10"], "scheduler: its total_steps, 5, end before trainer.max_epochs=10",
+    ),
+    "a dry run": ([], ["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: .*leave it out"),
+    "a rare validation": ([], ["trainer.val_check_interval=7", "trainer.max_epochs=9"], "trainer: .*val_check_inter"),
+    "fewer epochs": ([], ["trainer.max_epochs=3"], "trainer.max_epochs=3: .* is from epoch 5 already"),
+    "one epoch fewer": ([], ["trainer.max_epochs=4"], "trainer.max_epochs=4: .* is from epoch 5 already"),
+    "fewer steps": ([], ["trainer.max_steps=4"], "trainer.max_steps=4: .* is from step 5 already"),
+    "an unknown metric": (
+        ["callbacks=early_stopping"], ["callbacks.early_stopping.monitor=foo", "trainer.max_epochs=9"],
+        "callbacks.early_stopping.monitor=foo: .*train/loss, val/loss",
+    ),
+    "an unknown profiler": ([], ["trainer.profiler=foo", "trainer.max_epochs=9"], "trainer: "),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using")
+@pytest.mark.parametrize(
+    ("case", "status"), [*((case, "completed") for case in RESUMED), ("a rare validation", "running")]
+)
+def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status, tmp_path):
+    first, changed, message = RESUMED[case]
+    train(tmp_path, *first, "trainer.max_epochs=5", "logger=tensorboard", "logger.pictures=false")
+    result = tmp_path / "result.json"
+    result.write_text(result.read_text().replace("completed", status))  # running: it was killed
+    kept = [tmp_path / "result.json", *tmp_path.glob("**/*.ckpt"), *tmp_path.glob(".hydra/*"), *tmp_path.glob("*.end")]
+    before = {path: path.read_bytes() for path in kept}
+    with pytest.raises(UserError, match=message):
+        resume(tmp_path, *changed)
+    assert {path: path.read_bytes() for path in kept} == before
+    assert len(list(tmp_path.glob("*.end"))) == 1
+    assert resume(tmp_path)["status"] == "completed"

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from lightning.pytorch import Callback
 from runs import train
 
 
@@ -42,11 +43,38 @@ def test_other_optimizers_show_the_step_they_took(tmp_path, capsys):
     assert "W <- W + step of the optimizer = 1 + (0.1) = 1.1" in capsys.readouterr().out  # Adam's first step is lr
 
 
-def test_a_loss_is_that_of_the_rows_shown(tmp_path, capsys):
+@pytest.mark.parametrize(("batch_size", "together", "said"), [(2, 2, 2), (2, 3, 2), (1, 3, 3), ("null", 2, 1)])
+def test_a_step_of_several_batches_says_of_how_many(batch_size, together, said, tmp_path, capsys):
+    given = (f"data.batch_size={batch_size}", f"trainer.accumulate_grad_batches={together}", "logger=none")
+    train(tmp_path, "experiment=notebook", *given)
+    found = re.findall(r"the last of (\d+) batches", re.sub(r"\s+", " ", capsys.readouterr().out))
+    assert found == ([str(said)] if said > 1 else [])
+
+
+def test_a_loss_is_that_of_the_rows_shown(tmp_path):
     plain = train(tmp_path / "one", "experiment=notebook")
     doubled = train(tmp_path / "two", "experiment=notebook", "trainer.accumulate_grad_batches=2")
-    assert doubled["first_step"]["loss"] == plain["first_step"]["loss"]
-    assert "the last batch of 2 whose gradients are averaged" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert doubled["first_step"] == plain["first_step"]
+
+
+class Looks(Callback):
+    """Runs the network where it is no part of a step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module(batch[0])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module(batch[0])
+
+
+@pytest.mark.parametrize("given", [["logger=tensorboard"], [f"+callbacks.looks._target_={__name__}.Looks"]])
+def test_forward_passes_that_others_make_are_not_those_of_the_step(given, tmp_path, capsys):
+    plain = train(tmp_path / "plain", "console.steps=4", "trainer.max_epochs=4", "logger=none")
+    expected = capsys.readouterr().out
+    result = train(tmp_path / "other", "console.steps=4", "trainer.max_epochs=4", *given)
+    assert "in this step" not in (shown := capsys.readouterr().out)
+    assert result["first_step"] == plain["first_step"]
+    assert re.findall(r"y_hat.*|\d loss value.*", shown)[1:] == re.findall(r"y_hat.*|\d loss value.*", expected)[1:]
 
 
 def test_lbfgs_says_that_a_step_evaluates_the_loss_more_than_once(tmp_path, capsys):

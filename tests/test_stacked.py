@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from processes import end, fork
-from runs import command, record
+from runs import command, compose, record
 from torch import nn
 from torch.func import vmap
 from torch.optim import SGD, Adam, AdamW, RMSprop
@@ -24,10 +24,11 @@ from linear_lab import export as export_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as entry
 from linear_lab.data import SyntheticData
+from linear_lab.fitting.checks import check, within
 from linear_lab.models import LinearModule, MLPModule, SupervisedModule
 from linear_lab.stacked import loop, step
 from linear_lab.stacked.losses import LOSSES
-from linear_lab.stacked.optimizers import MODES, OPTIONAL, RULES, within
+from linear_lab.stacked.optimizers import MODES, OPTIONAL, RULES
 from linear_lab.sweep import best_jobs, page, results, stacks
 from linear_lab.sweep import job as sweep_job
 from linear_lab.sweep.stackable import obstacles
@@ -114,6 +115,12 @@ def test_bounds_are_where_torch_refuses():
                 kind(parameters, lr=0.1, **given)
                 taken = True
             except ValueError:
+                taken = False
+            cfg = compose(f"optimizer={kind.__name__.lower()}", "+optimizer.eps=1e-8")  # and where this project refuses
+            OmegaConf.update(cfg, f"optimizer.{name.replace('.', '[')}{']' * ('.' in name)}", value)
+            try:
+                check(cfg)
+            except UserError:
                 taken = False
             assert bool(within(torch.tensor(value), *BOUNDS[name])) == taken, (name, value)
 

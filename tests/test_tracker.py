@@ -382,6 +382,13 @@ def test_a_run_that_goes_on_otherwise_says_so(tmp_path):
     assert status(tmp_path) == "SUCCESS"
 
 
+def test_a_run_that_goes_on_otherwise_logs_the_rate_of_its_schedule(tmp_path):
+    schedule = ("scheduler=step", "scheduler.step_size=1", "trainer.check_val_every_n_epoch=1")
+    train(tmp_path, *schedule, "trainer.max_epochs=2")
+    resume(tmp_path, "trainer.max_epochs=4")
+    assert [value for _, value in scalars(tmp_path)["optim/lr"]] == pytest.approx([0.1, 0.1, 0.05, 0.025, 0.0125])
+
+
 def stop_at(step, action, monkeypatch):
     """Have something happen after a step, before its checkpoint."""
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -59,6 +59,11 @@ def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: b
 def resumed_at_last_batch(trainer: "Trainer") -> bool:
     """Tell whether training goes on from a checkpoint that was taken after the last batch of an epoch."""
     return trainer.is_last_batch and not trainer.fit_loop.epoch_loop.restarted_on_train_batch_end
+
+
+def epochs_begun(checkpoint: dict[str, Any]) -> int:
+    """Return how many epochs a checkpoint has begun; its ``epoch`` counts the last one only once it has ended."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"])
 
 
 def runs_omegaconf(frame: FrameType | None) -> bool:

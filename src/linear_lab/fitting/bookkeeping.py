@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from linear_lab.config import without_calls
 from linear_lab.data import LinearData
 from linear_lab.fitting.divergence import DivergenceError
-from linear_lab.fitting.measure import measure
+from linear_lab.fitting.measure import measure, measured
 from linear_lab.models import SupervisedModule
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.folder import LAST, Run, git_revision
@@ -41,6 +41,10 @@ def begin(run: Run, fitted: Fit, plain: dict[str, Any], fingerprint: str, overri
     # cosine: its T_max does not follow max_epochs when the run is resumed
     saved = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"], "resume": None, "trust": None})
     hparams.take_back_end(run.path)
+    if cfg.resume and len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
+        fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config
+    if cfg.resume:
+        run.add_to_job(overrides)
     run.begin(
         OmegaConf.to_yaml(without_calls(saved)),
         overrides if cfg.resume else (),  # those of a new run are there
@@ -53,6 +57,15 @@ def begin(run: Run, fitted: Fit, plain: dict[str, Any], fingerprint: str, overri
         stable_lr=fitted.reference.stable_lr,
         weight_decay=fitted.reference.weight_decay,
     )
+
+
+def measure_start(run: Run, fitted: Fit) -> None:
+    """Log and record the untouched model, with which curves start."""
+    if fitted.tracker and fitted.trainer.is_global_zero:
+        fitted.tracker.begin()
+    initial = learned(fitted)
+    fitted.trainer.validate(fitted.model, fitted.data, verbose=False)
+    run.write(initial=initial.pop("parameters") | initial | measured(fitted.trainer))
 
 
 def save_last(run: Run, fitted: Fit) -> None:

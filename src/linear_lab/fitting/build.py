@@ -20,7 +20,7 @@ from torch import nn
 from linear_lab import UserError
 from linear_lab.config import as_dict
 from linear_lab.data import LinearData
-from linear_lab.fitting.checks import data_errors, user_errors
+from linear_lab.fitting.checks import check_length, data_errors, user_errors
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import names
 from linear_lab.theory.reference import Reference, reference
@@ -111,7 +111,9 @@ def build_model(cfg: DictConfig, data: LinearData) -> SupervisedModule:
     with user_errors("loss", specs["loss"]):
         model.loss(torch.zeros(1, data.out_features, dtype=x.dtype), y[:1])  # some losses refuse their numbers only now
     with user_errors("optimizer", specs["optimizer"], specs["scheduler"]):
-        model.configure_optimizers()
+        optimizers: Any = model.configure_optimizers()
+    scheduler = optimizers["lr_scheduler"]["scheduler"] if isinstance(optimizers, dict) else None
+    check_length(cfg, data, getattr(scheduler, "total_steps", None))
     return model
 
 
@@ -147,9 +149,19 @@ def build_logger(cfg: DictConfig, folder: Path, purge_step: int | None) -> Logge
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the config's callbacks, and the timer of ``trainer.max_time``, which Lightning would add behind ours."""
     with user_errors("callbacks"):
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+        callbacks = [instantiate(spec, **at_validation(spec)) for spec in cfg.callbacks.values() if spec]
     with user_errors("trainer"):
         return callbacks + ([Timer(cfg.trainer.max_time)] if cfg.trainer.get("max_time") else [])
+
+
+def at_validation(spec: DictConfig) -> dict[str, bool]:
+    """Have early stopping look for its metric after a validation.
+
+    By default it may do so at the end of an epoch, also of one that was validated before the run was interrupted, and
+    then there is no metric.
+    """
+    early, key = str(spec.get("_target_")).endswith(".EarlyStopping"), "check_on_train_epoch_end"
+    return {key: False} if early and spec.get(key) is None else {}
 
 
 def build_trainer(cfg: DictConfig, folder: Path, logger: Logger | None, callbacks: Sequence[Callback]) -> Trainer:

@@ -1,5 +1,6 @@
 """When training stops: after the last step, which is measured, at a signal, or because a run is hopeless."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -8,22 +9,28 @@ from types import FrameType
 from typing import Any, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from linear_lab import compat
 from linear_lab.runs.checkpoints import SaveCheckpoints
 from linear_lab.runs.folder import LAST
 from linear_lab.terminal.signals import hang_up, present_handlers
 
+log = logging.getLogger(__name__)
+
 
 class MeasureLastStep(Callback):
     """Validates after the last step too: curves and checkpoints end with the final model, whatever ends the training.
 
     ``check_val_every_n_epoch=10`` alone would leave out the last five of 15 epochs, and ``max_steps`` all steps since
-    the last validation.
+    the last validation. A plateau scheduler and early stopping do not count such a validation, so that a run that is
+    resumed with more epochs goes on as if it had had them from the start.
     """
 
     def __init__(self) -> None:
         self.every: int | None = None  # the config's check_val_every_n_epoch, while another value is set
+        self.uncounted: list[tuple[EarlyStopping, dict[str, Any]]] = []  # states before an extra validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if compat.resumed_at_last_batch(trainer):  # that epoch was validated, and is over
@@ -39,11 +46,48 @@ class MeasureLastStep(Callback):
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # Lightning validates in the middle of an epoch only when told to stop
         last = is_last_of_all(trainer)
+        extra = (last or trainer.should_stop) and not compat.validation_follows(trainer, batch_idx)
+        pl_module.extra_validation = extra  # type: ignore[assignment]
+        self.uncounted = [(c, c.state_dict()) for c in trainer.early_stopping_callbacks if extra]
         if last or trainer.should_stop:
             validates = compat.validate_after_batch(trainer, batch_idx, ends_training=last)
             if not validates and not trainer.is_last_batch:
                 # after fit, Lightning counts the epoch as done, so the checkpoint is taken here
                 trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for callback, state in self.uncounted:
+            callback.load_state_dict(state)
+
+
+class ResumeEarlyStopping(Callback):
+    """Has early stopping follow the patience of this command, and not train on after it has ended a run.
+
+    Lightning takes the patience from the checkpoint, and trains until the next validation.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.patience = {c: c.patience for c in trainer.early_stopping_callbacks}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for callback, patience in self.patience.items():
+            callback.patience = patience
+            if callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED and callback.wait_count < patience:
+                callback.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+            trainer.should_stop |= callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+
+
+def warn_of_nothing_trained(trainer: Trainer, max_time: Any) -> None:
+    """Say of a resumed run that took no step what has ended it, and what to change to go on."""
+    timers = [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+    if any((timer.time_remaining() or 1) < 0 for timer in timers):
+        log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
+    if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
+        log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")
+    for unit, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
+        limit = getattr(trainer, f"max_{unit}s")
+        if limit is not None and 0 <= limit <= count:
+            log.warning("trainer.max_%ss=%d is reached; to go on, give a larger one", unit, limit)
 
 
 def is_last_of_all(trainer: Trainer) -> bool:

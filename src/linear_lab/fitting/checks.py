@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab import UserError
+from linear_lab import UserError, compat
 from linear_lab.config import GROUPS
 from linear_lab.data import LinearData
 from linear_lab.terminal.report import describe
@@ -29,7 +29,24 @@ WHOLE_NUMBERS = (  # key, lowest, highest, example
     ("trainer.accumulate_grad_batches", 1, 2**31, 1),
     ("scheduler.step_size", 1, 2**31, 100),
     ("scheduler.T_max", 1, 2**31, 100),
+    ("scheduler.patience", 0, 2**31, 5),
+    ("callbacks.early_stopping.patience", 0, 2**31, 5),
 )
+AT_LEAST_0 = (0.0, math.inf, "[)", "a number of at least 0")
+BELOW_1 = (0.0, 1.0, "[)", "a number from 0 to below 1")
+NUMBERS = {  # key: lowest and highest, which of them count, both in words, and an example
+    "optimizer.lr": (0.0, math.inf, "()", "a positive number", 0.01),
+    "optimizer.momentum": (*BELOW_1, 0.9),
+    "optimizer.betas.0": (*BELOW_1, 0.9),
+    "optimizer.betas.1": (*BELOW_1, 0.999),
+    "optimizer.alpha": (0.0, 1.0, "[]", "a number from 0 to 1", 0.99),
+    "optimizer.eps": (*AT_LEAST_0, 1e-8),
+    "optimizer.weight_decay": (*AT_LEAST_0, 0.01),
+    "scheduler.gamma": (0.0, math.inf, "()", "a positive number", 0.5),
+    "scheduler.factor": (0.0, 1.0, "[]", "a number from 0 to 1", 0.5),
+    "scheduler.eta_min": (*AT_LEAST_0, 0),
+    "trainer.gradient_clip_val": (*AT_LEAST_0, 1),
+}
 
 
 class DataError(UserError):
@@ -50,10 +67,10 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         if value is None and key != "seed":
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise UserError(f"{key} must be a whole number from {low} to {high}, got {value}; try {key}={example}")
-    lr = cfg.optimizer.get("lr", 1.0)  # some optimizers have none
-    if not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf:
-        raise UserError(f"optimizer: lr must be a positive number, got {lr}; try optimizer.lr=0.01")
+            raise UserError(
+                f"{key} must be a whole number from {low} to {high}, got {shown(value)}; try {key}={example}"
+            )
+    check_numbers(cfg)
     if not isinstance(cfg.get("optimum", True), bool):
         raise UserError(f"optimum must be true or false, got {cfg.optimum}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]
@@ -65,6 +82,44 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     check_accelerator(cfg)
 
 
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuse numbers that a class would take without effect, or choke on later."""
+    betas = OmegaConf.select(cfg, "optimizer.betas", default=[0, 0])
+    if not isinstance(betas, (list, ListConfig)) or len(betas) != 2:
+        raise UserError(f"optimizer: betas must be two numbers, got {shown(betas)}; try optimizer.betas=[0.9,0.999]")
+    for key, (low, high, ends, words, example) in NUMBERS.items():
+        value = OmegaConf.select(cfg, key, default=example)
+        if value is None and key != "optimizer.lr":
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not within(value, low, high, ends):
+            group, _, name = key.partition(".")
+            raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {key}={example}")
+    if cfg.trainer.get("limit_train_batches") == 0:
+        value = cfg.trainer.limit_train_batches
+        raise UserError(f"trainer.limit_train_batches={value}: leaves nothing to train on; try trainer.max_epochs=0")
+    together, size = cfg.trainer.get("accumulate_grad_batches") or 1, cfg.data.get("batch_size")
+    if str(cfg.optimizer.get("_target_")).endswith(".LBFGS") and together > 1 and size:
+        raise UserError(
+            "optimizer: LBFGS evaluates the loss many times a step, which gradients that add up over batches cannot "
+            f"follow; leave out trainer.accumulate_grad_batches={together} or data.batch_size={size}"
+        )
+
+
+def shown(value: Any) -> str:
+    """Write a value, of a text that it is one."""
+    return f"the text {value!r}" if isinstance(value, str) else str(value)
+
+
+def within(value: Any, low: float, high: float, ends: str) -> Any:
+    """Tell whether a number, or which of a tensor, lies in an interval; ``ends`` says which ends count, as in ``[)``.
+
+    >>> [within(value, 0, 1, "[)") for value in (0.0, 0.5, 1.0)]
+    [True, True, False]
+    """
+    above = value >= low if ends[0] == "[" else value > low
+    return above & (value <= high if ends[1] == "]" else value < high)
+
+
 def check_accelerator(cfg: DictConfig) -> None:
     """Refuse a GPU that is not there."""
     if cfg.trainer.accelerator in ("gpu", "cuda") and not (
@@ -74,13 +129,44 @@ def check_accelerator(cfg: DictConfig) -> None:
 
 
 def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoint: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint beyond ``max_epochs``, or with other data."""
-    limit = cfg.trainer.max_epochs
-    if limit not in (None, -1) and checkpoint.get("epoch", 0) > limit:
-        raise UserError(
-            f"trainer.max_epochs={limit}: {path} is from epoch {checkpoint['epoch'] + 1} already; give a larger one"
-        )
+    """Refuse to go on from a checkpoint beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data."""
+    if path is None:
+        return
+    if cfg.trainer.fast_dev_run:
+        raise UserError(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run}: is for new runs; leave it out to go on")
+    reached = {"epoch": compat.epochs_begun(checkpoint), "step": checkpoint["global_step"]}
+    for unit, count in reached.items():
+        limit = cfg.trainer[f"max_{unit}s"]
+        if limit not in (None, -1) and count > limit:
+            raise UserError(f"trainer.max_{unit}s={limit}: {path} is from {unit} {count} already; give a larger one")
     check_same_data(cfg, data, checkpoint)
+
+
+def check_length(cfg: DictConfig, data: LinearData, total: int | None) -> None:
+    """Refuse less than a batch, and a schedule that ends before training, as OneCycleLR's after ``total_steps``."""
+    epochs, steps, share = cfg.trainer.max_epochs, cfg.trainer.max_steps, cfg.trainer.overfit_batches
+    fewest = min(map(len, [data.train_dataloader(), *data.val_dataloader().values()]))
+    if isinstance(share, float) and 0 < share * fewest < 1:
+        raise UserError(
+            f"trainer.overfit_batches={share}: is less than one batch of {fewest}; give a whole number of them, as in "
+            "trainer.overfit_batches=1"
+        )
+    if total and steps in (None, -1) and (epochs == -1 or (epochs or 1000) > total):
+        raise UserError(
+            f"scheduler: its total_steps, {total}, end before trainer.max_epochs={epochs}, one per epoch; "
+            f"try trainer.max_epochs={total}, or a new run with another scheduler"
+        )
+
+
+def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
+    """Refuse checkpoints and early stopping by a metric that the initial validation did not measure."""
+    measured = [name for name in initial if "/" in name]
+    for name, spec in cfg.callbacks.items():
+        at_validation = spec and str(spec.get("_target_")).endswith((".SaveCheckpoints", ".EarlyStopping"))
+        if at_validation and measured and spec.monitor not in initial and spec.get("strict", True):
+            key = f"callbacks.{name}.monitor"
+            names = ", ".join(measured)
+            raise UserError(f"{key}={spec.monitor}: is not measured; choose one of {names}, as in {key}={measured[-1]}")
 
 
 def check_same_data(cfg: DictConfig, data: LinearData, checkpoint: dict[str, Any]) -> None:

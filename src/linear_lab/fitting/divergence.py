@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
+from linear_lab.data import LinearData
+from linear_lab.models import SupervisedModule
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking.summary import Summary
 
@@ -62,6 +64,16 @@ def warn_if_lr_unstable(cfg: DictConfig, reference: Reference) -> None:
         )  # fmt: skip
 
 
+def warn_if_useless(cfg: DictConfig, data: LinearData, model: SupervisedModule, final: float, initial: Any) -> None:
+    """Warn of a run that has not diverged, but ends above its start, and above what a constant prediction has."""
+    x, y = data.parts["train"]
+    constant = y.mean(0).expand_as(y) if y.is_floating_point() else torch.zeros(len(y), data.out_features).to(x)
+    loss, lr = model.loss(constant, y).item(), cfg.optimizer.get("lr")
+    if initial is not None and final > max(initial, loss):
+        remedy = f"try a smaller rate, as in optimizer.lr={lr / 10:g}" if lr else "try another optimizer"
+        log.warning("train/loss %.3g is above its start, and above %.3g of a constant: %s", final, loss, remedy)
+
+
 def lr_is_unstable(cfg: DictConfig, reference: Reference) -> bool:
     """Tell whether the run must diverge: plain SGD above the largest stable rate, at a rate that nothing lowers."""
     return reference.stable_lr is not None and not cfg.scheduler and cfg.optimizer.get("lr", 0) > reference.stable_lr
@@ -99,6 +111,9 @@ def divergence(
     diverged = diverged or not_finite or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
         return None
+    if steps and cfg.trainer.gradient_clip_val is not None and str(cfg.optimizer._target_).endswith(".LBFGS"):
+        why = "LBFGS cannot follow gradients that are clipped; try trainer.gradient_clip_val=null"
+        return f"diverged at step {steps} ({diverged}): {why}"
     raw = cfg.data.get("standardize") is False
     return explain(diverged.metric, diverged.value, steps, cfg.optimizer.get("lr"), reference.stable_lr, raw=raw)
 

@@ -1,5 +1,6 @@
 """One run, in reading order: check, build, train, measure, record, show."""
 
+import functools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,17 +9,31 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.config import as_dict, make_paths_absolute, saved_config
 from linear_lab.fitting import build
-from linear_lab.fitting.bookkeeping import Fit, begin, learned, log_outcome, outcome, save_last
-from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
-from linear_lab.fitting.checks import check, check_resume
-from linear_lab.fitting.divergence import DivergenceError, StopOnDivergence, divergence, warn_if_lr_unstable
-from linear_lab.fitting.measure import measured
+from linear_lab.fitting.accumulation import MeanOverRows
+from linear_lab.fitting.bookkeeping import Fit, begin, log_outcome, measure_start, outcome, save_last
+from linear_lab.fitting.callbacks import (
+    Interrupted,
+    MeasureLastStep,
+    ResumeEarlyStopping,
+    StopIfHopeless,
+    StopOnSignal,
+    warn_of_nothing_trained,
+)
+from linear_lab.fitting.checks import check, check_monitors, check_resume
+from linear_lab.fitting.divergence import (
+    DivergenceError,
+    StopOnDivergence,
+    divergence,
+    warn_if_lr_unstable,
+    warn_if_useless,
+)
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.targets import check_targets
@@ -59,7 +74,6 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
     check_targets(saved_config(run), run.path / CONFIG, cfg.trust)
     if run.record.status == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record.error}; start a new one")
-    run.add_to_job(overrides)
     return train_in(run, cfg, overrides, layout.screen())
 
 
@@ -88,6 +102,8 @@ def train_in(
         run.write(**result)
     if error:
         raise UserError(error)
+    first = (run.record.initial or {}).get("train/loss")
+    warn_if_useless(fitted.cfg, fitted.data, fitted.model, result["metrics"]["train/loss"], first)
     report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None)
     metric: float = result["metrics"][fitted.cfg.metric]
     return metric
@@ -120,7 +136,12 @@ def fit(
         config: Any = OmegaConf.to_container(cfg)
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
+    start = functools.cache(lambda: begin(run, fitted, plain, fingerprint, overrides))  # once
+    # what fails before its first batch leaves a resumed run as it was
+    resumed = [LambdaCallback(on_train_batch_end=lambda *_: start()), ResumeEarlyStopping()] if cfg.resume else []
     trainer = build.build_trainer(cfg, run.path, logger, [
+        *([MeanOverRows()] if (cfg.trainer.accumulate_grad_batches or 1) > 1 else []),
+        *resumed,
         *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
@@ -129,19 +150,17 @@ def fit(
         stop,                                 # a signal waits until the last step was measured
     ])  # fmt: skip
     fitted = Fit(cfg, data, model, trainer, reference, tracker)
-    begin(run, fitted, plain, fingerprint, overrides)
+    if not cfg.resume:
+        start()
     report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)
     warn_if_lr_unstable(cfg, reference)
     try:
-        if tracker and trainer.is_global_zero and path is None:
-            tracker.begin()
-        elif tracker and trainer.is_global_zero and len(overrides) > 1:  # it goes on with another config
-            tracker.describe(step)
         if path is None:
-            initial = learned(fitted)
-            trainer.validate(model, data, verbose=False)  # so that curves start with the untouched model
-            run.write(initial=initial.pop("parameters") | initial | measured(trainer))
+            measure_start(run, fitted)
+        check_monitors(cfg, run.record.initial or {})
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
+        if path and trainer.global_step == step:
+            warn_of_nothing_trained(trainer, cfg.trainer.max_time)
     except DivergenceError as diverged:
         fitted.diverged = diverged
     except (MisconfigurationException, ValueError) as error:  # all else may be a defect, and keeps its traceback

@@ -41,9 +41,14 @@ class SevenSteps(Callback):
             self.before = self._parameters(pl_module)
             self.y_hats: list[Tensor] = []
             self.gradients: list[dict[str, Tensor]] = []
-            self.hook = pl_module.network.register_forward_hook(  # type: ignore[union-attr]
-                lambda module, args, y_hat: self.y_hats.append(y_hat.detach())
-            )
+            self.hook = pl_module.network.register_forward_hook(self._keep)  # type: ignore[union-attr]
+
+    def _keep(self, network: nn.Module, inputs: Any, y_hat: Tensor) -> None:
+        self.y_hat = y_hat.detach()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self.following:
+            self.y_hats.append(self.y_hat)  # others may run the network too: what a backward pass follows is the step's
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self.following:
@@ -78,13 +83,16 @@ class SevenSteps(Callback):
             gradient = {name: values.tolist() for name, values in self.gradients[0].items()}
             self.recorded = {"loss": loss.item(), "gradient": gradient}
         if trainer.is_global_zero and trainer.global_step <= self.steps:  # another process may have had no row
-            self._show(trainer, batch, loss.item(), self._parameters(pl_module))
+            batches = batch_idx % trainer.accumulate_grad_batches + 1
+            self._show(trainer, batch, batches, loss.item(), self._parameters(pl_module))
 
-    def _show(self, trainer: Trainer, batch: tuple[Tensor, Tensor], loss: float, after: dict[str, Tensor]) -> None:
+    def _show(
+        self, trainer: Trainer, batch: tuple[Tensor, Tensor], batches: int, loss: float, after: dict[str, Tensor]
+    ) -> None:
         (x, y), y_hat, gradients = batch, self.y_hats[0], self.gradients[0]
         share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
-        if trainer.accumulate_grad_batches > 1:
-            share += f", the last batch of {trainer.accumulate_grad_batches} whose gradients are averaged"
+        if batches > 1:
+            share += f", the last of {batches} batches; the gradient is the mean over the rows of all"
         again = f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
         if y.is_floating_point():
             columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}

@@ -59,6 +59,7 @@ class SupervisedModule(LightningModule):
         self.optimizer_spec = optimizer or {"_target_": "torch.optim.SGD", "lr": 0.01}
         self.scheduler_spec = scheduler
         self.metric = metric
+        self.extra_validation = False  # of the last step alone, so that no scheduler counts it
         self._sums: dict[str, float] = defaultdict(float)
         self._rows: dict[str, int] = defaultdict(int)
 
@@ -99,7 +100,7 @@ class SupervisedModule(LightningModule):
             return
         # Lightning would step ReduceLROnPlateau after it has saved the checkpoint, and a resumed run would miss a step.
         scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau):
+        if isinstance(scheduler, ReduceLROnPlateau) and not self.extra_validation:
             scheduler.step(metrics[self.metric])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:

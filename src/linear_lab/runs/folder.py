@@ -47,12 +47,13 @@ class Run:
         path: the folder.
         record: what result.json says; without a status before the run starts.
         held: whether this process trains in the folder.
+        begun: whether this process has recorded that training began; before, an error leaves the record as it was.
     """
 
     def __init__(self, path: Path) -> None:
         from linear_lab.runs.record import Record  # pydantic: not above, for --help
 
-        self.path, self.record, self.held = path, Record(), False
+        self.path, self.record, self.held, self.begun = path, Record(), False, False
 
     @classmethod
     def open(cls, folder: str | Path, key: str = "run") -> Self:
@@ -180,13 +181,14 @@ class Run:
             except BaseException as error:
                 interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
                 message = str(error) if isinstance(error, UserError) else repr(error)
-                end: dict[str, Any] = {}
-                if self.record.status == "running":
-                    end = {"status": "interrupted" if interrupted else "failed", "error": message}
-                    end |= {"error": None} if interrupted else {}
-                    end["seconds"] = before + time.perf_counter() - started
-                with suppress(UserError):  # of a full disk, which the error says already
-                    self.write(**end)
+                if self.begun and self.record.status == "running":
+                    end = (
+                        {"status": "interrupted", "error": None}
+                        if interrupted
+                        else {"status": "failed", "error": message}
+                    )
+                    with suppress(UserError):  # of a full disk, which the error says already
+                        self.write(**end, seconds=before + time.perf_counter() - started)
                 raise
             if (self.record.seconds or 0.0) == before:  # a block within this one may have counted its own
                 self.write(seconds=before + time.perf_counter() - started)
@@ -225,6 +227,7 @@ class Run:
 
     def write(self, **fields: Any) -> None:
         """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
+        self.begun |= fields.get("status") == "running"
         self.record = self.record.updated(**fields)
         if self.held:
             replace(self.path / RESULT, self.record.as_json())

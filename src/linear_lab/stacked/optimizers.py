@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from linear_lab.fitting.checks import NUMBERS
+
 Numbers = dict[str, Tensor]  # 0-dimensional, float64
 State = dict[str, Tensor]  # of one parameter, in its shape
 # state that an optimizer has only if a mode is set, or a number is not 0
@@ -114,19 +116,6 @@ RULES = {
 }
 MODES = ("nesterov", "maximize", "amsgrad", "centered", "decoupled_weight_decay")  # switches that a stack shares
 OPTIONAL = ("momentum", "dampening", "weight_decay")  # numbers without effect where they are 0
-BOUNDS = dict.fromkeys(RMSPROP_NUMBERS, (0.0, torch.inf, "[)")) | {  # of what torch.optim, or this project, accepts
-    "lr": (0.0, torch.inf, "()"),
-    "dampening": (-torch.inf, torch.inf, "()"),
-    "betas.0": (0.0, 1.0, "[)"),
-    "betas.1": (0.0, 1.0, "[)"),
+BOUNDS = {"dampening": (-torch.inf, torch.inf, "()")} | {
+    key.removeprefix("optimizer."): bounds[:3] for key, bounds in NUMBERS.items() if key.startswith("optimizer.")
 }
-
-
-def within(values: Tensor, low: float, high: float, ends: str) -> Tensor:
-    """Tell which values lie in an interval; ``ends`` says which of its ends are included, as in ``[)``.
-
-    >>> within(torch.tensor([0.0, 0.5, 1.0]), 0, 1, "[)").tolist()
-    [True, True, False]
-    """
-    above = values >= low if ends[0] == "[" else values > low
-    return above & (values <= high if ends[1] == "]" else values < high)

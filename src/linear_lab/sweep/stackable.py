@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from linear_lab import CONF
-from linear_lab.fitting.checks import check
+from linear_lab.fitting.checks import check, within
 from linear_lab.models import LinearModule
 from linear_lab.runs.fingerprints import Path, leaves
 from linear_lab.stacked import losses, optimizers, schedules
@@ -125,7 +125,7 @@ def in_bounds(path: Path, value: Any, config: dict[str, Any]) -> bool:
     name = ".".join(path[1:])
     if name == "momentum" and config["optimizer"].get("nesterov") and not value > 0:
         return False
-    return name not in bounds or bool(optimizers.within(torch.tensor(float(value)), *bounds[name]))
+    return name not in bounds or bool(within(float(value), *bounds[name]))
 
 
 def obstacles(config: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 65_536  # rows that are factored at once: bounds memory, not results
+EPS = torch.finfo(torch.float64).eps
 WELL_CONDITIONED = 10.0  # ratio of singular values up to which rounding costs no more than a few of 16 digits
 Units = tuple[Tensor, Tensor]  # mean and scale of columns
 
@@ -104,7 +105,7 @@ def least_squares(
     triangle = _triangle(x, y, x_units, y_units, bias=bias)
     factor, right = triangle[:parameters, :parameters], triangle[:parameters, parameters:]
     u, s, vh = torch.linalg.svd(factor, full_matrices=False)
-    keep = s > s[0] * torch.finfo(s.dtype).eps * max(len(x), parameters)
+    keep = s > s[0] * EPS * max(len(x), parameters)
     inverse = torch.where(keep, s / (s.square() + weight_decay), 0.0)
     solution = vh.T @ (inverse[:, None] * (u.T @ right))
     residual = triangle[parameters:, parameters:]
@@ -112,7 +113,13 @@ def least_squares(
     weight, constant = _unscaled(solution, x_units, y_units, bias=bias)
     worthwhile = len(x) <= BLOCK or s[0] > WELL_CONDITIONED * s[-1]
     if worthwhile and keep.all() and len(s) == parameters and not weight_decay:
-        weight, constant, loss = _refined(x, y, weight, constant, s, vh, x_units, y_units)
+        weight, constant = _refined(x, y, weight, constant, s, vh, x_units)
+    weight, constant = _without_rounding(x, y, weight, constant)
+    if worthwhile:
+        scale = y_units[1].numpy()
+        squares = sum(np.square(residual / scale).sum() for _, residual in _residuals(x, y, weight, constant))
+        loss = float(squares / y.numel())
+    loss = 0.0 if loss <= (EPS * y.abs().amax(0) / y_units[1]).square().mean() else loss
     intercept = constant if bias or x_units[0].any() or y_units[0].any() else None
     rank, curvature = int(keep.sum()), s[0].square().item() + weight_decay
     return Optimum(weight, intercept, loss, rank, parameters, curvature, solution, factor, weight_decay)
@@ -141,10 +148,8 @@ def _unscaled(solution: Tensor, x_units: Units, y_units: Units, *, bias: bool) -
     return weight, y_mean - weight @ x_mean + (y_scale * solution[features] if bias else 0.0)
 
 
-def _refined(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, s: Tensor, vh: Tensor, x_units: Units, y_units: Units
-) -> tuple[Tensor, Tensor, float]:
-    """Weight, bias and loss after two steps of iterative refinement, by the singular values s and vectors vh."""
+def _refined(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, s: Tensor, vh: Tensor, x_units: Units) -> Units:
+    """Weight and bias after two steps of iterative refinement, by the singular values s and vectors vh."""
     (x_mean, x_scale), features, parameters = x_units, x.shape[1], len(s)
     for _ in range(2):
         gradient = _gradient(x, y, weight, bias, x_units)[:parameters]
@@ -152,8 +157,14 @@ def _refined(
         change = (step[:features] / x_scale[:, None]).T
         weight = weight + change
         bias = bias - change @ x_mean + (step[features] if parameters > features else 0.0)
-    squares = sum(np.square(residual / y_units[1].numpy()).sum() for _, residual in _residuals(x, y, weight, bias))
-    return weight, bias, float(squares / y.numel())
+    return weight, bias
+
+
+def _without_rounding(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Units:
+    """Weight and bias, of which 0 is what the last digit of the largest y or y_hat cannot tell from it."""
+    x, y = x.abs().amax(0), y.abs().amax(0)
+    weight = torch.where(weight.abs() * x <= EPS * y[:, None], 0.0, weight)
+    return weight, torch.where(bias.abs() <= EPS * torch.maximum(y, weight.abs() @ x), 0.0, bias)
 
 
 def _residuals(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[Any, Any]]:

@@ -69,7 +69,8 @@ class Tracker(Callback):
         """Write the hyperparameters into the run's row, and log the config; a resumed run may have changed them."""
         optimizers: Any = self.model.configure_optimizers()
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
-        self.lr = optimizer.param_groups[0].get("lr")  # a scheduler may have changed it already
+        if self.lr is None:  # before the first step; a scheduler may have changed it already
+            self.lr = optimizer.param_groups[0].get("lr")
         columns = hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
         hparams.write_start(Path(self.logger.root_dir), columns)
         yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)

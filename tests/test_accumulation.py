@@ -1,0 +1,37 @@
+"""Steps whose gradient comes from several batches: the mean over their rows, as a plain PyTorch loop computes it."""
+
+import pytest
+import torch
+from runs import train
+from torch import nn
+
+from linear_lab.data import SyntheticData
+from linear_lab.data.batches import epoch_order
+
+ROWS = ("data=synthetic", "data.samples=10", "data.fractions=[1,0,0]", "data.features=2", "trainer.precision=64-true")
+
+
+def plain_loop(start, batch_size, together, epochs):
+    """Weights and losses of SGD, where each step takes the rows of so many batches at once."""
+    data = SyntheticData(samples=10, features=2, fractions=(1, 0, 0))
+    data.dtype = torch.float64
+    data.setup()
+    x, y = data.parts["train"]
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    model.load_state_dict({name: torch.tensor(start[name], dtype=torch.float64) for name in ("weight", "bias")})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(epochs):
+        for rows in epoch_order(0, epoch, len(x)).split(batch_size * together):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return model.weight.tolist()
+
+
+@pytest.mark.parametrize(("batch_size", "together"), [(4, 4), (4, 2), (4, 3), (3, 2), (1, 4), (5, 2), (10, 7)])
+def test_a_step_is_the_mean_over_its_rows(batch_size, together, tmp_path):
+    """With tails of an epoch, batches of unequal rows, and fewer batches than a step wants."""
+    given = (f"data.batch_size={batch_size}", f"trainer.accumulate_grad_batches={together}", "trainer.max_epochs=5")
+    result = train(tmp_path, *ROWS, *given, "logger=none")
+    expected = plain_loop(result["initial"], batch_size, together, 5)
+    assert result["parameters"]["weight"] == [pytest.approx(expected[0], rel=1e-12)]
