@@ -241,9 +241,9 @@ def check_folders(arguments: list[str]) -> None:
         Path.cwd()
     except FileNotFoundError:
         raise UserError("the working directory has been deleted; change to another one, as by cd ~") from None
-    folder = value_of("hydra.run.dir", arguments) or ""
+    folder, flags = value_of("hydra.run.dir", arguments) or "", split(arguments)[0]
     try:
-        if folder and "${" not in folder:
+        if folder and "${" not in folder and not {*flags} & {*MODES}:
             Path(folder).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error

@@ -30,10 +30,10 @@ OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which th
 
 # Arguments that classes take, but that a run gives them itself, over what the config says.
 GIVEN = {
-    "trainer.callbacks", "trainer.logger", "trainer.default_root_dir", "logger.save_dir", "logger.purge_step",
-    "model.in_features", "model.out_features", "model.metric", "model.schema", "model.loss", "model.optimizer",
-    "model.scheduler",
-}  # fmt: skip
+    "trainer": ("callbacks", "logger", "default_root_dir"),
+    "logger": ("save_dir", "purge_step"),
+    "model": ("in_features", "out_features", "metric", "schema", "loss", "optimizer", "scheduler"),
+}
 
 
 def check(
@@ -135,7 +135,8 @@ class Typed:
         """Tell whether a key that is added is an argument of a class, or another value refers to it."""
         if key.startswith("callbacks.") and key.count(".") == 1:
             return True  # each one is built
-        cfgs = copy.deepcopy([*cfgs])
+        cfgs, (group, _, name) = copy.deepcopy([*cfgs]), key.partition(".")
+        given = name in GIVEN.get(group, ())
         for cfg in cfgs:
             OmegaConf.set_struct(cfg, False)
             for other in self.values:
@@ -143,7 +144,7 @@ class Typed:
                     with suppress(OmegaConfBaseException):  # composing will say what is wrong
                         OmegaConf.update(cfg, other.key_or_group, other.value(), force_add=True)
             of_class = target(cfg, key)
-            if key not in GIVEN and of_class and (not trusted or takes(*of_class)):
+            if of_class and not given and (not trusted or takes(*of_class)):
                 return True
         typed = [str(other.input_line).partition("=")[2] for other in self.values]
         held = (value for cfg in cfgs for _, value in leaves(OmegaConf.to_container(cfg)) if isinstance(value, str))

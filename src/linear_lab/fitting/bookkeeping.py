@@ -1,10 +1,13 @@
 """What a run notes beside training: how it begins, its last checkpoint, and its outcome."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig, OmegaConf
 
 from linear_lab.config import without_calls
@@ -20,6 +23,8 @@ from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
 from linear_lab.tracking.tensorboard import RunLogger
 from linear_lab.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,6 +71,19 @@ def measure_start(run: Run, fitted: Fit) -> None:
     initial = learned(fitted)
     fitted.trainer.validate(fitted.model, fitted.data, verbose=False)
     run.write(initial=initial.pop("parameters") | initial | measured(fitted.trainer))
+
+
+def warn_of_nothing_trained(trainer: Trainer, callbacks: Sequence[Callback], max_time: Any) -> None:
+    """Say of a resumed run that took no step what has ended it, and what to change to go on."""
+    timers = [callback for callback in callbacks if isinstance(callback, Timer)]
+    if any((timer.time_remaining() or 1) < 0 for timer in timers):
+        log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
+    if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
+        log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")
+    for unit, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
+        limit = getattr(trainer, f"max_{unit}s")
+        if limit is not None and 0 <= limit <= count:
+            log.warning("trainer.max_%ss=%d is reached; to go on, give a larger one", unit, limit)
 
 
 def save_last(run: Run, fitted: Fit) -> None:

@@ -1,6 +1,5 @@
 """When training stops: after the last step, which is measured, at a signal, or because a run is hopeless."""
 
-import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -9,15 +8,13 @@ from types import FrameType
 from typing import Any, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from linear_lab import compat
 from linear_lab.runs.checkpoints import SaveCheckpoints
 from linear_lab.runs.folder import LAST
 from linear_lab.terminal.signals import hang_up, present_handlers
-
-log = logging.getLogger(__name__)
 
 
 class MeasureLastStep(Callback):
@@ -75,19 +72,6 @@ class ResumeEarlyStopping(Callback):
             if callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED and callback.wait_count < patience:
                 callback.stopping_reason = EarlyStoppingReason.NOT_STOPPED
             trainer.should_stop |= callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
-
-
-def warn_of_nothing_trained(trainer: Trainer, max_time: Any) -> None:
-    """Say of a resumed run that took no step what has ended it, and what to change to go on."""
-    timers = [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
-    if any((timer.time_remaining() or 1) < 0 for timer in timers):
-        log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
-    if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
-        log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")
-    for unit, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
-        limit = getattr(trainer, f"max_{unit}s")
-        if limit is not None and 0 <= limit <= count:
-            log.warning("trainer.max_%ss=%d is reached; to go on, give a larger one", unit, limit)
 
 
 def is_last_of_all(trainer: Trainer) -> bool:

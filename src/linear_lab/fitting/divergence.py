@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from linear_lab.data import LinearData
 from linear_lab.models import SupervisedModule
+from linear_lab.runs.record import Record
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking.summary import Summary
 
@@ -64,8 +65,10 @@ def warn_if_lr_unstable(cfg: DictConfig, reference: Reference) -> None:
         )  # fmt: skip
 
 
-def warn_if_useless(cfg: DictConfig, data: LinearData, model: SupervisedModule, final: float, initial: Any) -> None:
+def warn_if_useless(cfg: DictConfig, data: LinearData, model: SupervisedModule, record: Record) -> None:
     """Warn of a run that has not diverged, but ends above its start, and above what a constant prediction has."""
+    final: Any = record.metrics["train/loss"]
+    initial: Any = (record.initial or {}).get("train/loss")
     x, y = data.parts["train"]
     constant = y.mean(0).expand_as(y) if y.is_floating_point() else torch.zeros(len(y), data.out_features).to(x)
     loss, lr = model.loss(constant, y).item(), cfg.optimizer.get("lr")

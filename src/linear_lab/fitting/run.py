@@ -15,25 +15,9 @@ from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.config import as_dict, make_paths_absolute, saved_config
-from linear_lab.fitting import build
+from linear_lab.fitting import bookkeeping, build, checks, divergence
 from linear_lab.fitting.accumulation import MeanOverRows
-from linear_lab.fitting.bookkeeping import Fit, begin, log_outcome, measure_start, outcome, save_last
-from linear_lab.fitting.callbacks import (
-    Interrupted,
-    MeasureLastStep,
-    ResumeEarlyStopping,
-    StopIfHopeless,
-    StopOnSignal,
-    warn_of_nothing_trained,
-)
-from linear_lab.fitting.checks import check, check_monitors, check_resume
-from linear_lab.fitting.divergence import (
-    DivergenceError,
-    StopOnDivergence,
-    divergence,
-    warn_if_lr_unstable,
-    warn_if_useless,
-)
+from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, ResumeEarlyStopping, StopIfHopeless, StopOnSignal
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.targets import check_targets
@@ -85,39 +69,32 @@ def train_in(
         at_the_end.callback(lambda: hparams.write_end(run.path, run.record.status))  # whatever ends the run
         at_the_end.enter_context(run.recording())
         stop = at_the_end.enter_context(StopOnSignal())
-        check(cfg, overrides)
+        checks.check(cfg, overrides)
         try:
             with restored_process(run.path, cfg.get("threads")):
                 fitted = fit(cfg, run, stop, screen, at_the_end, overrides, callbacks)
-                result = outcome(run, fitted)
+                result = bookkeeping.outcome(run, fitted)
         except Interrupted:
             layout.show_interrupted(screen, stop.step, run.path)
             raise
-        error = divergence(fitted.cfg, fitted.reference, fitted.diverged, result, run.record.initial or {})
+        error = divergence.divergence(fitted.cfg, fitted.reference, fitted.diverged, result, run.record.initial or {})
         pruned = any(isinstance(callback, StopIfHopeless) and callback.hopeless for callback in callbacks)
         result |= {"status": "diverged" if error else "pruned" if pruned else "completed", "error": error}
         if run.record.steps != result["steps"]:  # a resumed run that had nothing left to train has logged it
-            log_outcome(fitted, run.record.updated(**result))
+            bookkeeping.log_outcome(fitted, run.record.updated(**result))
         hparams.write_end(run.path, result["status"])  # before the record says that all is done
         run.write(**result)
     if error:
         raise UserError(error)
-    first = (run.record.initial or {}).get("train/loss")
-    warn_if_useless(fitted.cfg, fitted.data, fitted.model, result["metrics"]["train/loss"], first)
+    divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
     report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None)
-    metric: float = result["metrics"][fitted.cfg.metric]
-    return metric
+    return float(result["metrics"][fitted.cfg.metric])
 
 
 def fit(
-    cfg: DictConfig,
-    run: Run,
-    stop: StopOnSignal,
-    screen: Console,
-    at_the_end: ExitStack,
-    overrides: Sequence[str] = (),
-    callbacks: Sequence[Callback] = (),
-) -> Fit:
+    cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console, at_the_end: ExitStack,
+    overrides: Sequence[str] = (), callbacks: Sequence[Callback] = (),
+) -> bookkeeping.Fit:  # fmt: skip
     """Build all from the config, and train; the record has the initial model and the first step."""
     fingerprint = config_hash(as_dict(cfg))
     data = build.build_data(cfg)
@@ -125,47 +102,47 @@ def fit(
     plain = as_dict(cfg)
     model = build.build_model(cfg, data)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
-    check_resume(cfg, data, path, checkpoint)
+    checks.check_resume(cfg, data, path, checkpoint)
     reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
     logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
-    stop_on_divergence = StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
+    stop_on_divergence = divergence.StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
     tracker = None
     if isinstance(logger, RunLogger):
         at_the_end.callback(logger.close)  # it has still to log the outcome
         config: Any = OmegaConf.to_container(cfg)
         tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
-    start = functools.cache(lambda: begin(run, fitted, plain, fingerprint, overrides))  # once
-    # what fails before its first batch leaves a resumed run as it was
+    start = functools.cache(lambda: bookkeeping.begin(run, fitted, plain, fingerprint, overrides))  # once
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start()), ResumeEarlyStopping()] if cfg.resume else []
+    of_config = build.build_callbacks(cfg)
     trainer = build.build_trainer(cfg, run.path, logger, [
         *([MeanOverRows()] if (cfg.trainer.accumulate_grad_batches or 1) > 1 else []),
-        *resumed,
-        *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
+        *resumed,                             # what fails before its first batch leaves a resumed run as it was
+        *of_config,                           # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
         first_steps, *callbacks, ProgressBar(screen),
         MeasureLastStep(),                    # after all that may end training
         stop,                                 # a signal waits until the last step was measured
     ])  # fmt: skip
-    fitted = Fit(cfg, data, model, trainer, reference, tracker)
+    fitted = bookkeeping.Fit(cfg, data, model, trainer, reference, tracker)
     if not cfg.resume:
         start()
     report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)
-    warn_if_lr_unstable(cfg, reference)
+    divergence.warn_if_lr_unstable(cfg, reference)
     try:
         if path is None:
-            measure_start(run, fitted)
-        check_monitors(cfg, run.record.initial or {})
+            bookkeeping.measure_start(run, fitted)
+        checks.check_monitors(cfg, run.record.initial or {})
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
         if path and trainer.global_step == step:
-            warn_of_nothing_trained(trainer, cfg.trainer.max_time)
-    except DivergenceError as diverged:
+            bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)
+    except divergence.DivergenceError as diverged:
         fitted.diverged = diverged
     except (MisconfigurationException, ValueError) as error:  # all else may be a defect, and keeps its traceback
         raise UserError(f"trainer: {error}") from error
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)
-    save_last(run, fitted)
+    bookkeeping.save_last(run, fitted)
     return fitted
