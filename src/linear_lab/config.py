@@ -113,7 +113,7 @@ def new_run(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Run]:
 def described(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
     """Return what a run folder says of its config: texts by the names of their files."""
     whole = OmegaConf.to_yaml(HydraConfig.instance().cfg)
-    return {CONFIG: OmegaConf.to_yaml(cfg), OVERRIDES: OmegaConf.to_yaml(list(overrides)), HYDRA: whole}
+    return {CONFIG: OmegaConf.to_yaml(without_calls(cfg)), OVERRIDES: OmegaConf.to_yaml(list(overrides)), HYDRA: whole}
 
 
 @functools.cache  # resolved more than once
