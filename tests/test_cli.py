@@ -265,18 +265,18 @@ def test_ctrl_c_while_a_task_imports(when, tmp_path):
 def test_a_second_ctrl_c_waits_for_nothing():
     steps = []
     OmegaConf.register_new_resolver("twice", lambda: [steps.append((k, ctrl_c())) for k in range(3)], replace=True)
-    with pytest.raises(SystemExit, match="130"), signals.CtrlC(), suppress(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"), signals.EndOnSignal(), suppress(KeyboardInterrupt):
         assert not OmegaConf.create({"key": "${twice:}"}).key
     assert steps == [(0, None)]
 
 
 def test_ctrl_c_that_means_something_else_is_left_alone():
-    elsewhere = threading.Thread(target=signals.CtrlC().__enter__)
+    elsewhere = threading.Thread(target=signals.EndOnSignal().__enter__)
     elsewhere.start()
     elsewhere.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
-    with signals.CtrlC():
+    with signals.EndOnSignal():
         ctrl_c()
     assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
 

@@ -30,7 +30,7 @@ from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import failure, flag, in_quotes, split
 from linear_lab.terminal.output import lasting_output
-from linear_lab.terminal.signals import CtrlC, raise_if_interrupted
+from linear_lab.terminal.signals import EndOnSignal, raise_if_interrupted
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -88,7 +88,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                 return
             arguments = in_order(typed[1:], renamed or {})
             sys.argv = [typed[0], *arguments]
-            with CtrlC():
+            with EndOnSignal():
                 try:
                     check_flags(arguments, name)
                     check_folders(arguments)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from linear_lab.terminal.signals import CtrlC
+from linear_lab.terminal.signals import EndOnSignal
 
 
 def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
@@ -11,7 +11,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Call
 
     def decorate(task: Callable[[Any], Any]) -> Callable[[], None]:
         def main() -> None:
-            with CtrlC():
+            with EndOnSignal():
                 from linear_lab import cli
 
                 cli.entry(name, renamed)(task)()

@@ -46,7 +46,7 @@ def without_calls(cfg: DictConfig | ListConfig) -> DictConfig | ListConfig:
 
 
 def saved_config(run: Run) -> DictConfig:
-    """Read the config of a run, without what only Hydra reads; what it may build says `targets.check_targets`.
+    """Read the config of a run, without what only Hydra reads; what it may build says `trust.check_targets`.
 
     Raises:
         UserError: if it cannot be read, has not all that a run needs, or a value would call a function.

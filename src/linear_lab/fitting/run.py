@@ -20,7 +20,7 @@ from linear_lab.fitting.accumulation import MeanOverRows
 from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, ResumeEarlyStopping, StopIfHopeless, StopOnSignal
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
-from linear_lab.fitting.targets import check_targets
+from linear_lab.fitting.trust import check_targets
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import CONFIG, Run

@@ -12,7 +12,7 @@ from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check_accelerator, check_same_data
 from linear_lab.fitting.measure import measure
 from linear_lab.fitting.process import restored_process
-from linear_lab.fitting.targets import check_targets
+from linear_lab.fitting.trust import check_targets
 from linear_lab.runs.checkpoints import readable_checkpoint
 from linear_lab.runs.folder import CONFIG, Run, Trust
 from linear_lab.terminal import layout, report

@@ -16,7 +16,7 @@ from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, restore, standardize
 from linear_lab.fitting.build import import_targets
 from linear_lab.fitting.checks import user_errors
-from linear_lab.fitting.targets import check_targets
+from linear_lab.fitting.trust import check_targets
 from linear_lab.inference.remeasure import open_checkpoint
 from linear_lab.runs.atomic import writing
 from linear_lab.runs.folder import PREDICTIONS, Run, Trust

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from omegaconf import OmegaConf
 
-from linear_lab.fitting.targets import check_targets
+from linear_lab.fitting.trust import check_targets
 from linear_lab.models.supervised import build_from_spec
 from linear_lab.runs import record
 from linear_lab.runs.atomic import refuse_link

@@ -14,7 +14,7 @@ from torch.optim import SGD
 from linear_lab.data import LinearData
 from linear_lab.fitting.build import build
 from linear_lab.fitting.process import restored_process
-from linear_lab.fitting.targets import check_targets
+from linear_lab.fitting.trust import check_targets
 from linear_lab.models import LinearModule, SupervisedModule
 from linear_lab.runs.atomic import check_room, refuse_link
 from linear_lab.runs.folder import CONFIG, LAST, Trust

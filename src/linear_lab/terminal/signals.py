@@ -16,7 +16,7 @@ ENDING: dict[signal.Signals, Any] = {  # signals that end a command, and the han
 }  # fmt: skip
 
 
-class CtrlC:
+class EndOnSignal:
     """Ends a block at Ctrl-C with exit code 130, also where a library loses the KeyboardInterrupt.
 
     SIGTERM and SIGHUP, which a dropped connection sends, are a Ctrl-C with exit codes 143 and 129. Python drops an
@@ -31,7 +31,7 @@ class CtrlC:
         self.nested = False
 
     def __enter__(self) -> Self:
-        self.nested = any(isinstance(signal.getsignal(signum), CtrlC) for signum in ENDING)
+        self.nested = any(isinstance(signal.getsignal(signum), EndOnSignal) for signum in ENDING)
         if threading.current_thread() is threading.main_thread():
             self.installed = [signum for signum, handler in ENDING.items() if signal.getsignal(signum) == handler]
         for signum in self.installed:
@@ -55,9 +55,9 @@ class CtrlC:
 
 
 def raise_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt that `CtrlC` has noted or a library has lost; called before long work."""
+    """Raise the KeyboardInterrupt that `EndOnSignal` has noted or a library has lost; called before long work."""
     handlers = [signal.getsignal(signum) for signum in ENDING]
-    if any(isinstance(handler, CtrlC) and handler.signum for handler in handlers):
+    if any(isinstance(handler, EndOnSignal) and handler.signum for handler in handlers):
         raise KeyboardInterrupt
 
 

@@ -18,7 +18,7 @@ from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
 from linear_lab.config import saved_config
-from linear_lab.fitting.targets import check_targets
+from linear_lab.fitting.trust import check_targets
 from linear_lab.models import LinearModule
 from linear_lab.runs.folder import Run
 from linear_lab.sweep.inventory import read_jobs
