@@ -21,7 +21,7 @@ from runs import command, record, train
 
 from linear_lab import UserError, cli, config
 from linear_lab import train as entry
-from linear_lab.cli import CONF, check_choices
+from linear_lab.cli import CONF, check_packages
 from linear_lab.sweep import job, launchers
 
 OVERRIDES = ("trainer.max_epochs=6", "logger=none", "data.batch_size=2")
@@ -154,9 +154,9 @@ def test_without_slurm_the_message_says_so(tmp_path):
 def test_a_missing_extra_is_named_with_its_install_command(launch, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"launch={launch}: .* not installed; .* -m pip install -e '\.\[{launch}\]'"):
-        check_choices(["-m", f"launch={launch}"])
+        check_packages(["-m", f"launch={launch}"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    check_choices(["-m", f"launch={launch}"])
+    check_packages(["-m", f"launch={launch}"])
 
 
 @pytest.mark.parametrize("launch", ["local", "joblib", "slurm", pytest.param("ray", marks=pytest.mark.cluster)])

@@ -413,7 +413,7 @@ def test_the_command_is_what_was_typed_less_what_steers(tmp_path):
     python, *rest = shlex.split(found.best.command)
     assert (python, rest) == (layout.python(), ["-m", "linear_lab.train", *HOSTILE])
     text = (tmp_path / "leaderboard.md").read_text()
-    assert text.endswith(f"\n```sh\n{found.best.command}\n```\n")
+    assert text.endswith(f"\n```sh\n{printable(found.best.command)}\n```\n")
     assert text.count("\n| ") == 4  # a line break, or a bar, in a value ends no row
     assert f"train again  {layout.python()} -m linear_lab.train" in printed(found, width=40, is_terminal=True)
     table = printed(found).split("train again")[0]

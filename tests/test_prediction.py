@@ -355,8 +355,6 @@ def test_bad_exports_are_named(finished, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no folder"):
         export(str(finished), output=str(tmp_path / "no" / "model.pt2"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(
-        UserError, match=r"format=onnx: onnxruntime is missing; install it with pip install -e '.\[onnx\]'"
-    ):
+    with pytest.raises(UserError, match=r"format=onnx: onnxruntime is missing; .* -m pip install -e '.*\[onnx\]'"):
         export(str(finished), output=str(tmp_path / "model.onnx"), kind="onnx")
     assert not list(tmp_path.iterdir())

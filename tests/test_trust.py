@@ -90,21 +90,28 @@ def test_a_config_from_disk_builds_only_classes_of_the_right_kind(group, strange
     [
         ({"data": {"train": {"_target_": SPAWN}}}, f"data.train._target_={SPAWN} comes from this file alone"),
         ({"data": {"a": [[{"_target_": "os.system"}]]}}, "data.a.0.0._target_=os.system comes"),
-        ({"x": {"_target_": SPAWN}, "data": "${x}"}, f"x._target_={SPAWN} comes"),
         ({"loss": {"_target_": "torch.nn.functional.mse_loss"}}, "non-class of type 'function'"),
         ({"loss": {"_target_": "torch.optim.SGD"}}, "loss._target_=torch.optim.SGD is no Module"),
         ({"loss": {"_target_": "linear_lab.runs.atomic.os.PathLike"}}, "is no Module"),
         ({"loss": {"_target_": "torch.nothing.Loss"}}, "loss._target_=torch.nothing.Loss: Error loading"),
         ({"loss": {"_target_": "torch"}}, "comes from this file alone"),
         ({"loss": {"_target_": None}}, "loss._target_=None comes"),
-        ({"callbacks": {"a": {"b": {"_target_": "torch.utils.tensorboard.SummaryWriter"}}}}, "is no part of a run"),
-        ({"callbacks": {"_target_": "torch.optim.SGD", "_partial_": True}}, ""),
+        ({"callbacks": {"a": {"b": {"_target_": "torch.utils.tensorboard.SummaryWriter"}}}}, "is no Module"),
+        (
+            {"callbacks": {"_target_": "torch.optim.SGD", "_partial_": True}},
+            "callbacks._target_=torch.optim.SGD is no Callback",
+        ),
+        ({"_target_": "torch.nn.MSELoss"}, "_target_=torch.nn.MSELoss is no part of a run"),
+        ({"x": {"_target_": "torch.nn.MSELoss"}}, "x._target_=torch.nn.MSELoss is no part of a run"),
+        ({"loss": {"_target_": "torch.utils.model_dump.__main__.X"}}, "comes from this file alone"),
+        ({"trainer": {"plugins": [{"_target_": "lightning.pytorch.Trainer"}]}}, "Trainer is no Strategy or Precision"),
+        (
+            {"data": {"x": {"_target_": "linear_lab.data.ToyData"}}},
+            "data.x._target_=linear_lab.data.ToyData is no Module",
+        ),
     ],
 )
 def test_targets_are_refused_before_anything_is_called(node, words, tmp_path):
-    if not words:
-        check_targets(node, tmp_path)
-        return
     with pytest.raises(UserError) as refused:
         check_targets(node, tmp_path / "config.yaml")
     assert str(refused.value).startswith(str(tmp_path / "config.yaml"))
@@ -122,22 +129,22 @@ def test_what_the_user_names_is_built(tmp_path, monkeypatch):
     config = tmp_path / "conf" / "model"
     config.mkdir(parents=True)
     (config / "own.yaml").write_text(f"_target_: {own}\n")
-    for allowed in ((f"trust={own}",), (f"trust=[a.B,{own}]",), ("--config-dir", config.parent)):
+    for epochs, allowed in enumerate(((f"trust={own}",), (f"trust=[a.B,{own}]",), ("--config-dir", config.parent)), 4):
         for entry, *arguments in (
             (evaluate_entry, "run={}"), (predict_entry, "run={}", "x=[1]"), (export_entry, "run={}"),
-            (train_entry, "resume={}", "trainer.max_epochs=4"),
+            (train_entry, "resume={}", f"trainer.max_epochs={epochs}"),
         ):  # fmt: skip
             assert command(entry, *(argument.format(folder) for argument in arguments), *allowed)[::2] == (0, "")
     own = f"{__name__}.OwnCallback"
     typed = f"+callbacks.own={{_target_: {own}}}"
     assert (
-        command(train_entry, f"resume={folder}", "trainer.max_epochs=5", typed, f"trust={__name__}.OwnModule")[0] == 0
+        command(train_entry, f"resume={folder}", "trainer.max_epochs=8", typed, f"trust={__name__}.OwnModule")[0] == 0
     )
-    code, _, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=6", f"trust={__name__}.OwnModule")
+    code, _, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=9", f"trust={__name__}.OwnModule")
     assert (code, f"callbacks.own._target_={own} comes" in err) == (1, True)
     assert saved_config(Run(folder))["trust"] is None  # a config cannot trust itself
     change(folder, trust=own)
-    code, _, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=6", f"trust={__name__}.OwnModule")
+    code, _, err = command(train_entry, f"resume={folder}", "trainer.max_epochs=9", f"trust={__name__}.OwnModule")
     assert (code, f"callbacks.own._target_={own} comes" in err) == (1, True)
 
 
@@ -159,13 +166,38 @@ def test_a_checkpoint_names_no_class_of_its_own(stranger):
 def test_a_config_from_disk_computes_nothing(key, value, stranger, tmp_path):
     path = stranger / ".hydra" / "config.yaml"
     config = OmegaConf.load(path)
+    config.a = "$"
     OmegaConf.update(config, key, value, force_add=True)
     path.write_text(OmegaConf.to_yaml(config))
     for entry, argument in ((evaluate_entry, "run="), (train_entry, "resume=")):
         code, _, err = command(entry, f"{argument}{stranger}")
         assert code == 1
-        assert f"{key}={value} is computed when it is read" in err
+        assert f"{key}={value.replace('${a}', '$')} is computed when it is read" in err
     assert not (tmp_path / "made").exists()
+
+
+def test_two_values_together_name_no_target(stranger):
+    path = stranger / ".hydra" / "config.yaml"
+    config = OmegaConf.load(path)
+    config.a = "$"
+    config.data.train = "${a}{oc.create:{_target_:setuptools._distutils.spawn.spawn,cmd:[touch,mark]}}"
+    path.write_text(OmegaConf.to_yaml(config))
+    for entry, argument in ((evaluate_entry, "run="), (train_entry, "resume=")):
+        code, _, err = command(entry, f"{argument}{stranger}")
+        assert (code, "is computed when it is read" in err) == (1, True)
+
+
+def test_the_names_of_columns_compute_nothing(tmp_path):
+    names = ("${sweep_folder:" + str(tmp_path) + ",made}", "${oc.env:HOME}")
+    (tmp_path / "my.csv").write_text(
+        f'"{names[0]}","{names[1]}",c\n' + "".join(f"{k},{k * k},{k}\n" for k in range(20))
+    )
+    given = ("data=table", f"data.path={tmp_path / 'my.csv'}", "data.y=[c]", f"output_root={tmp_path / 'out'}", *SHORT)
+    assert command(train_entry, *given)[::2] == (0, "")
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    assert record(folder)["columns"]["x"] == [*names]
+    assert command(export_entry, f"run={folder}")[::2] == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"my.csv", "out"}
 
 
 def test_what_is_typed_is_computed_once(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 """
 
 import importlib.util
-import io
 import logging
 import sys
 import warnings
@@ -78,9 +77,6 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
         @lasting_output()
         def main() -> None:
             typed = sys.argv
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, names of columns would raise
-                    stream.reconfigure(errors="backslashreplace")
             if any(option.startswith("error") for option in sys.warnoptions):
                 warnings.simplefilter("default")  # a warning of a library is no reason to end a run
             if {"--help", "-h"} & {*typed[1:]}:
@@ -90,8 +86,8 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
             sys.argv = [typed[0], *arguments]
             with EndOnSignal():
                 try:
-                    check_flags(arguments, name)
                     check_folders(arguments)
+                    check_flags(arguments, name)
                     check_packages(arguments)
                     register_resolvers()
                     resume = value_of("resume", arguments) if name == "train" else None

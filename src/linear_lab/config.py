@@ -56,9 +56,11 @@ def saved_config(run: Run) -> DictConfig:
         if not isinstance(cfg, DictConfig):
             raise ValueError("it is no mapping")
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_HYDRA])
-        for keys, value in leaves(OmegaConf.to_container(cfg)):
-            if isinstance(value, str) and CALL.search(value):
-                raise ValueError(f"{'.'.join(keys)}={value} is computed when it is read; write its value there")
+        for pattern, resolve in ((CALL, False), (re.compile(r"\$\{"), True)):
+            # resolved, two values may have become a reference to a third
+            for keys, value in leaves(OmegaConf.to_container(cfg, resolve=resolve)):
+                if isinstance(value, bytes) or pattern.search(str(value)):
+                    raise ValueError(f"{'.'.join(keys)}={value} is computed when it is read; write its value there")
         plain = as_dict(cfg)
         wrong = [group for group in GROUPS if not isinstance(plain.get(group, ...), dict | None)]
         wrong += [group for group in BUILT if group not in wrong and "_target_" not in (plain[group] or {})]

@@ -97,15 +97,13 @@ def build_model(cfg: DictConfig, data: LinearData) -> SupervisedModule:
     torch.manual_seed(cfg.seed)
     # created in float64, so that none of its numbers was ever rounded to float32
     with user_errors("model"), DoublePrecision().module_init_context() if is_double(cfg) else nullcontext():
-        model: SupervisedModule = instantiate(
-            cfg.model,
+        # in two steps: Hydra would resolve a ${...} in the name of a column
+        model: SupervisedModule = instantiate(cfg.model, _partial_=True, _recursive_=False, _convert_="all")(
             in_features=data.in_features,
             out_features=data.out_features,
             metric=cfg.metric,
             schema=asdict(data.schema),
             **specs,
-            _recursive_=False,
-            _convert_="all",
         )
     x, y = data.parts["train"]
     with user_errors("loss", specs["loss"]):

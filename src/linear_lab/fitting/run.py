@@ -55,7 +55,7 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
         with Run(Path(folder)).claimed() as run:
             return train_in(run, cfg, overrides, layout.screen())
     run = Run.open(folder, "resume")
-    check_targets(saved_config(run), run.path / CONFIG, cfg.trust)
+    check_targets(as_dict(saved_config(run)), run.path / CONFIG, cfg.trust)
     if run.record.status == "diverged":
         raise UserError(f"resume={cfg.resume}: the run {run.record.error}; start a new one")
     return train_in(run, cfg, overrides, layout.screen())
@@ -136,6 +136,7 @@ def fit(
             bookkeeping.measure_start(run, fitted)
         checks.check_monitors(cfg, run.record.initial or {})
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
+        start()  # of a resumed run that had no batch left
         if path and trainer.global_step == step:
             bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)
     except divergence.DivergenceError as diverged:

@@ -1,7 +1,7 @@
 """Which classes the saved config of a run may name: nothing that comes from disk is trusted."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,46 +27,45 @@ KINDS: dict[str, type] = {
     "data": LightningDataModule, "model": LightningModule, "loss": nn.Module, "optimizer": Optimizer,
     "scheduler": LRScheduler, "trainer": Trainer, "callbacks": Callback, "logger": Logger,
 }  # fmt: skip
-PARTS = (*KINDS.values(), Strategy, Precision, CheckpointIO, ClusterEnvironment, LayerSync, Profiler)
+PARTS_OF_TRAINER = (Strategy, Precision, CheckpointIO, ClusterEnvironment, LayerSync, Profiler)
 TARGET = re.compile(r"_target_\s*[:=]\s*['\"]?([\w.]+)")
 
 
-def check_targets(config: DictConfig | dict[str, Any], source: Path, trust: Trust = None) -> None:
+def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> None:
     """Refuse a config from disk that names something to build which is no class of the kind that its group wants.
 
     Classes of linear_lab, torch and Lightning are allowed, those that a YAML file in conf/ or ``--config-dir`` or the
     command line names, and those in ``trust``. No other module is imported.
 
     Args:
-        config: the config, or some of its groups; see `config.saved_config`.
+        config: the config, or some of its groups, without interpolations; see `config.saved_config`.
         source: the file that it comes from.
         trust: dotted names of classes that the user allows.
 
     Raises:
         UserError: naming the target and its place, and what allows it.
     """
-    allowed = {trust} if isinstance(trust, str) else {*(trust or ())}
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {str(error).splitlines()[0]}; the run has to be trained anew") from error
-    for keys, target in targets(resolved):
-        group, where = keys[0], ".".join(keys)
-        kind: Any = KINDS.get(group, PARTS) if len(keys) == (2 if group == "callbacks" else 1) else PARTS
-        wanted = kind.__name__ if isinstance(kind, type) else "part of a run"
-        if not target.startswith(TRUSTED) and target not in allowed:
+    named = trust if isinstance(trust, Sequence) and not isinstance(trust, str) else [trust or ""]
+    allowed = {*map(str, named)}
+    for keys, target in targets(config):
+        group, where = "".join(keys[:1]), ".".join([*keys, "_target_"])
+        kinds: tuple[type, ...] = PARTS_OF_TRAINER if group == "trainer" else (nn.Module,)
+        if len(keys) <= (2 if group == "callbacks" else 1):
+            kinds = (KINDS[group],) if group in KINDS else ()
+        if not (target.startswith(TRUSTED) and "._" not in target) and target not in allowed:
             allowed |= named_by_user()
             if target not in allowed:
                 raise UserError(
-                    f"{source}: {where}._target_={target} comes from this file alone, and would run code of a module "
+                    f"{source}: {where}={target} comes from this file alone, and would run code of a module "
                     f"that you have not named; if you know it, add trust={target}"
                 )
         try:
             cls: Any = get_class(target)
         except (ImportError, ValueError, HydraException) as error:
-            raise UserError(f"{source}: {where}._target_={target}: {str(error).splitlines()[0]}") from error
-        if not issubclass(cls, kind):
-            raise UserError(f"{source}: {where}._target_={target} is no {wanted}, so it is not built")
+            raise UserError(f"{source}: {where}={target}: {str(error).splitlines()[0]}") from error
+        if not issubclass(cls, kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise UserError(f"{source}: {where}={target} is no {wanted or 'part of a run'}, so it is not built")
 
 
 def targets(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from linear_lab import UserError
-from linear_lab.config import saved_config
+from linear_lab.config import as_dict, saved_config
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check_accelerator, check_same_data
 from linear_lab.fitting.measure import measure
@@ -57,7 +57,7 @@ def open_checkpoint(folder: str, which: str, trust: Trust = None) -> tuple[Run, 
     """Return a run, its config with classes that are allowed, and the path and content of a checkpoint."""
     run = Run.open(folder)
     cfg = saved_config(run)
-    check_targets(cfg, run.path / CONFIG, trust)
+    check_targets(as_dict(cfg), run.path / CONFIG, trust)
     path, checkpoint = readable_checkpoint(run, which)
     if path is None and run.record.status == "failed":
         raise UserError(f"run={folder}: it failed before its first checkpoint ({run.record.error}); train a new run")

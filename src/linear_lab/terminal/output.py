@@ -3,6 +3,7 @@
 Imports the standard library alone.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ class Output:
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Let a command go on where its output cannot be written, as on a full disk; it then ends with exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, names of columns would raise
+            stream.reconfigure(errors="backslashreplace")
     with Path(os.devnull).open("w") as nowhere:
         out, errors = Output(sys.stdout, nowhere, plain=False), Output(sys.stderr, nowhere, plain=True)
         try:
