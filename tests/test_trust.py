@@ -120,8 +120,11 @@ def test_targets_are_refused_before_anything_is_called(node, words, tmp_path):
 
 def test_what_the_user_names_is_built(tmp_path, monkeypatch):
     own = f"{__name__}.OwnModule"
-    assert command(train_entry, f"output_root={tmp_path}", f"model._target_={own}", *SHORT)[0] == 0
+    code, out, _ = command(train_entry, f"output_root={tmp_path}", f"model._target_={own}", *SHORT)
     (folder,) = (tmp_path / "runs").iterdir()
+    assert code == 0
+    hints = [line.split("run=")[-1].split("resume=")[-1].split() for line in out.splitlines()[-3:]]
+    assert [words[1] for words in hints] == [f"trust={own}"] * 3  # evaluate, predict, go on
     code, _, err = command(evaluate_entry, f"run={folder}")
     assert code == 1
     assert f"model._target_={own} comes from this file alone" in err

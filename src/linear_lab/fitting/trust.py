@@ -1,6 +1,5 @@
 """Which classes the saved config of a run may name: nothing that comes from disk is trusted."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from linear_lab import CONF, UserError
-from linear_lab.runs.folder import Trust
+from linear_lab.runs.folder import TARGET, TRUSTED, Trust
 
-TRUSTED = ("linear_lab.", "torch.", "lightning.")
 KINDS: dict[str, type] = {
     "data": LightningDataModule, "model": LightningModule, "loss": nn.Module, "optimizer": Optimizer,
     "scheduler": LRScheduler, "trainer": Trainer, "callbacks": Callback, "logger": Logger,
 }  # fmt: skip
 PARTS_OF_TRAINER = (Strategy, Precision, CheckpointIO, ClusterEnvironment, LayerSync, Profiler)
-TARGET = re.compile(r"_target_\s*[:=]\s*['\"]?([\w.]+)")
 
 
 def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> None:

@@ -1,6 +1,7 @@
 """The run folder: its names, its lock, and the writing of result.json. No other file knows the names in it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ RESULT = "result.json"
 CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 PREDICTIONS = "predictions.csv"
+TRUSTED = ("linear_lab.", "torch.", "lightning.")  # packages whose classes a saved config may name
+TARGET = re.compile(r"_target_\s*[:=]\s*['\"]?([\w.]+)")
 Trust = str | Sequence[str] | None  # dotted names of classes that a saved config may name
 LOCK = ".lock"
 LOG = "train.log"

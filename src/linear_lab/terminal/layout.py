@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from linear_lab import CONF, UserError
+from linear_lab.runs.folder import TARGET, TRUSTED
 from linear_lab.text import printable
 
 SHOWN = 8  # numbers, names or rows that the terminal shows
@@ -115,6 +116,14 @@ def module(name: str, config_dir: str | None = None) -> str:
     return f"{python()} -m linear_lab.{name}{f' --config-dir {quoted(str(short(Path(folder))))}' if folder else ''}"
 
 
+def trusting() -> str:
+    """Return the override, after a space, with which another command takes the classes that this one names."""
+    typed = [name for item in sys.argv[1:] if item.startswith("trust=") for name in item[6:].strip("[]").split(",")]
+    typed += [name for item in sys.argv[1:] for name in TARGET.findall(item) if not name.startswith(TRUSTED)]
+    names = ",".join(dict.fromkeys(typed))
+    return f" {quoted(f'trust=[{names}]' if ',' in names else f'trust={names}')}" if names else ""
+
+
 def dashboard(folder: Path) -> str:
     """Return the command that shows a folder in TensorBoard."""
     shown = quoted(str(short(folder)))
@@ -165,7 +174,7 @@ def sweeping(typed: Sequence[str]) -> str:
 
 def resuming(folder: Path) -> str:
     """Return the command that resumes a run."""
-    return f"{module('train')} {quoted(f'resume={short(folder)}')}"
+    return f"{module('train')} {quoted(f'resume={short(folder)}')}{trusting()}"
 
 
 def show_numbers(console: Console, columns: dict[str, dict[str, Any]], rows: list[str]) -> None:

@@ -130,7 +130,7 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
     console.print()
     commands = layout.looking(folder) if dashboard else {}
     if record.best:
-        run = quoted(f"run={short(folder)}")
+        run = quoted(f"run={short(folder)}") + layout.trusting()
         commands["evaluate"] = f"{layout.module('evaluate')} {run}"
         names_of_x = record.columns.x if record.columns else []
         typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
