@@ -117,7 +117,7 @@ def fit(
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start()), ResumeEarlyStopping()] if cfg.resume else []
     of_config = build.build_callbacks(cfg)
     trainer = build.build_trainer(cfg, run.path, logger, [
-        *([MeanOverRows()] if (cfg.trainer.accumulate_grad_batches or 1) > 1 else []),
+        MeanOverRows(),                       # where one batch makes a step, it does nothing
         *resumed,                             # what fails before its first batch leaves a resumed run as it was
         *of_config,                           # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
