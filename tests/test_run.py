@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from runs import compose, record, resume, train
 from torch import nn
@@ -300,6 +301,35 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["optimizer=lbfgs", "optimizer.line_search_fn=foo"], "line_search_fn must be strong_wolfe or null, got foo"),
         (["trainer.precision=7"], "trainer: Precision 7 is invalid"),
         (["trainer.max_epochs=-2"], "trainer"),
+        *[([f"{group}._target_=null"], f"{group}: names no class") for group in ("optimizer", "loss", "data")],
+        (["scheduler=step", "scheduler.gamma=null"], "scheduler: gamma .* got None; try scheduler.gamma=0.5"),
+        (["scheduler=step", "scheduler.step_size=null"], "scheduler.step_size .* got None; try scheduler.step_size"),
+        (["scheduler=cosine", "scheduler.T_max=null"], "scheduler.T_max .* got None"),
+        (["scheduler=cosine", "scheduler.eta_min=null"], "scheduler: eta_min .* got None"),
+        (["scheduler=plateau", "scheduler.patience=null"], "scheduler.patience .* got None"),
+        (["scheduler=plateau", "scheduler.min_lr=x"], "scheduler: min_lr .* got the text 'x'"),
+        (["scheduler=plateau", "+scheduler.cooldown=x"], "scheduler.cooldown .* got the text 'x'"),
+        (["scheduler=plateau", "+scheduler.threshold=x"], "scheduler: threshold .* got the text 'x'"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patience=null"], "early_stopping.patience .* got None"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.min_delta=x"], "early_stopping.min_delta must be"),
+        (["callbacks=early_stopping", "+callbacks.early_stopping.stopping_threshold=x"], "g.stopping_threshold must"),
+        (["optimizer=lbfgs", "optimizer.tolerance_grad=x"], "optimizer: tolerance_grad .* got the text 'x'"),
+        (["trainer.detect_anomaly=x"], "trainer.detect_anomaly must be true or false, got x"),
+        (["trainer.num_sanity_val_steps=x"], "trainer.num_sanity_val_steps must be"),
+        (["trainer.log_every_n_steps=x"], "trainer.log_every_n_steps must be"),
+        (["trainer.accumulate_grad_batches=null"], "trainer.accumulate_grad_batches .* got None"),
+        (["trainer.max_time=5"], "trainer: .*Expected a string in the format DD:HH:MM:SS"),
+        (["+callbacks.x=5"], "callbacks.x=5: is no callback"),
+        (["+callbacks.x={_target_:torch.nn.MSELoss}"], "callbacks.x=.*: is no callback"),
+        (["callbacks.checkpoints.mode=max"], "callbacks.checkpoints.mode=max: of val/loss choose callb.*.mode=min"),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.mode=max"],
+            "callbacks.early_stopping.mode=max: of val/loss choose callbacks.early_stopping.mode=min",
+        ),
+        (
+            ["data=toy_classes", "loss=cross_entropy", "callbacks.checkpoints.monitor=train/accuracy"],
+            "callbacks.checkpoints.mode=min: of train/accuracy choose callbacks.checkpoints.mode=max",
+        ),
         (["trainer.barebones=true"], "trainer"),
     ],
 )
@@ -414,3 +444,13 @@ def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status,
     assert {path: path.read_bytes() for path in kept} == before
     assert len(list(tmp_path.glob("*.end"))) == 1
     assert resume(tmp_path)["status"] == "completed"
+
+
+class WantsPackage(Callback):
+    def setup(self, trainer, pl_module, stage):
+        raise ModuleNotFoundError("it requires a package")
+
+
+def test_a_callback_that_wants_a_package_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="trainer: it requires a package"):
+        train(tmp_path, "+callbacks.x={_target_: test_run.WantsPackage}", *SHORT)

@@ -149,9 +149,17 @@ def build_logger(cfg: DictConfig, folder: Path, purge_step: int | None) -> Logge
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the config's callbacks, and the timer of ``trainer.max_time``, which Lightning would add behind ours."""
     with user_errors("callbacks"):
-        callbacks = [instantiate(spec, **at_validation(spec)) for spec in cfg.callbacks.values() if spec]
-    with user_errors("trainer"):
-        return callbacks + ([Timer(cfg.trainer.max_time)] if cfg.trainer.get("max_time") else [])
+        callbacks = [build_callback(name, spec) for name, spec in cfg.callbacks.items() if spec]
+    with user_errors("trainer"):  # as text, since Timer chokes on a number
+        return callbacks + ([Timer(str(cfg.trainer.max_time))] if cfg.trainer.get("max_time") else [])
+
+
+def build_callback(name: Any, spec: Any) -> Callback:
+    """Build one callback; refuse what is none, on which Lightning would choke later."""
+    callback = instantiate(spec, **at_validation(spec)) if OmegaConf.is_dict(spec) else None
+    if not isinstance(callback, Callback):
+        raise UserError(f"callbacks.{name}={spec}: is no callback of Lightning; name its class, as conf/callbacks does")
+    return callback
 
 
 def at_validation(spec: DictConfig) -> dict[str, bool]:

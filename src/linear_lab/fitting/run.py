@@ -140,7 +140,7 @@ def fit(
             bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)
     except divergence.DivergenceError as diverged:
         fitted.diverged = diverged
-    except (MisconfigurationException, ValueError) as error:  # all else may be a defect, and keeps its traceback
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:  # all else may be a defect
         raise UserError(f"trainer: {error}") from error
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)
