@@ -155,6 +155,46 @@ def test_what_is_no_checkpoint_is_replaced_by_the_other_one(lost, left, kind, tm
     assert record(folder) == before
 
 
+ODD = {  # what replaces a key of a checkpoint; None removes it
+    "no weights": ("state_dict", {}),
+    "a number for weights": ("state_dict", 3),
+    "weights that are none": ("state_dict", {"network.weight": "x"}),
+    "a step of text": ("global_step", "5"),
+    "no loops": ("loops", {}),
+    **{f"without {key}": (key, None) for key in ("hyper_parameters", "loops", "optimizer_states", "callbacks")},
+}
+
+
+def with_odd_content(run, folder, key, value, names=("best", "last")):
+    shutil.copytree(run, folder)
+    for path in (folder / "checkpoints" / f"{name}.ckpt" for name in names):
+        checkpoint = torch.load(path, weights_only=True)
+        content = {name: kept for name, kept in checkpoint.items() if name != key}
+        torch.save(content if value is None else content | {key: value}, path)
+    return folder
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_checkpoint_of_odd_content_is_replaced_by_the_other_one(odd, tmp_path, finished, caplog):
+    folder = with_odd_content(finished, tmp_path / "run", *ODD[odd], ["last"])
+    assert resume(folder, "trainer.max_epochs=501")["steps"] == 501
+    assert f"cannot read {folder}/checkpoints/last.ckpt" in caplog.text
+
+
+@pytest.mark.parametrize("weights", [{"network.weight": torch.ones(1, 1)}, {"network.weight": torch.ones(1, 2)}])
+def test_weights_of_another_model_are_refused(weights, tmp_path, finished):
+    folder = with_odd_content(finished, tmp_path / "run", "state_dict", weights)
+    for refused in (lambda: evaluate(str(folder)), lambda: resume(folder, "trainer.max_epochs=502")):
+        with pytest.raises(UserError, match="weights of another model; delete the checkpoints"):
+            refused()
+
+
+def test_a_best_score_that_is_no_number_is_refused(tmp_path, finished):
+    folder = with_odd_content(finished, tmp_path / "run", "callbacks", {"SaveCheckpoints": {"best": "x"}})
+    with pytest.raises(UserError, match="the best val/loss of the checkpoint is no number"):
+        resume(folder, "trainer.max_epochs=502")
+
+
 def test_no_readable_checkpoint_is_said(tmp_path, finished):
     folder = shutil.copytree(finished, tmp_path / "run")
     for name in ("best", "last"):

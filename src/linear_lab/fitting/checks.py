@@ -151,8 +151,8 @@ def check_accelerator(cfg: DictConfig) -> None:
         raise UserError("trainer.accelerator=gpu: PyTorch finds no GPU on this machine; run with trainer=cpu")
 
 
-def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoint: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data."""
+def check_resume(cfg: DictConfig, data: LinearData, model: Any, path: Path | None, checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data or another model."""
     if path is None:
         return
     if cfg.trainer.fast_dev_run:
@@ -162,7 +162,7 @@ def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoin
         limit = cfg.trainer[f"max_{unit}s"]
         if limit not in (None, -1) and count > limit:
             raise UserError(f"trainer.max_{unit}s={limit}: {path} is from {unit} {count} already; give a larger one")
-    check_same_data(cfg, data, checkpoint)
+    check_same(cfg, data, model, checkpoint)
 
 
 def check_length(cfg: DictConfig, data: LinearData, total: int | None) -> None:
@@ -196,14 +196,17 @@ def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
             raise UserError(f"{key}={spec.get('mode', 'min')}: of {spec.monitor} choose {key}={mode}")
 
 
-def check_same_data(cfg: DictConfig, data: LinearData, checkpoint: dict[str, Any]) -> None:
-    """Refuse other data than those that a checkpoint was trained on."""
+def check_same(cfg: DictConfig, data: LinearData, model: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuse other data than those that a checkpoint was trained on, and weights of another model."""
     fingerprint = checkpoint.get(type(data).__qualname__)
     if fingerprint is not None and fingerprint != data.state_dict():
         raise UserError(
             f"data: {cfg.data.get('path') or type(data).__name__} has changed since the run was trained; "
             "put the old data back, or train anew"
         )
+    own, saved = ({k: v.shape for k, v in states.items()} for states in (model.state_dict(), checkpoint["state_dict"]))
+    if own != saved:
+        raise UserError("the checkpoint holds weights of another model; delete the checkpoints to train from the start")
 
 
 @contextmanager

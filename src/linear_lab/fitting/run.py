@@ -102,7 +102,7 @@ def fit(
     plain = as_dict(cfg)
     model = build.build_model(cfg, data)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
-    checks.check_resume(cfg, data, path, checkpoint)
+    checks.check_resume(cfg, data, model, path, checkpoint)
     reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
     logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
