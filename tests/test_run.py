@@ -341,7 +341,10 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["optimizer=lbfgs", "optimizer.line_search_fn=foo"], "line_search_fn must be strong_wolfe or null, got foo"),
         (["trainer.precision=7"], "trainer: Precision 7 is invalid"),
         (["trainer.max_epochs=-2"], "trainer"),
-        *[([f"{group}._target_=null"], f"{group}: names no class") for group in ("optimizer", "loss", "data")],
+        *[
+            ([f"{group}._target_=null"], f"{group}._target_: missing; a run needs")
+            for group in ("optimizer", "loss", "data")
+        ],
         (["scheduler=step", "scheduler.gamma=null"], "scheduler: gamma .* got None; try scheduler.gamma=0.5"),
         (["scheduler=step", "scheduler.step_size=null"], "scheduler.step_size .* got None; try scheduler.step_size"),
         (["scheduler=cosine", "scheduler.T_max=null"], "scheduler.T_max .* got None"),
@@ -359,7 +362,8 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["trainer.log_every_n_steps=x"], "trainer.log_every_n_steps must be"),
         (["trainer.accumulate_grad_batches=null"], "trainer.accumulate_grad_batches .* got None"),
         (["trainer.max_time=5"], "trainer: .*Expected a string in the format DD:HH:MM:SS"),
-        (["+callbacks.x=5"], "callbacks.x=5: is no callback"),
+        (["+callbacks.x=5"], "callbacks: Cannot instantiate config of type int"),
+        (["+callbacks.x=[1]"], r"callbacks.x=\[1\]: is no callback"),
         (["+callbacks.x={_target_:torch.nn.MSELoss}"], "callbacks.x=.*: is no callback"),
         (["callbacks.checkpoints.mode=max"], "callbacks.checkpoints.mode=max: of val/loss choose callb.*.mode=min"),
         (

@@ -78,11 +78,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         UserError: naming the key, its value, and what to write instead.
     """
     missing = [name for name in GROUPS if name not in cfg]
+    missing += [f"{name}._target_" for name in BUILT if name in cfg and not (cfg[name] or {}).get("_target_")]
     if missing:
         raise UserError(f"{', '.join(missing)}: missing; a run needs each of {', '.join(GROUPS)}")
-    for name in BUILT:
-        if not (cfg[name] or {}).get("_target_"):
-            raise UserError(f"{name}: names no class; choose one of conf/{name}, or give {name}._target_")
     for key, low, high, example in WHOLE_NUMBERS:
         value = OmegaConf.select(cfg, key, default=example if key != "seed" else None)
         if value is None and key in MAY_BE_NULL:

@@ -87,7 +87,8 @@ def train_in(
     if error:
         raise UserError(error)
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
-    report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None)
+    limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
+    report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None, limits=[*limits])
     return float(result["metrics"][fitted.cfg.metric])
 
 
