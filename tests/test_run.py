@@ -358,6 +358,7 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["callbacks=early_stopping", "+callbacks.early_stopping.stopping_threshold=x"], "g.stopping_threshold must"),
         (["optimizer=lbfgs", "optimizer.tolerance_grad=x"], "optimizer: tolerance_grad .* got the text 'x'"),
         (["trainer.detect_anomaly=x"], "trainer.detect_anomaly must be true or false, got x"),
+        (["trainer.detect_anomaly=null"], "trainer.detect_anomaly must be true or false, got None"),
         (["trainer.num_sanity_val_steps=x"], "trainer.num_sanity_val_steps must be"),
         (["trainer.log_every_n_steps=x"], "trainer.log_every_n_steps must be"),
         (["trainer.accumulate_grad_batches=null"], "trainer.accumulate_grad_batches .* got None"),

@@ -61,7 +61,7 @@ NUMBERS = {  # key: lowest and highest, which of them count, both in words, and 
 }
 MAY_BE_NULL = (
     "threads", "trainer.max_epochs", "trainer.check_val_every_n_epoch", "trainer.gradient_clip_val",
-    "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.detect_anomaly",
+    "trainer.num_sanity_val_steps", "trainer.log_every_n_steps",
     "callbacks.early_stopping.stopping_threshold", "callbacks.early_stopping.divergence_threshold",
 )  # fmt: skip
 BETTER = {"loss": "min", "accuracy": "max"}  # whether a lower or a higher metric is better
@@ -91,8 +91,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             )
     check_numbers(cfg)
     for key in ("optimum", "trainer.detect_anomaly"):
-        value = OmegaConf.select(cfg, key, default=True)
-        if not isinstance(value, bool) and (value is not None or key not in MAY_BE_NULL):
+        if not isinstance(value := OmegaConf.select(cfg, key, default=True), bool):
             raise UserError(f"{key} must be true or false, got {value}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]
     if fixed:
