@@ -358,10 +358,8 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["callbacks=early_stopping", "+callbacks.early_stopping.stopping_threshold=x"], "g.stopping_threshold must"),
         (["optimizer=lbfgs", "optimizer.tolerance_grad=x"], "optimizer: tolerance_grad .* got the text 'x'"),
         (["trainer.detect_anomaly=x"], "trainer.detect_anomaly must be true or false, got x"),
-        (["trainer.detect_anomaly=null"], "trainer.detect_anomaly must be true or false, got None"),
         (["trainer.num_sanity_val_steps=x"], "trainer.num_sanity_val_steps must be"),
         (["trainer.log_every_n_steps=x"], "trainer.log_every_n_steps must be"),
-        (["trainer.accumulate_grad_batches=null"], "trainer.accumulate_grad_batches .* got None"),
         (["trainer.max_time=5"], "trainer: .*Expected a string in the format DD:HH:MM:SS"),
         (["+callbacks.x=5"], "callbacks: Cannot instantiate config of type int"),
         (["+callbacks.x=[1]"], r"callbacks.x=\[1\]: is no callback"),
@@ -396,6 +394,16 @@ def test_a_resumed_run_keeps_what_made_it(tmp_path):
     result = resume(tmp_path, "trainer.max_epochs=4")
     assert (result["steps"], result["status"]) == (4, "completed")
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 4
+
+
+class WantsPackage(Callback):
+    def setup(self, trainer, pl_module, stage):
+        raise ModuleNotFoundError("it requires a package")
+
+
+def test_a_callback_that_wants_a_package_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="trainer: it requires a package"):
+        train(tmp_path, "+callbacks.x={_target_: test_run.WantsPackage}", *SHORT)
 
 
 def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
@@ -489,13 +497,3 @@ def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status,
     assert {path: path.read_bytes() for path in kept} == before
     assert len(list(tmp_path.glob("*.end"))) == 1
     assert resume(tmp_path)["status"] == "completed"
-
-
-class WantsPackage(Callback):
-    def setup(self, trainer, pl_module, stage):
-        raise ModuleNotFoundError("it requires a package")
-
-
-def test_a_callback_that_wants_a_package_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="trainer: it requires a package"):
-        train(tmp_path, "+callbacks.x={_target_: test_run.WantsPackage}", *SHORT)

@@ -59,11 +59,8 @@ NUMBERS = {  # key: lowest and highest, which of them count, both in words, and 
     "callbacks.early_stopping.divergence_threshold": (*ANY, 100),
     "trainer.gradient_clip_val": (*AT_LEAST_0, 1),
 }
-MAY_BE_NULL = (
-    "threads", "trainer.max_epochs", "trainer.check_val_every_n_epoch", "trainer.gradient_clip_val",
-    "trainer.num_sanity_val_steps", "trainer.log_every_n_steps",
-    "callbacks.early_stopping.stopping_threshold", "callbacks.early_stopping.divergence_threshold",
-)  # fmt: skip
+# what may be null: of the trainer it is Lightning's own default
+MAY_BE_NULL = ("threads", "trainer.", "callbacks.early_stopping.stopping", "callbacks.early_stopping.divergence")
 BETTER = {"loss": "min", "accuracy": "max"}  # whether a lower or a higher metric is better
 
 
@@ -83,7 +80,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         raise UserError(f"{', '.join(missing)}: missing; a run needs each of {', '.join(GROUPS)}")
     for key, low, high, example in WHOLE_NUMBERS:
         value = OmegaConf.select(cfg, key, default=example if key != "seed" else None)
-        if value is None and key in MAY_BE_NULL:
+        if value is None and key.startswith(MAY_BE_NULL):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise UserError(
@@ -91,7 +88,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             )
     check_numbers(cfg)
     for key in ("optimum", "trainer.detect_anomaly"):
-        if not isinstance(value := OmegaConf.select(cfg, key, default=True), bool):
+        value = OmegaConf.select(cfg, key, default=True)
+        if not isinstance(value, bool) and (value is not None or key == "optimum"):
             raise UserError(f"{key} must be true or false, got {value}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]
     if fixed:
@@ -109,7 +107,7 @@ def check_numbers(cfg: DictConfig) -> None:
         raise UserError(f"optimizer: betas must be two numbers, got {shown(betas)}; try optimizer.betas=[0.9,0.999]")
     for key, (low, high, ends, words, example) in NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=example)
-        if value is None and key in MAY_BE_NULL:
+        if value is None and key.startswith(MAY_BE_NULL):
             continue
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not within(value, low, high, ends):
             group, _, name = key.partition(".")
