@@ -35,3 +35,12 @@ def test_a_step_is_the_mean_over_its_rows(batch_size, together, tmp_path):
     result = train(tmp_path, *ROWS, *given, "logger=none")
     expected = plain_loop(result["initial"], batch_size, together, 5)
     assert result["parameters"]["weight"] == [pytest.approx(expected[0], rel=1e-12)]
+
+
+def test_a_schedule_of_lightning_makes_steps_of_the_same_mean(tmp_path):
+    """The schedule sets the number of batches as training begins: the config's number is 1."""
+    schedule = "{_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 3}}"
+    given = ("data.batch_size=4", "trainer.max_epochs=5", "logger=none")
+    scheduled = train(tmp_path / "scheduled", *ROWS, *given, f"+callbacks.together={schedule}")
+    fixed = train(tmp_path / "fixed", *ROWS, *given, "trainer.accumulate_grad_batches=3")
+    assert scheduled["parameters"] == fixed["parameters"]

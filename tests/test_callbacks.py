@@ -120,6 +120,18 @@ def test_more_epochs_on_resume_equal_as_many_at_once(changed, validation, tmp_pa
     assert {k: again[k] for k in ("steps", "metrics", "best")} == {k: twice[k] for k in ("steps", "metrics", "best")}
 
 
+@pytest.mark.parametrize("epochs", [3, 7])  # 7 epochs: the last batch is one that is validated anyway
+def test_an_interval_that_counts_over_epochs_goes_on_counting(epochs, tmp_path):
+    given = ("data=synthetic", "data.samples=20", "data.features=8", "data.noise=3", "data.batch_size=3")
+    given += ("optimizer.lr=0.01", "trainer.val_check_interval=7", "trainer.check_val_every_n_epoch=null")
+    train(tmp_path / "once", *given, "trainer.max_epochs=40")
+    train(tmp_path / "twice", *given, f"trainer.max_epochs={epochs}")
+    resume(tmp_path / "twice", "trainer.max_epochs=40")
+    same(tmp_path / "twice", tmp_path / "once")
+    once, twice = ({step for step, _ in scalars(tmp_path / kind)["val/loss"]} for kind in ("once", "twice"))
+    assert twice >= once
+
+
 @pytest.mark.parametrize(
     ("overrides", "steps"),
     [

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 import torch
 from rich.console import Console
 from runs import train
@@ -33,6 +34,24 @@ def test_three_parts_and_nothing_else(tmp_path, capsys):
     assert {"train/loss", "val/loss", "test/loss"} <= set(losses.split())
     assert [row.split()[0] for row in commands.splitlines()] == ["look", "address", "evaluate", "predict", "go"]
     assert f"python -m linear_lab.evaluate run={tmp_path}\n" in commands
+
+
+@pytest.mark.parametrize(
+    ("given", "plan", "more"),
+    [
+        (["trainer.max_epochs=2"], "2 epochs", ["max_epochs"]),
+        (["trainer.max_steps=2"], "2 steps", ["max_steps"]),
+        (["trainer.max_steps=2", "trainer.max_epochs=2"], "2 steps", ["max_epochs", "max_steps"]),
+        (["trainer.max_epochs=-1", "trainer.max_steps=1"], "1 step", ["max_steps"]),
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"], "max_time 00:00:00:01", ["max_time"]),
+    ],
+)
+def test_the_limit_that_ended_the_run_is_the_one_to_raise(given, plan, more, tmp_path, capsys):
+    train(tmp_path, *given, "logger=none")
+    out = capsys.readouterr().out
+    assert f"1 CPU, {plan} " in out
+    assert out.rstrip().endswith(" ".join(["", *(f"trainer.{limit}=<more>" for limit in more)]))
+    assert out.count("<more>") == len(more)
 
 
 def test_a_pipe_has_no_control_characters(tmp_path, capsys):

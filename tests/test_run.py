@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from runs import compose, record, resume, train
 from torch import nn
@@ -152,6 +153,46 @@ def test_what_is_no_checkpoint_is_replaced_by_the_other_one(lost, left, kind, tm
         with pytest.raises(UserError, match=r"cannot read .*best\.ckpt.*delete the checkpoints"):
             refused()
     assert record(folder) == before
+
+
+ODD = {  # what replaces a key of a checkpoint; None removes it
+    "no weights": ("state_dict", {}),
+    "a number for weights": ("state_dict", 3),
+    "weights that are none": ("state_dict", {"network.weight": "x"}),
+    "a step of text": ("global_step", "5"),
+    "no loops": ("loops", {}),
+    **{f"without {key}": (key, None) for key in ("hyper_parameters", "loops", "optimizer_states", "callbacks")},
+}
+
+
+def with_odd_content(run, folder, key, value, names=("best", "last")):
+    shutil.copytree(run, folder)
+    for path in (folder / "checkpoints" / f"{name}.ckpt" for name in names):
+        checkpoint = torch.load(path, weights_only=True)
+        content = {name: kept for name, kept in checkpoint.items() if name != key}
+        torch.save(content if value is None else content | {key: value}, path)
+    return folder
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_checkpoint_of_odd_content_is_replaced_by_the_other_one(odd, tmp_path, finished, caplog):
+    folder = with_odd_content(finished, tmp_path / "run", *ODD[odd], ["last"])
+    assert resume(folder, "trainer.max_epochs=501")["steps"] == 501
+    assert f"cannot read {folder}/checkpoints/last.ckpt" in caplog.text
+
+
+@pytest.mark.parametrize("weights", [{"network.weight": torch.ones(1, 1)}, {"network.weight": torch.ones(1, 2)}])
+def test_weights_of_another_model_are_refused(weights, tmp_path, finished):
+    folder = with_odd_content(finished, tmp_path / "run", "state_dict", weights)
+    for refused in (lambda: evaluate(str(folder)), lambda: resume(folder, "trainer.max_epochs=502")):
+        with pytest.raises(UserError, match="weights of another model; delete the checkpoints"):
+            refused()
+
+
+def test_a_best_score_that_is_no_number_is_refused(tmp_path, finished):
+    folder = with_odd_content(finished, tmp_path / "run", "callbacks", {"SaveCheckpoints": {"best": "x"}})
+    with pytest.raises(UserError, match="the best val/loss of the checkpoint is no number"):
+        resume(folder, "trainer.max_epochs=502")
 
 
 def test_no_readable_checkpoint_is_said(tmp_path, finished):
@@ -300,6 +341,38 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["optimizer=lbfgs", "optimizer.line_search_fn=foo"], "line_search_fn must be strong_wolfe or null, got foo"),
         (["trainer.precision=7"], "trainer: Precision 7 is invalid"),
         (["trainer.max_epochs=-2"], "trainer"),
+        *[
+            ([f"{group}._target_=null"], f"{group}._target_: missing; a run needs")
+            for group in ("optimizer", "loss", "data")
+        ],
+        (["scheduler=step", "scheduler.gamma=null"], "scheduler: gamma .* got None; try scheduler.gamma=0.5"),
+        (["scheduler=step", "scheduler.step_size=null"], "scheduler.step_size .* got None; try scheduler.step_size"),
+        (["scheduler=cosine", "scheduler.T_max=null"], "scheduler.T_max .* got None"),
+        (["scheduler=cosine", "scheduler.eta_min=null"], "scheduler: eta_min .* got None"),
+        (["scheduler=plateau", "scheduler.patience=null"], "scheduler.patience .* got None"),
+        (["scheduler=plateau", "scheduler.min_lr=x"], "scheduler: min_lr .* got the text 'x'"),
+        (["scheduler=plateau", "+scheduler.cooldown=x"], "scheduler.cooldown .* got the text 'x'"),
+        (["scheduler=plateau", "+scheduler.threshold=x"], "scheduler: threshold .* got the text 'x'"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patience=null"], "early_stopping.patience .* got None"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.min_delta=x"], "early_stopping.min_delta must be"),
+        (["callbacks=early_stopping", "+callbacks.early_stopping.stopping_threshold=x"], "g.stopping_threshold must"),
+        (["optimizer=lbfgs", "optimizer.tolerance_grad=x"], "optimizer: tolerance_grad .* got the text 'x'"),
+        (["trainer.detect_anomaly=x"], "trainer.detect_anomaly must be true or false, got x"),
+        (["trainer.num_sanity_val_steps=x"], "trainer.num_sanity_val_steps must be"),
+        (["trainer.log_every_n_steps=x"], "trainer.log_every_n_steps must be"),
+        (["trainer.max_time=5"], "trainer: .*Expected a string in the format DD:HH:MM:SS"),
+        (["+callbacks.x=5"], "callbacks: Cannot instantiate config of type int"),
+        (["+callbacks.x=[1]"], r"callbacks.x=\[1\]: is no callback"),
+        (["+callbacks.x={_target_:torch.nn.MSELoss}"], "callbacks.x=.*: is no callback"),
+        (["callbacks.checkpoints.mode=max"], "callbacks.checkpoints.mode=max: of val/loss choose callb.*.mode=min"),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.mode=max"],
+            "callbacks.early_stopping.mode=max: of val/loss choose callbacks.early_stopping.mode=min",
+        ),
+        (
+            ["data=toy_classes", "loss=cross_entropy", "callbacks.checkpoints.monitor=train/accuracy"],
+            "callbacks.checkpoints.mode=min: of train/accuracy choose callbacks.checkpoints.mode=max",
+        ),
         (["trainer.barebones=true"], "trainer"),
     ],
 )
@@ -321,6 +394,16 @@ def test_a_resumed_run_keeps_what_made_it(tmp_path):
     result = resume(tmp_path, "trainer.max_epochs=4")
     assert (result["steps"], result["status"]) == (4, "completed")
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 4
+
+
+class WantsPackage(Callback):
+    def setup(self, trainer, pl_module, stage):
+        raise ModuleNotFoundError("it requires a package")
+
+
+def test_a_callback_that_wants_a_package_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="trainer: it requires a package"):
+        train(tmp_path, "+callbacks.x={_target_: test_run.WantsPackage}", *SHORT)
 
 
 def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):

@@ -80,10 +80,15 @@ def warn_of_nothing_trained(trainer: Trainer, callbacks: Sequence[Callback], max
         log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
     if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
         log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")
-    for unit, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
-        limit = getattr(trainer, f"max_{unit}s")
-        if limit is not None and 0 <= limit <= count:
-            log.warning("trainer.max_%ss=%d is reached; to go on, give a larger one", unit, limit)
+    for name, limit in limits_reached(trainer).items():
+        log.warning("trainer.%s=%d is reached; to go on, give a larger one", name, limit)
+
+
+def limits_reached(trainer: Trainer) -> dict[str, int]:
+    """Return which of the trainer's limits are reached."""
+    counts = {"max_epochs": trainer.current_epoch, "max_steps": trainer.global_step}
+    limits = {name: getattr(trainer, name) for name in counts}
+    return {name: limit for name, limit in limits.items() if limit is not None and 0 <= limit <= counts[name]}
 
 
 def save_last(run: Run, fitted: Fit) -> None:

@@ -147,18 +147,22 @@ def build_logger(cfg: DictConfig, folder: Path, purge_step: int | None) -> Logge
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the config's callbacks, and the timer of ``trainer.max_time``, which Lightning would add behind ours."""
     with user_errors("callbacks"):
-        callbacks = [instantiate(spec, **at_validation(spec)) for spec in cfg.callbacks.values() if spec]
-    with user_errors("trainer"):
-        return callbacks + ([Timer(cfg.trainer.max_time)] if cfg.trainer.get("max_time") else [])
+        callbacks = {name: instantiate(spec, **at_validation(spec)) for name, spec in cfg.callbacks.items() if spec}
+    for name, callback in callbacks.items():
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks.{name}={cfg.callbacks[name]}: is no callback; see conf/callbacks for some")
+    with user_errors("trainer"):  # as text, since Timer chokes on a number
+        return [*callbacks.values(), *([Timer(str(cfg.trainer.max_time))] if cfg.trainer.get("max_time") else [])]
 
 
-def at_validation(spec: DictConfig) -> dict[str, bool]:
+def at_validation(spec: Any) -> dict[str, bool]:
     """Have early stopping look for its metric after a validation.
 
     By default it may do so at the end of an epoch, also of one that was validated before the run was interrupted, and
     then there is no metric.
     """
-    early, key = str(spec.get("_target_")).endswith(".EarlyStopping"), "check_on_train_epoch_end"
+    key = "check_on_train_epoch_end"
+    early = OmegaConf.is_dict(spec) and str(spec.get("_target_")).endswith(".EarlyStopping")
     return {key: False} if early and spec.get(key) is None else {}
 
 

@@ -26,16 +26,16 @@ class MeasureLastStep(Callback):
     """
 
     def __init__(self) -> None:
-        self.every: int | None = None  # the config's check_val_every_n_epoch, while another value is set
+        self.every: list[int | None] = []  # the config's check_val_every_n_epoch, while another value is set
         self.uncounted: list[tuple[EarlyStopping, dict[str, Any]]] = []  # states before an extra validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if compat.resumed_at_last_batch(trainer):  # that epoch was validated, and is over
-            self.every, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, 1
+            self.every, trainer.check_val_every_n_epoch = [trainer.check_val_every_n_epoch], 1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.every is not None:
-            trainer.check_val_every_n_epoch, self.every = self.every, None
+        if self.every:
+            trainer.check_val_every_n_epoch = self.every.pop()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

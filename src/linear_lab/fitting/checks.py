@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import UserError, compat
-from linear_lab.config import GROUPS
+from linear_lab.config import BUILT, GROUPS
 from linear_lab.data import LinearData
 from linear_lab.terminal.report import describe
 
@@ -27,12 +27,16 @@ WHOLE_NUMBERS = (  # key, lowest, highest, example
     ("trainer.max_steps", -1, 2**31, 1000),
     ("trainer.check_val_every_n_epoch", 1, 2**31, 10),
     ("trainer.accumulate_grad_batches", 1, 2**31, 1),
+    ("trainer.num_sanity_val_steps", -1, 2**31, 0),
+    ("trainer.log_every_n_steps", 0, 2**31, 1),
     ("scheduler.step_size", 1, 2**31, 100),
     ("scheduler.T_max", 1, 2**31, 100),
     ("scheduler.patience", 0, 2**31, 5),
+    ("scheduler.cooldown", 0, 2**31, 0),
     ("callbacks.early_stopping.patience", 0, 2**31, 5),
 )
 AT_LEAST_0 = (0.0, math.inf, "[)", "a number of at least 0")
+ANY = (-math.inf, math.inf, "()", "a number")
 BELOW_1 = (0.0, 1.0, "[)", "a number from 0 to below 1")
 NUMBERS = {  # key: lowest and highest, which of them count, both in words, and an example
     "optimizer.lr": (0.0, math.inf, "()", "a positive number", 0.01),
@@ -42,11 +46,22 @@ NUMBERS = {  # key: lowest and highest, which of them count, both in words, and 
     "optimizer.alpha": (0.0, 1.0, "[]", "a number from 0 to 1", 0.99),
     "optimizer.eps": (*AT_LEAST_0, 1e-8),
     "optimizer.weight_decay": (*AT_LEAST_0, 0.01),
+    "optimizer.dampening": (*ANY, 0),
+    "optimizer.tolerance_grad": (*AT_LEAST_0, 0),
+    "optimizer.tolerance_change": (*AT_LEAST_0, 0),
     "scheduler.gamma": (0.0, math.inf, "()", "a positive number", 0.5),
     "scheduler.factor": (0.0, 1.0, "[]", "a number from 0 to 1", 0.5),
     "scheduler.eta_min": (*AT_LEAST_0, 0),
+    "scheduler.min_lr": (*AT_LEAST_0, 0),
+    "scheduler.threshold": (*ANY, 1e-4),
+    "callbacks.early_stopping.min_delta": (*ANY, 0),
+    "callbacks.early_stopping.stopping_threshold": (*ANY, 0.1),
+    "callbacks.early_stopping.divergence_threshold": (*ANY, 100),
     "trainer.gradient_clip_val": (*AT_LEAST_0, 1),
 }
+# what may be null: of the trainer it is Lightning's own default
+MAY_BE_NULL = ("threads", "trainer.", "callbacks.early_stopping.stopping", "callbacks.early_stopping.divergence")
+BETTER = {"loss": "min", "accuracy": "max"}  # whether a lower or a higher metric is better
 
 
 class DataError(UserError):
@@ -60,19 +75,22 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         UserError: naming the key, its value, and what to write instead.
     """
     missing = [name for name in GROUPS if name not in cfg]
+    missing += [f"{name}._target_" for name in BUILT if name in cfg and not (cfg[name] or {}).get("_target_")]
     if missing:
         raise UserError(f"{', '.join(missing)}: missing; a run needs each of {', '.join(GROUPS)}")
     for key, low, high, example in WHOLE_NUMBERS:
-        value = OmegaConf.select(cfg, key)
-        if value is None and key != "seed":
+        value = OmegaConf.select(cfg, key, default=example if key != "seed" else None)
+        if value is None and key.startswith(MAY_BE_NULL):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise UserError(
                 f"{key} must be a whole number from {low} to {high}, got {shown(value)}; try {key}={example}"
             )
     check_numbers(cfg)
-    if not isinstance(cfg.get("optimum", True), bool):
-        raise UserError(f"optimum must be true or false, got {cfg.optimum}")
+    for key in ("optimum", "trainer.detect_anomaly"):
+        value = OmegaConf.select(cfg, key, default=True)
+        if not isinstance(value, bool) and (value is not None or key == "optimum"):
+            raise UserError(f"{key} must be true or false, got {value}")
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]
     if fixed:
         raise UserError(
@@ -89,7 +107,7 @@ def check_numbers(cfg: DictConfig) -> None:
         raise UserError(f"optimizer: betas must be two numbers, got {shown(betas)}; try optimizer.betas=[0.9,0.999]")
     for key, (low, high, ends, words, example) in NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=example)
-        if value is None and key != "optimizer.lr":
+        if value is None and key.startswith(MAY_BE_NULL):
             continue
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not within(value, low, high, ends):
             group, _, name = key.partition(".")
@@ -128,8 +146,8 @@ def check_accelerator(cfg: DictConfig) -> None:
         raise UserError("trainer.accelerator=gpu: PyTorch finds no GPU on this machine; run with trainer=cpu")
 
 
-def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoint: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data."""
+def check_resume(cfg: DictConfig, data: LinearData, model: Any, path: Path | None, checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data or another model."""
     if path is None:
         return
     if cfg.trainer.fast_dev_run:
@@ -139,7 +157,7 @@ def check_resume(cfg: DictConfig, data: LinearData, path: Path | None, checkpoin
         limit = cfg.trainer[f"max_{unit}s"]
         if limit not in (None, -1) and count > limit:
             raise UserError(f"trainer.max_{unit}s={limit}: {path} is from {unit} {count} already; give a larger one")
-    check_same_data(cfg, data, checkpoint)
+    check_same(cfg, data, model, checkpoint)
 
 
 def check_length(cfg: DictConfig, data: LinearData, total: int | None) -> None:
@@ -159,7 +177,7 @@ def check_length(cfg: DictConfig, data: LinearData, total: int | None) -> None:
 
 
 def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
-    """Refuse checkpoints and early stopping by a metric that the initial validation did not measure."""
+    """Refuse checkpoints and early stopping by a metric that is not measured at the start, or for its worst value."""
     measured = [name for name in initial if "/" in name]
     for name, spec in cfg.callbacks.items():
         at_validation = spec and str(spec.get("_target_")).endswith((".SaveCheckpoints", ".EarlyStopping"))
@@ -167,16 +185,23 @@ def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
             key = f"callbacks.{name}.monitor"
             names = ", ".join(measured)
             raise UserError(f"{key}={spec.monitor}: is not measured; choose one of {names}, as in {key}={measured[-1]}")
+        mode = BETTER.get(str(spec.monitor).rpartition("/")[2]) if at_validation else None
+        if mode and spec.get("mode", "min") != mode:
+            key = f"callbacks.{name}.mode"
+            raise UserError(f"{key}={spec.get('mode', 'min')}: of {spec.monitor} choose {key}={mode}")
 
 
-def check_same_data(cfg: DictConfig, data: LinearData, checkpoint: dict[str, Any]) -> None:
-    """Refuse other data than those that a checkpoint was trained on."""
+def check_same(cfg: DictConfig, data: LinearData, model: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuse other data than those that a checkpoint was trained on, and weights of another model."""
     fingerprint = checkpoint.get(type(data).__qualname__)
     if fingerprint is not None and fingerprint != data.state_dict():
         raise UserError(
             f"data: {cfg.data.get('path') or type(data).__name__} has changed since the run was trained; "
             "put the old data back, or train anew"
         )
+    own, saved = ({k: v.shape for k, v in states.items()} for states in (model.state_dict(), checkpoint["state_dict"]))
+    if own != saved:
+        raise UserError("the checkpoint holds weights of another model; delete the checkpoints to train from the start")
 
 
 @contextmanager

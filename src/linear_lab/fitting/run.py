@@ -87,7 +87,8 @@ def train_in(
     if error:
         raise UserError(error)
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
-    report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None)
+    limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
+    report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None, limits=[*limits])
     return float(result["metrics"][fitted.cfg.metric])
 
 
@@ -102,7 +103,7 @@ def fit(
     plain = as_dict(cfg)
     model = build.build_model(cfg, data)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
-    checks.check_resume(cfg, data, path, checkpoint)
+    checks.check_resume(cfg, data, model, path, checkpoint)
     reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
     logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
@@ -117,7 +118,7 @@ def fit(
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start()), ResumeEarlyStopping()] if cfg.resume else []
     of_config = build.build_callbacks(cfg)
     trainer = build.build_trainer(cfg, run.path, logger, [
-        *([MeanOverRows()] if (cfg.trainer.accumulate_grad_batches or 1) > 1 else []),
+        MeanOverRows(),                       # where one batch makes a step, it does nothing
         *resumed,                             # what fails before its first batch leaves a resumed run as it was
         *of_config,                           # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
@@ -141,7 +142,7 @@ def fit(
             bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)
     except divergence.DivergenceError as diverged:
         fitted.diverged = diverged
-    except (MisconfigurationException, ValueError) as error:  # all else may be a defect, and keeps its traceback
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:  # all else may be a defect
         raise UserError(f"trainer: {error}") from error
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)

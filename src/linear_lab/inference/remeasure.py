@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from linear_lab import UserError
 from linear_lab.config import as_dict, saved_config
 from linear_lab.fitting.build import build
-from linear_lab.fitting.checks import check_accelerator, check_same_data
+from linear_lab.fitting.checks import check_accelerator, check_same
 from linear_lab.fitting.measure import measure
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.trust import check_targets
@@ -41,7 +41,7 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None, t
     state, step = checkpoint["state_dict"], checkpoint["global_step"]
     with restored_process(folder, cfg.get("threads")):
         data, model = build(cfg)
-        check_same_data(cfg, data, checkpoint)
+        check_same(cfg, data, model, checkpoint)
         model.to(next(iter(state.values())).dtype).load_state_dict(state)  # float64 would be cut to float32
         metrics = measure(cfg, data, model)
     recorded = {run.record.steps: run.record.metrics}

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from linear_lab import UserError
+from linear_lab import UserError, compat
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import BEST, LAST, Run, release
 from linear_lab.text import first_line
@@ -89,6 +89,14 @@ class SaveCheckpoints(callbacks.Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+        if not isinstance(self.best, Tensor | None):
+            raise ValueError(f"the best {self.monitor} of the checkpoint is no number; delete the checkpoints")
+
+
+CONTENT = {  # what Lightning writes, as far as it is read here
+    "global_step": int, "pytorch-lightning_version": str, "state_dict": dict, "hyper_parameters": dict, "loops": dict,
+    "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+}  # fmt: skip
 
 
 class LostError(UserError):
@@ -111,7 +119,11 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             continue
         try:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-            step, made_by, _ = (checkpoint[key] for key in ("global_step", "pytorch-lightning_version", "state_dict"))
+            wrong = [key for key, kind in CONTENT.items() if not isinstance(checkpoint[key], kind)]
+            if wrong or {*map(type, checkpoint["state_dict"].values())} != {Tensor}:
+                raise ValueError(f"{wrong or ['state_dict']} not as in a checkpoint")
+            compat.epochs_begun(checkpoint)
+            step, made_by = checkpoint["global_step"], checkpoint["pytorch-lightning_version"]
             newer = release(made_by) > release(version("lightning"))
         except Exception as error:  # a damaged file raises anything
             unreadable.append(f"{path} ({first_line(error)})")

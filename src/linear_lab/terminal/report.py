@@ -1,6 +1,7 @@
 """What the terminal shows of a run: what is trained, and its outcome."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,8 @@ def show_plan(
     counts = ", ".join(f"{len(x)} {name}" for name, (x, _) in data.parts.items())
     limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
     limit += "" if limit.startswith("1 ") else "s"
+    if limit == "-1 epochs":
+        limit = f"max_time {plain['trainer']['max_time']}" if plain["trainer"].get("max_time") else "without a limit"
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     rows = {
         "data": f"{type(data).__name__}: {counts} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
@@ -116,7 +119,7 @@ def show_plan(
     console.print()
 
 
-def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard: bool) -> None:
+def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard: bool, limits: Sequence[str]) -> None:
     """Third part: what was learned, beside the start and the optimum, and the commands to go on with."""
     models = outcomes(record)
     if record.initial and "weight" in record.initial:
@@ -136,7 +139,7 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
         typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
         example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
         commands["predict"] = f"{layout.module('predict')} {run} {quoted(example)}"
-    commands["go on"] = f"{layout.resuming(folder)} trainer.max_epochs=<more>"
+    commands["go on"] = " ".join([layout.resuming(folder), *(f"trainer.{limit}=<more>" for limit in limits)])
     show_commands(console, commands)
 
 
