@@ -265,14 +265,9 @@ def open_storage(folder: Path) -> optuna.storages.RDBStorage:
 
 
 @contextmanager
-def database_errors(folder: Path, *others: type[Exception]) -> Iterator[None]:
-    """Say in one line what is wrong with the database, and how to mend it; ``others`` where Optuna only reads."""
-    kinds: tuple[type[Exception], ...] = (
-        optuna.exceptions.StorageInternalError,
-        SQLAlchemyError,
-        sqlite3.Error,
-        *others,
-    )
+def database_errors(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Say in one line what is wrong with the database, and how to mend it; any error is of it while it is read."""
+    kinds = kinds or (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error)
     try:
         yield
     except UserError:
