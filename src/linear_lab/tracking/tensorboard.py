@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event
@@ -42,7 +43,15 @@ class RunLogger(TensorBoardLogger):
         self.pictures = pictures
         self.pending: list[Event] = []
         self.saved = 0.0  # time of the last write
+        self.opened = False  # whether there is an event file: where nothing was logged, none is left
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, max_queue=1000)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """TensorBoard's writer, which makes the event file."""
+        self.opened = True
+        return super().experiment
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """No-op: Lightning's record would report success before training; `hparams` writes the row."""
@@ -84,6 +93,8 @@ class RunLogger(TensorBoardLogger):
         Raises:
             UserError: if the disk is full.
         """
+        if not (self.pending or self.opened):
+            return
         events, self.pending, self.saved = self.pending, [], time.monotonic()
         try:
             for event in events:
@@ -101,12 +112,14 @@ class RunLogger(TensorBoardLogger):
     def close(self) -> None:
         with suppress(UserError, OSError):  # an earlier `save` has raised it
             self.save()
-            self.experiment.close()
+            if self.opened:
+                self.experiment.close()
 
 
 def event_files(folder: Path) -> list[Path]:
     """Event files that a logger has written, in the order in which TensorBoard reads them."""
-    return sorted(path for path in folder.glob("events.out.tfevents.*") if path.suffix[1:].isdigit())
+    paths = sorted(folder.glob("events.out.tfevents.*"))
+    return [path for path in paths if path.suffix[1:].isdecimal() and path.name.split(".")[3].isdecimal()]
 
 
 def wait_for_a_new_second(folder: Path) -> None:
