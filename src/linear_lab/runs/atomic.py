@@ -143,7 +143,7 @@ def remove_parts(folder: Path) -> None:
 def no_link(path: str | Path, flags: int) -> int:
     """Open a file as the ``opener`` of `open`, but no symbolic link; see `refuse_link`."""
     try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # nor wait for a pipe
     except OSError:
         refuse_link(Path(path))
         raise
@@ -155,6 +155,12 @@ def refuse_link(path: Path) -> None:
         raise UserError(
             f"{path}: a symbolic link, through which nothing is written; delete it, or copy what it names there"
         )
+
+
+def refuse_special(path: Path) -> None:
+    """Raise UserError for a pipe, a socket or a device where a file is to be read: it may be waited for without end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: no regular file, so nothing is read from it; delete it")
 
 
 def taken(file: int) -> bool:

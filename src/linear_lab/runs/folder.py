@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from linear_lab import UserError, __version__
 from linear_lab.runs import atomic
-from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, taken
+from linear_lab.runs.atomic import is_locked, no_link, refuse_link, refuse_special, replace, taken
 from linear_lab.runs.log import log_to_file
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class Run:
         if not path.is_dir():
             raise MissingError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/", path)
         run = cls(path)
+        for name in (RESULT, CONFIG, OVERRIDES, BEST, LAST, LOG):
+            refuse_special(path / name)
         try:
             run.record = run.read()
             made_by = run.record.versions.get("linear_lab", "")
@@ -216,14 +218,24 @@ class Run:
             return
         from linear_lab.runs.record import versions
 
-        self.describe({CONFIG: config})
+        files = {CONFIG: config}
         if overrides:
             import yaml  # not above: the leaderboard answers without
 
-            before = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
-            typed = [*(yaml.safe_load(before) or []), *overrides]
-            replace(self.path / OVERRIDES, yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize).encode())
+            typed = [*self.typed(), *overrides]
+            files = {OVERRIDES: yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize), **files}
+        self.describe(files)
         self.write(status="running", error=None, versions=versions(), **fields)
+
+    def typed(self) -> list[str]:
+        """Return the overrides that the run has kept; none where their file is damaged."""
+        import yaml
+
+        with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+            kept = yaml.safe_load((self.path / OVERRIDES).read_text())
+            if isinstance(kept, list) and all(isinstance(override, str) for override in kept):
+                return kept
+        return []
 
     def write(self, **fields: Any) -> None:
         """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
