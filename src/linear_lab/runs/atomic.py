@@ -157,12 +157,6 @@ def refuse_link(path: Path) -> None:
         )
 
 
-def refuse_special(path: Path) -> None:
-    """Raise UserError for a pipe, a socket or a device where a file is to be read: it may be waited for without end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: no regular file, so nothing is read from it; delete it")
-
-
 def taken(file: int) -> bool:
     """Take the exclusive lock of an open file; False if another process keeps holding it."""
     for _ in range(50):

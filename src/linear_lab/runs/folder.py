@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from linear_lab import UserError, __version__
 from linear_lab.runs import atomic
-from linear_lab.runs.atomic import is_locked, no_link, refuse_link, refuse_special, replace, taken
+from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, taken
 from linear_lab.runs.log import log_to_file
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ class Run:
         if not path.is_dir():
             raise MissingError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/", path)
         run = cls(path)
-        for name in (RESULT, CONFIG, OVERRIDES, BEST, LAST, LOG):
-            refuse_special(path / name)
+        for file in (path / name for name in (RESULT, CONFIG, OVERRIDES, BEST, LAST, LOG)):
+            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe may be waited for without end
+                raise UserError(f"{file}: no regular file, so nothing is read from it; delete it")
         try:
             run.record = run.read()
             made_by = run.record.versions.get("linear_lab", "")

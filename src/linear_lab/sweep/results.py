@@ -70,8 +70,8 @@ def schema(folder: Path) -> dict[str, pl.DataType]:
 
 def is_of_results(columns: Mapping[str, pl.DataType]) -> bool:
     """Tell whether columns are those of results by their types; a column of nothing has none."""
-    structs = [(name, kind) for name, kind in columns.items() if isinstance(kind, pl.Struct)]
-    kinds = {**columns, **{f"{name}.{field.name}": field.dtype for name, kind in structs for field in kind.fields}}
+    structs = {name: kind.fields for name, kind in columns.items() if isinstance(kind, pl.Struct)}
+    kinds = {**columns, **{f"{name}.{field.name}": field.dtype for name in structs for field in structs[name]}}
     return columns.keys() >= REQUIRED and all(
         kind in (pl.Null, pl.List(pl.Null))
         or (kind.is_numeric() if name in NUMBERS or name.startswith("metrics.") else kind == KINDS.get(name, kind))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -218,22 +218,16 @@ def report(reports: dict[int, float], step: int, value: float) -> None:
 
 
 def read_trials(folder: Path, study: optuna.Study, searched: Space | None = None) -> list[FrozenTrial]:
-    """Read the trials, all of the space ``searched``: others may have written them, and values are typed as overrides.
-
-    Raises:
-        UserError: if one cannot be read, or is of another search.
-    """
+    """Read the trials, all of the space ``searched``: others may have written values, which are typed as overrides."""
     with database_errors(folder, Exception):
         trials = study.get_trials(deepcopy=False)
         for number, trial in enumerate(trials):
-            spaces = trial.distributions
-            params = {
-                key: spaces[key].to_external_repr(spaces[key].to_internal_repr(trial.params[key])) for key in spaces
-            }
-            known = (trial.number, trial.params, type(trial.user_attrs["batch"])) == (number, params, int)
+            params = with_reports(trial).params  # raises for a value outside of its space
+            spaces, is_text = trial.distributions, [isinstance(value, str) for value in params.values()]
+            is_category = [isinstance(spaces[key], CategoricalDistribution) for key in params]
+            known = (trial.number, type(trial.user_attrs["batch"])) == (number, int) and is_text == is_category
             if not known or searched not in (None, spaces) or trial.state == TrialState.WAITING:
                 raise ValueError(f"trial {number} is of another search")
-            with_reports(trial)  # raises for a value outside of its space
         return trials
 
 
@@ -257,8 +251,7 @@ def open_storage(folder: Path) -> optuna.storages.RDBStorage:
     path = folder / DATABASE
     for suffix in ("", "-journal", "-wal", "-shm"):  # files that SQLite writes
         refuse_link(folder / f"{DATABASE}{suffix}")
-    journal = folder / f"{DATABASE}-journal"
-    if journal.is_file() and journal.read_bytes().endswith(SUPER_JOURNAL):  # none of ours does
+    if (journal := folder / f"{DATABASE}-journal").is_file() and journal.read_bytes().endswith(SUPER_JOURNAL):
         raise UserError(f"{journal}: it has SQLite delete another file; delete it")
     connect = {"creator": lambda: sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)}
     return optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs=connect)
