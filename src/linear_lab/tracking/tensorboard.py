@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event
@@ -21,6 +20,16 @@ from linear_lab.text import printable
 LARGEST = float(np.finfo(np.float32).max)
 INTERVAL = 1.0  # seconds between two writes
 BINS = 32  # of a histogram: TensorBoard shows 30
+
+
+class Late:
+    """Opens a logger's event file at the first use."""
+
+    def __init__(self, logger: "RunLogger") -> None:
+        self.logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.logger.open(), name)
 
 
 class RunLogger(TensorBoardLogger):
@@ -47,11 +56,13 @@ class RunLogger(TensorBoardLogger):
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, max_queue=1000)
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> Any:
-        """TensorBoard's writer, which makes the event file."""
+        """TensorBoard's writer, which makes the event file; Lightning asks for it before there is anything to log."""
+        return super().experiment if self.opened else Late(self)
+
+    def open(self) -> Any:
         self.opened = True
-        return super().experiment
+        return self.experiment
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """No-op: Lightning's record would report success before training; `hparams` writes the row."""
