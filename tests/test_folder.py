@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -210,6 +211,32 @@ def test_a_claimed_folder_is_its_own_and_held(tmp_path):
         message = rf"holds a run already \({name.rpartition('/')[2]}\).*by resume="
         with pytest.raises(UserError, match=message), folder.Run(run.path).claimed():
             pytest.fail("it is taken twice")
+
+
+@pytest.mark.parametrize("name", ["result.json", ".hydra/config.yaml", ".hydra/overrides.yaml", "train.log"])
+def test_a_pipe_is_not_waited_for(name, tmp_path):
+    with folder.Run(tmp_path).recording() as one:
+        one.begin("a: 1", ["a=1"])
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: no regular file"):
+        folder.Run.open(tmp_path)
+    with pytest.raises(ValueError, match="no regular file") if name == "result.json" else nullcontext():
+        folder.Run(tmp_path).read()
+    with pytest.raises(OSError, match="No such device"), open(tmp_path / name, "a", opener=atomic.no_link):
+        pytest.fail("nobody reads it")
+
+
+@pytest.mark.parametrize("content", [b"{", b"5", b"[5]", b"a: b", b"\xff", b"[" * 20_000, ...])
+def test_overrides_that_cannot_be_read_begin_anew(content, tmp_path):
+    with folder.Run(tmp_path).lock() as held:
+        held.begin("seed: 1\n", [])
+        path = tmp_path / ".hydra/overrides.yaml"
+        path.mkdir() if content is ... else path.write_bytes(content)
+        with pytest.raises(UserError, match=r"overrides\.yaml") if content is ... else nullcontext():
+            held.begin("seed: 2\n", ["seed=2"])
+    assert yaml.safe_load((tmp_path / ".hydra/config.yaml").read_text()) == {"seed": 1 if content is ... else 2}
+    assert content is ... or yaml.safe_load(path.read_text()) == ["seed=2"]
 
 
 def test_overrides_are_added_as_yaml(tmp_path):

@@ -65,6 +65,22 @@ def test_a_column_that_cannot_be_read_is_noted_and_costs_no_new_row(tmp_path):
         assert (tmp_path / f"{name}.unreadable").exists()
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.lit(3).alias("job"), pl.lit("x").alias("steps"), pl.lit("x").alias("metrics"), pl.lit(1).alias("status"),
+        pl.struct(lr=pl.lit("x")).alias("job"), pl.struct(overrides=pl.lit("x")).alias("job"),
+        pl.struct(pl.lit("x").alias("val/loss")).alias("metrics"),
+    ],
+)  # fmt: skip
+def test_a_column_of_another_type_is_refused(column, tmp_path):
+    stack(tmp_path, {"a": 1.0})
+    path = tmp_path / results.RESULTS
+    pl.read_parquet(path).with_columns(column).write_parquet(path, metadata=results.VERSION)
+    _, (note,) = read_jobs(tmp_path)
+    assert f"{path}: it is no table of results; overwrite=true" in note
+
+
 def test_a_row_without_what_newer_ones_have_is_listed(tmp_path):
     failed = {"name": ["a"], "status": ["failed"], "error": ["no data"], "config_hash": ["h"], "seconds": [0.0]}
     results.add(tmp_path, pl.DataFrame(failed).with_columns(job=pl.struct(overrides=pl.lit(["seed=1"]), group=None)))

@@ -3,8 +3,10 @@
 import logging
 import math
 import re
+import sqlite3
 import statistics
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import optuna
@@ -385,3 +387,72 @@ def test_a_run_whose_study_is_gone_is_not_stopped(tmp_path):
     (tmp_path / "job5").mkdir()
     assert not any(reporting(tmp_path, *((step, 0.99) for step in CURVE)))
     assert not (tmp_path / "search.db").exists()
+
+
+def change(*statements):
+    def damage(folder):
+        with closing(sqlite3.connect(folder / "search.db")) as database, database:
+            for statement in statements:
+                database.execute(statement)
+
+    return damage
+
+
+CATEGORY = """'{"name": "CategoricalDistribution", "attributes": {"choices": ["sgd", "+trust=os"]}}'"""
+CHANGED = {
+    "another category": change(
+        f"UPDATE trial_params SET distribution_json={CATEGORY}, param_value=1 WHERE param_name='optimizer'"
+    ),
+    "a text for a number": change("UPDATE trial_params SET param_value='1 x' WHERE param_name='optimizer.lr'"),
+    "a number outside": change("UPDATE trial_params SET param_value=7 WHERE param_name='optimizer.lr'"),
+    "no such category": change("UPDATE trial_params SET param_value=7 WHERE param_name='optimizer'"),
+    "another key": change("UPDATE trial_params SET param_name='hydra.run.dir' WHERE param_name='optimizer'"),
+    "a key less": change("DELETE FROM trial_params WHERE param_name='optimizer'"),
+    "no distribution": change("UPDATE trial_params SET distribution_json='5'"),
+    "another state": change("UPDATE trials SET state='NONE'"),
+    "waiting": change("UPDATE trials SET state='WAITING'"),
+    "another number": change("UPDATE trials SET number=4"),
+    "no number": change("UPDATE trials SET number=NULL"),
+    "no batch": change("DELETE FROM trial_user_attributes"),
+    "a text for a batch": change("UPDATE trial_user_attributes SET value_json='\"x\"' WHERE key='batch'"),
+    "no JSON": change("UPDATE trial_user_attributes SET value_json='{'"),
+    "reports of nothing": change("INSERT INTO trial_user_attributes VALUES (99, 1, 'reports', '[[1, [2]]]')"),
+    "a list for a description": change("UPDATE study_user_attributes SET value_json='[1]'"),
+    "another direction": change("UPDATE study_directions SET direction='NONE'"),
+    "two directions": change("INSERT INTO study_directions VALUES (99, 'MINIMIZE', 1, 1)"),
+    "another version": change(
+        "UPDATE version_info SET schema_version='x'", "UPDATE alembic_version SET version_num='x'"
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", CHANGED)
+def test_what_is_not_of_this_search_is_refused(damage, tmp_path):
+    study = opened(tmp_path)
+    study.ask()
+    study.close()
+    CHANGED[damage](tmp_path)
+    with pytest.raises(UserError, match=r"search.db: it cannot be used \(.*delete it"), ExitStack() as resources:
+        study = opened(tmp_path)
+        resources.callback(study.close)
+        study.ask()
+
+
+def test_a_journal_that_names_a_file_deletes_none(tmp_path):
+    opened(tmp_path).close()
+    journal = tmp_path / "search.db-journal"
+    journal.write_bytes(bytes(512) + bytes.fromhex("d9d505f920a163d7"))
+    with pytest.raises(UserError, match=r"search\.db-journal: it has SQLite delete another file; delete it"):
+        opened(tmp_path)
+    journal.unlink()
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "search.lock").unlink()
+    (tmp_path / "search.lock").hardlink_to(tmp_path / "kept")
+    opened(tmp_path).close()
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[" * 20_000, b'["a", 1]', b"[1, [2]]", b"[1e999, 2]", b"{}", b"3"])
+def test_a_line_that_is_no_report_is_left_out(line, tmp_path):
+    (tmp_path / "reports.jsonl").write_bytes(b"[1, 0.5]\n" + line + b"\n[2, 0.25]\n")
+    assert search.read_reports(tmp_path) == {1: 0.5, 2: 0.25}

@@ -447,6 +447,12 @@ def test_events_of_a_resumed_run_come_after_those_that_are_there(tmp_path):
     """TensorBoard reads files in the order of their names: second, machine, process."""
     there = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.9999999.0"
     there.touch()
+    (tmp_path / "events.out.tfevents.x.zzz.1.0").touch()
+    refused = RunLogger(str(tmp_path), purge_step=3)
+    assert refused.experiment  # as Lightning asks for it
+    refused.finalize("failed")
+    refused.close()
+    assert event_files(tmp_path) == [there]  # a purge step without events hides those that are there
     logger = RunLogger(str(tmp_path), purge_step=3)
     logger.log_metrics({"a": 1.0}, 3)
     logger.close()

@@ -143,7 +143,7 @@ def remove_parts(folder: Path) -> None:
 def no_link(path: str | Path, flags: int) -> int:
     """Open a file as the ``opener`` of `open`, but no symbolic link; see `refuse_link`."""
     try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # nor wait for a pipe
     except OSError:
         refuse_link(Path(path))
         raise

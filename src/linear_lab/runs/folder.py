@@ -69,6 +69,9 @@ class Run:
         if not path.is_dir():
             raise MissingError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/", path)
         run = cls(path)
+        for file in (path / name for name in (RESULT, CONFIG, OVERRIDES, BEST, LAST, LOG)):
+            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe may be waited for without end
+                raise UserError(f"{file}: no regular file, so nothing is read from it; delete it")
         try:
             run.record = run.read()
             made_by = run.record.versions.get("linear_lab", "")
@@ -219,14 +222,24 @@ class Run:
             return
         from linear_lab.runs.record import versions
 
-        self.describe({CONFIG: config})
+        files = {CONFIG: config}
         if overrides:
             import yaml  # not above: the leaderboard answers without
 
-            before = (self.path / OVERRIDES).read_text() if (self.path / OVERRIDES).exists() else ""
-            typed = [*(yaml.safe_load(before) or []), *overrides]
-            replace(self.path / OVERRIDES, yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize).encode())
+            typed = [*self.typed(), *overrides]
+            files = {OVERRIDES: yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize), **files}
+        self.describe(files)
         self.write(status="running", error=None, versions=versions(), **fields)
+
+    def typed(self) -> list[str]:
+        """Return the overrides that the run has kept; none where their file is damaged."""
+        import yaml
+
+        with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+            kept = yaml.safe_load((self.path / OVERRIDES).read_text())
+            if isinstance(kept, list) and all(isinstance(override, str) for override in kept):
+                return kept
+        return []
 
     def write(self, **fields: Any) -> None:
         """Put the fields into the record, and replace result.json atomically if this process holds the folder."""

@@ -123,6 +123,8 @@ def read(path: Path) -> Record:
         OSError: if there is no such file.
         ValueError: if it is no record of a run.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")  # a pipe may be waited for without end
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:

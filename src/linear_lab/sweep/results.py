@@ -2,9 +2,10 @@
 
 import fcntl
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -17,6 +18,13 @@ LOCK = f".{RESULTS}.lock"
 STACKING = ".stack.lock"  # held by the process that trains stacks in the sweep's folder
 VERSION = {"linear_lab.results": "1"}  # of the columns
 REQUIRED = {"name", "status"}  # columns of every table of results
+NUMBERS = {"seed", "steps", "seconds", "excess_loss", "stable_lr", "steps_above_1_percent", "job.lr"}
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("job", "metrics", "rows", "best", "initial"), pl.Struct),
+    **dict.fromkeys(("name", "status", "error", "config_hash", "data"), pl.String),
+    **dict.fromkeys((f"job.{name}" for name in ("metric", "mode", "group", "problem", "optimizer")), pl.String),
+    **{"job.overrides": pl.List(pl.String), "job.pictures": pl.Boolean},
+}
 UNREADABLE = ".unreadable"  # suffix of a file that was put aside
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$"  # of a job's folder; what `atomic.plain` leaves
 REMEDY = "overwrite=true with name={} puts the file aside and trains its jobs again"
@@ -44,7 +52,7 @@ def read_results(
     with _reading(path):
         if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
             raise UserError(f"{path}: made by another version of linear_lab, or another program; {remedy}")
-        if name == RESULTS and not pl.read_parquet_schema(path).keys() >= REQUIRED:
+        if name == RESULTS and not is_of_results(pl.read_parquet_schema(path)):
             raise UserError(f"{path}: it is no table of results; {remedy}")
         rows = pl.scan_parquet(path)
         rows = rows if where is None else rows.filter(where)
@@ -58,6 +66,17 @@ def schema(folder: Path) -> dict[str, pl.DataType]:
     """Read names and types of the columns, which are none where there are no results; raises as `read_results`."""
     with _reading(folder / RESULTS):
         return dict(pl.read_parquet_schema(folder / RESULTS)) if (folder / RESULTS).exists() else {}
+
+
+def is_of_results(columns: Mapping[str, pl.DataType]) -> bool:
+    """Tell whether columns are those of results by their types; a column of nothing has none."""
+    structs = {name: kind.fields for name, kind in columns.items() if isinstance(kind, pl.Struct)}
+    kinds = {**columns, **{f"{name}.{field.name}": field.dtype for name in structs for field in structs[name]}}
+    return columns.keys() >= REQUIRED and all(
+        kind in (pl.Null, pl.List(pl.Null))
+        or (kind.is_numeric() if name in NUMBERS or name.startswith("metrics.") else kind == KINDS.get(name, kind))
+        for name, kind in kinds.items()
+    )
 
 
 def check_names(names: pl.Series) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +28,7 @@ DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 STARTUP = 5  # trials from which something is learned: where to draw, and what is hopeless
 WARMUP = 5  # validations of a run before it is judged
 PATIENCE = 60  # seconds to wait for another process that writes the database
+SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names another file, which SQLite deletes
 Space = dict[str, BaseDistribution]  # by key
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -56,19 +57,20 @@ class Search:
         description |= {key: repr(searched[key]) for key in searched}
         with ExitStack() as resources:
             # released when the process ends, however it ends
-            lock = resources.enter_context(open(folder / LOCK, "w", opener=no_link))
+            lock = resources.enter_context(open(folder / LOCK, "a", opener=no_link))
             if not taken(lock.fileno()):
                 raise UserError(f"{folder}: another process searches here; wait until it ends, or choose another name=")
-            with database_errors(folder):
+            with database_errors(folder, Exception):
                 self.storage = open_storage(folder)
                 resources.callback(self.storage.engine.dispose)
                 self.study = optuna.create_study(
                     storage=self.storage, study_name=STUDY, direction=DIRECTIONS[mode], load_if_exists=True
                 )
-                before = self.study.user_attrs.get("description")
-                if before is None:  # new, or its process was killed here
+                if self.study.direction not in DIRECTIONS.values():
+                    raise ValueError("it has no direction")
+                if "description" not in self.study.user_attrs:  # new, or its process was killed here
                     self.study.set_user_attr("description", description)
-                    before = description
+                before = dict(self.study.user_attrs["description"])
             if changed := [key for key in before | description if before.get(key) != description.get(key)]:
                 both = (before, description)
                 then, now = (", ".join(f"{key}={values.get(key, '-')}" for key in changed) for values in both)
@@ -85,7 +87,7 @@ class Search:
         overrides can come more than once, if there are few.
         """
         with database_errors(self.folder):
-            trials = self.study.get_trials(deepcopy=False)
+            trials = read_trials(self.folder, self.study, self.searched)
             first = min((trial.number for trial in trials if self._is_open(trial)), default=len(trials)) // n * n
             for number in range(len(trials), min(first + n, self.trials)):
                 params = draw(self.searched, self.mode, f"{self.seed}/{number}", trials[:first], trials[first:])
@@ -172,10 +174,10 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
     """
     study = optuna.create_study(direction=DIRECTIONS["min"])
     if (folder / DATABASE).exists():
-        with database_errors(folder):
+        with database_errors(folder, Exception):
             storage = open_storage(folder)
             search = optuna.load_study(study_name=STUDY, storage=storage)
-            trials, direction = search.get_trials(deepcopy=False), search.direction
+            trials, direction = read_trials(folder, search), search.direction
             storage.engine.dispose()
         study = optuna.create_study(direction=direction)
         batch = max((trial.user_attrs["batch"] for trial in trials if trial.user_attrs.get("job") == job), default=0)
@@ -198,25 +200,40 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
 
 
 def read_reports(job: Path) -> dict[int, float]:
-    """Read what a job has measured at which step; a line that a killed process has not finished is left out."""
+    """Read what a job has measured at which step; a line that is no report, as of a killed process, is left out."""
     reports: dict[int, float] = {}
-    lines = (job / REPORTS).read_text().splitlines() if (job / REPORTS).exists() else []
+    lines = (job / REPORTS).read_bytes().splitlines() if (job / REPORTS).is_file() else []
     for line in lines:
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, OverflowError, RecursionError):
             report(reports, *json.loads(line))
     return reports
 
 
 def report(reports: dict[int, float], step: int, value: float) -> None:
     """Note a value, and drop those of later steps: a run that is resumed from a checkpoint measures them again."""
+    step, value = int(step), float(value)
     for later in [other for other in reports if other >= step]:
         del reports[later]
     reports[step] = value
 
 
+def read_trials(folder: Path, study: optuna.Study, searched: Space | None = None) -> list[FrozenTrial]:
+    """Read the trials, all of the space ``searched``: others may have written values, which are typed as overrides."""
+    with database_errors(folder, Exception):
+        trials = study.get_trials(deepcopy=False)
+        for number, trial in enumerate(trials):
+            params = with_reports(trial).params  # raises for a value outside of its space
+            spaces, is_text = trial.distributions, [isinstance(value, str) for value in params.values()]
+            is_category = [isinstance(spaces[key], CategoricalDistribution) for key in params]
+            known = (trial.number, type(trial.user_attrs["batch"])) == (number, int) and is_text == is_category
+            if not known or searched not in (None, spaces) or trial.state == TrialState.WAITING:
+                raise ValueError(f"trial {number} is of another search")
+        return trials
+
+
 def with_reports(trial: FrozenTrial) -> FrozenTrial:
     """Return a finished trial with what it has measured on the way."""
-    reports = dict(trial.user_attrs.get("reports", []))
+    reports = {int(step): float(value) for step, value in trial.user_attrs.get("reports", [])}
     spaces = trial.distributions
     return create_trial(
         state=trial.state, value=trial.value, params=trial.params, distributions=spaces, intermediate_values=reports
@@ -232,17 +249,23 @@ def open_storage(folder: Path) -> optuna.storages.RDBStorage:
     """Open the sweep's database, or make it. A connection of our own takes any path; an SQLite URL does not."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     path = folder / DATABASE
-    refuse_link(path)
+    for suffix in ("", "-journal", "-wal", "-shm"):  # files that SQLite writes
+        refuse_link(folder / f"{DATABASE}{suffix}")
+    if (journal := folder / f"{DATABASE}-journal").is_file() and journal.read_bytes().endswith(SUPER_JOURNAL):
+        raise UserError(f"{journal}: it has SQLite delete another file; delete it")
     connect = {"creator": lambda: sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)}
     return optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs=connect)
 
 
 @contextmanager
-def database_errors(folder: Path) -> Iterator[None]:
-    """Say in one line what is wrong with the database, and how to mend it."""
+def database_errors(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Say in one line what is wrong with the database, and how to mend it; any error is of it while it is read."""
+    kinds = kinds or (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error)
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
+    except UserError:
+        raise
+    except kinds as error:
         cause = first_line(error.__cause__ or error)
         raise UserError(
             f"{folder / DATABASE}: it cannot be used ({cause}); make room if the disk is full, else delete it: "

@@ -22,6 +22,16 @@ INTERVAL = 1.0  # seconds between two writes
 BINS = 32  # of a histogram: TensorBoard shows 30
 
 
+class Late:
+    """Opens a logger's event file at the first use."""
+
+    def __init__(self, logger: "RunLogger") -> None:
+        self.logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.logger.open(), name)
+
+
 class RunLogger(TensorBoardLogger):
     """Lightning's TensorBoardLogger, with events in the run folder itself: the run's name is the folder's.
 
@@ -42,7 +52,17 @@ class RunLogger(TensorBoardLogger):
         self.pictures = pictures
         self.pending: list[Event] = []
         self.saved = 0.0  # time of the last write
+        self.opened = False  # whether there is an event file: where nothing was logged, none is left
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, max_queue=1000)
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer, which makes the event file; Lightning asks for it before there is anything to log."""
+        return super().experiment if self.opened else Late(self)
+
+    def open(self) -> Any:
+        self.opened = True
+        return self.experiment
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """No-op: Lightning's record would report success before training; `hparams` writes the row."""
@@ -84,6 +104,8 @@ class RunLogger(TensorBoardLogger):
         Raises:
             UserError: if the disk is full.
         """
+        if not (self.pending or self.opened):
+            return
         events, self.pending, self.saved = self.pending, [], time.monotonic()
         try:
             for event in events:
@@ -101,12 +123,14 @@ class RunLogger(TensorBoardLogger):
     def close(self) -> None:
         with suppress(UserError, OSError):  # an earlier `save` has raised it
             self.save()
-            self.experiment.close()
+            if self.opened:
+                self.experiment.close()
 
 
 def event_files(folder: Path) -> list[Path]:
     """Event files that a logger has written, in the order in which TensorBoard reads them."""
-    return sorted(path for path in folder.glob("events.out.tfevents.*") if path.suffix[1:].isdigit())
+    paths = sorted(folder.glob("events.out.tfevents.*"))
+    return [path for path in paths if path.suffix[1:].isdecimal() and path.name.split(".")[3].isdecimal()]
 
 
 def wait_for_a_new_second(folder: Path) -> None:
