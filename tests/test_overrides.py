@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from runs import command
 
-from linear_lab import evaluate, export, leaderboard, predict, train
+from linear_lab import UserError, evaluate, export, leaderboard, predict, train
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
@@ -163,3 +163,21 @@ def test_a_config_that_sweeps_needs_no_flag(typed, tmp_path):
 def test_a_folder_for_a_sweep_is_the_only_one(tmp_path):
     command(train, f"output_root={tmp_path / 'root'}", "-m", f"hydra.sweep.dir={tmp_path / 'sweep'}", "mode=x")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_rate_that_is_no_number_fails_its_job_in_one_line(tmp_path):
+    code, out, err = command(
+        train, f"output_root={tmp_path}", "-m", "name=s", "optimizer.lr=0.1,x", "trainer.max_epochs=0"
+    )
+    assert code == 1
+    assert "failed  sgd-lr=x: optimizer: lr must be a positive number" in out
+    assert "validation error" not in out + err
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise UserError(f"cannot write in {folder}: Read-only file system")
+
+    monkeypatch.setattr("linear_lab.runs.atomic.check_room", refuse)
+    code, _, err = command(train, f"output_root={tmp_path}", "-m", f"hydra.sweep.dir={tmp_path}", "seed=0,1")
+    assert (code, err) == (1, f"error: cannot write in {tmp_path}: Read-only file system\n")

@@ -24,13 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from linear_lab import CONF, UserError
-from linear_lab.config import GROUPS
 from linear_lab.runs.fingerprints import leaves
 from linear_lab.terminal.layout import in_quotes
 
 OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which there still is a run
 LONGEST = 200  # characters of an override that cannot be read, in a message
-ONE = (*(group for group in GROUPS if group != "callbacks"), "sweep", "launch")  # groups of which one option is chosen
+SEVERAL = ("experiment", "callbacks")  # groups of conf/ of which a list of options may be chosen
 DEEP = re.compile(r"(?:[\[{(][^\[{(\]})]*){40}")  # brackets in brackets, on which Python's stack would end
 SWEEPS = re.compile(r"[^=]+=(\w+\(.*\)$|[^\[{'\"]*,)")  # values to try, as far as one can tell without the grammar
 
@@ -113,7 +112,8 @@ class Typed:
                     continue
                 value = "null"
             wrong = [one for one in (value if isinstance(value, list) else [value]) if one not in options]
-            if wrong or value == [] or (isinstance(value, list) and len(value) > 1 and group in ONE):
+            single = (CONF / group).is_dir() and group not in SEVERAL
+            if wrong or value == [] or (single and isinstance(value, list) and len(value) > 1):
                 near = nearest(str(wrong[0]), options) if wrong else None
                 hint = f"; did you mean {group}={near}?" if near else ""
                 raise UserError(f"{item.input_line}: choose one of {', '.join(options)}{hint}")
