@@ -16,7 +16,7 @@ from rich.progress import Progress, TextColumn
 from rich.text import Text
 from runs import command, record
 
-from linear_lab import CONF, evaluate
+from linear_lab import CONF, UserError, evaluate
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
 from linear_lab.runs.log import LogFile, log_to_file
@@ -41,6 +41,7 @@ def test_every_character_that_controls_is_replaced_and_no_letter():
     assert len(shown) == len(every)
     letters = [a for a, b in zip(every, shown, strict=True) if unicodedata.category(a)[0] in "LMNPS" and a != b]
     assert not letters
+    assert printable("a\u200bb\u200dc\ufeff") == "a?b?c?"
     assert printable("größe\t1\u00a0€\n") == "größe\t1\u00a0€\n"
 
 
@@ -227,3 +228,11 @@ def test_no_command_shows_a_traceback_for_a_full_output(name, arguments, marked,
     assert (code, errors) == (
         1, "error: standard output: No space left on device; the command went on without it\n"
     )  # fmt: skip
+
+
+def test_a_name_with_a_line_break_stays_in_one_line(capsys):
+    layout.show_table(layout.screen(), ["a\nb"], [["c\nd"]])
+    layout.failure(UserError("no column e\nf\u200b"))
+    out, err = capsys.readouterr()
+    assert [line.rstrip() for line in out.splitlines()] == ["a b", "c d"]
+    assert err == "error: no column e f?\n"

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from runs import command
 
-from linear_lab import evaluate, export, leaderboard, predict, train
+from linear_lab import UserError, evaluate, export, leaderboard, predict, train
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
@@ -56,6 +56,27 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest(plus, typed, neare
         (("-m", "optimizer=sgd,adam", "optimizer.beta=1,2"), "did you mean optimizer.betas?"),
         (("-m", "optimizer=sgd,adam", "+optimizer.beta=1"), "did you mean optimizer.betas?"),
         (("sweep=optimizers", "optimizer.beta=1,2"), "did you mean optimizer.betas?"),
+        (("scheduler._target_=x",), "nothing reads scheduler._target_; --cfg job"),  # and not that of another group
+        (("optimizer=adam", "optimizer.betas.1=0.9"), "set the whole list, as in optimizer.betas=[0.9,0.999]"),
+        (("optimizer=adam", "+optimizer.betas.1=0.9"), "set the whole list, as in optimizer.betas=[0.9,0.999]"),
+        (("optimizer={a:1}",), "if torch.optim.SGD takes it, type ++optimizer={a:1}"),
+        (("++optimizer={a:1}",), "nothing reads optimizer.a"),
+        (("data={_target_:own.Mine,n:6}",), "if own.Mine takes it, type ++data={_target_:own.Mine,n:6}"),
+        (("optimizer.lr={a:1}",), "optimizer.lr holds one value, as in optimizer.lr=0.1"),
+        (("~model.weight",), "conf/ gives model.weight no value, so there is none to remove"),
+        (("data=table", "~data.path"), "conf/ gives data.path no value"),
+        (("sweep=null",), "choose one of grid"),
+        (("launch=null",), "choose one of joblib"),
+        (("-m", "optimizer=sgd,null"), "choose one of adam"),
+        (("optimizer=[sgd,adam]",), "choose one of adam"),
+        (("-m", "seed=choice(2,4,null)"), "values to try are typed as seed=2,4,null or seed=range(0,9)"),
+        (("-m", "seed=1,,2"), "values to try are typed as seed=2,4,null"),
+        (("optimizer.lr=0,1",), "several values are a sweep: add -m; a decimal is 0.1"),
+        (("optimizer=sgd,adam",), "several values are a sweep: add -m"),
+        ((f"optimizer.lr={'[' * 300}{']' * 300}",), "fewer brackets"),
+        ((f"optimizer.lr={'1' * 5000}",), "give a shorter value"),
+        (("output_root=~nobodyuser/x",), "there is no such user"),
+        (("-m", "hydra.sweeper.params=5"), "type the values to try"),
     ],
 )
 def test_what_is_read_by_nothing(typed, said, tmp_path):
@@ -121,3 +142,42 @@ def test_the_files_of_another_folder_count(tmp_path):
     code, _, err = command(train, *typed, "optimizer=nadm")
     assert code == 1
     assert "choose one of adam, adamw, lbfgs, nadam, rmsprop, sgd; did you mean optimizer=nadam?" in err
+
+
+@pytest.mark.parametrize(
+    "typed", [("experiment=null",), ("experiment=debug", "experiment=null"), ("callbacks=[default,early_stopping]",)]
+)
+def test_choices_without_an_option_or_with_several(typed, tmp_path):
+    code, out, err = command(train, f"output_root={tmp_path}", *typed, "--cfg", "job")
+    assert (code, err) == (0, "")
+    assert OmegaConf.create(out).trainer.max_epochs == 500
+
+
+@pytest.mark.parametrize("typed", [("sweep=lr", "seed=0,1"), ("hydra.mode=MULTIRUN", "seed=0,1")])
+def test_a_config_that_sweeps_needs_no_flag(typed, tmp_path):
+    """It gets as far as the sweeper, which looks at mode=."""
+    code, _, err = command(train, f"output_root={tmp_path}", *typed, "mode=x")
+    assert (code, err) == (1, "error: mode=x: choose min or max\n")
+
+
+def test_a_folder_for_a_sweep_is_the_only_one(tmp_path):
+    command(train, f"output_root={tmp_path / 'root'}", "-m", f"hydra.sweep.dir={tmp_path / 'sweep'}", "mode=x")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_rate_that_is_no_number_fails_its_job_in_one_line(tmp_path):
+    code, out, err = command(
+        train, f"output_root={tmp_path}", "-m", "name=s", "optimizer.lr=0.1,x", "trainer.max_epochs=0"
+    )
+    assert code == 1
+    assert "failed  sgd-lr=x: optimizer: lr must be a positive number" in out
+    assert "validation error" not in out + err
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise UserError(f"cannot write in {folder}: Read-only file system")
+
+    monkeypatch.setattr("linear_lab.runs.atomic.check_room", refuse)
+    code, _, err = command(train, f"output_root={tmp_path}", "-m", f"hydra.sweep.dir={tmp_path}", "seed=0,1")
+    assert (code, err) == (1, f"error: cannot write in {tmp_path}: Read-only file system\n")

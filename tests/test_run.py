@@ -15,7 +15,7 @@ from torch import nn
 
 from linear_lab import UserError
 from linear_lab.fitting import build, run
-from linear_lab.fitting.checks import check
+from linear_lab.fitting.checks import check, user_errors
 from linear_lab.inference.remeasure import evaluate
 from linear_lab.models import LinearModule, SupervisedModule
 
@@ -248,7 +248,10 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
             r"optimizer: betas must be two numbers, got \[0.9\]; try optimizer.betas",
         ),
         (["optimizer=adam", "optimizer.betas=0.9"], "optimizer: betas must be two numbers, got 0.9"),
-        (["optimizer=adam", "optimizer.betas=[0.9,1]"], "optimizer: betas.1 must be a number from 0 to below 1, got 1"),
+        (
+            ["optimizer=adam", "optimizer.betas=[0.9,1]"],
+            r"optimizer: betas.1 must be a number from 0 to below 1, got 1; try optimizer.betas=\[0.9,0.999",
+        ),
         (["optimizer=adam", "optimizer.betas=[0.9,x]"], "optimizer: betas.1 must be a number .* got the text 'x'"),
         (["optimizer.lr='0.1'"], "optimizer: lr must be a positive number, got the text '0.1'; try optimizer.lr=0.01"),
         (["optimizer.weight_decay='0'"], "weight_decay must be a number of at least 0, got the text '0'"),
@@ -497,3 +500,24 @@ def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status,
     assert {path: path.read_bytes() for path in kept} == before
     assert len(list(tmp_path.glob("*.end"))) == 1
     assert resume(tmp_path)["status"] == "completed"
+
+
+def test_null_is_the_default_of_the_trainer(tmp_path):
+    keys = (
+        "accumulate_grad_batches",
+        "max_steps",
+        "overfit_batches",
+        "devices",
+        "strategy",
+        "accelerator",
+        "num_nodes",
+    )
+    nulls = [f"trainer.{key}=null" for key in keys]
+    plain, defaults = (train(tmp_path / str(len(typed)), "trainer.max_epochs=2", *typed) for typed in ([], nulls))
+    assert defaults["metrics"] == plain["metrics"]
+
+
+def test_a_class_that_is_not_there_is_named_in_one_line():
+    with pytest.raises(UserError) as refused, user_errors("optimizer"):
+        raise ModuleNotFoundError("no module x\nAre you sure that it is installed?")
+    assert str(refused.value) == "optimizer: no module x"

@@ -157,12 +157,16 @@ def in_order(arguments: list[str], renamed: Mapping[str, str]) -> list[str]:
     ['-m', 'seed=1', "run='a b'", 'optimizer=adam']
     """
     flags, typed = split(arguments)
-    texts, ordered = [*TEXTS, *renamed.values()], []
+    texts = [*TEXTS, *renamed.values()]
+    ordered: list[str] = []
     for argument in typed:
         key, equals, value = argument.partition("=")
         # the defaults list holds it, so that Hydra refuses +
         if key.startswith("+") and is_group(key.lstrip("+")) and not value.startswith("{"):
             key = key.lstrip("+")
+        if key == "experiment" and value == "null":  # which is train.yaml's value, but Hydra does not take it typed
+            ordered = [item for item in ordered if not item.startswith("experiment=")]
+            continue
         ordered.append(quoted(f"{renamed.get(key, key)}{equals}{value}", texts))
     return flags + ordered
 
@@ -181,7 +185,7 @@ def quoted(override: str, texts: list[str]) -> str:
     if not equals or value in ("", "null", "[]"):
         return override
     if key in NAMES:
-        with suppress(HydraException):
+        with suppress(HydraException, ValueError, RecursionError):
             if "," in value or OverridesParser.create().parse_override(override).value() == value:
                 return override  # 1e3 would be a number
     if key in COLUMNS:
@@ -228,11 +232,19 @@ def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, st
     lines = split(arguments)[1]
     if lines and other_config is None and not completion:
         folder = flag(arguments, "--config-dir", "-cd")
-        overrides.check(lines, config_name, renamed, folder, trusted=config_name != SAVED)
+        multirun = bool({"-m", "--multirun"} & {*arguments})
+        overrides.check(lines, config_name, renamed, folder, trusted=config_name != SAVED, multirun=multirun)
 
 
 def check_folders(arguments: list[str]) -> None:
-    """Refuse folders at which Hydra would fail with a traceback: the working directory, and that of hydra.run.dir."""
+    """Refuse folders of unknown users, a working directory that is gone, and a hydra.run.dir that cannot be made."""
+    for key in ("output_root", "run", "resume", "data.path", "input", "output", "folder"):
+        try:
+            Path(value := value_of(key, arguments) or "").expanduser()
+        except RuntimeError:
+            raise UserError(
+                f"{key}={value}: there is no such user; write ./~ for a folder whose name begins so"
+            ) from None
     try:
         Path.cwd()
     except FileNotFoundError:

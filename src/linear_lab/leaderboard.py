@@ -25,13 +25,18 @@ def main(cfg: Any) -> None:
         raise UserError(f"sweep={cfg.folder}: no plan in it, so it is no sweep; {example}")
     if type(cfg.top) is not int or cfg.top < 1:
         raise UserError(f"top={cfg.top}: must be a whole number from 1, the rows of a table")
-    board.read(folder, cfg.metric, cfg.mode)  # refuses before anything is written
-    leaderboard = board.write(folder, cfg.metric, cfg.mode)
-    if cfg.page:
+    leaderboard, failure = board.read(folder, cfg.metric, cfg.mode), None  # refuses before anything is written
+    try:
+        leaderboard = board.write(folder, cfg.metric, cfg.mode, strict=True)
+    except UserError as error:  # what is known is shown nevertheless
+        failure = error
+    if cfg.page and not failure:
         page.write_page(folder, trust=cfg.trust)
     screen = layout.screen()
     board.show(screen, leaderboard, cfg.top)
     layout.show_commands(screen, board.commands(leaderboard))
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A key is read if conf/ has it, if a class that the config names takes it, or if 
 
 import copy
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -27,6 +28,10 @@ from linear_lab.runs.fingerprints import leaves
 from linear_lab.terminal.layout import in_quotes
 
 OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which there still is a run
+LONGEST = 200  # characters of an override that cannot be read, in a message
+SEVERAL = ("experiment", "callbacks")  # groups of conf/ of which a list of options may be chosen
+DEEP = re.compile(r"(?:[\[{(][^\[{(\]})]*){40}")  # brackets in brackets, on which Python's stack would end
+SWEEPS = re.compile(r"[^=]+=(\w+\(.*\)$|[^\[{'\"]*,)")  # values to try, as far as one can tell without the grammar
 
 # Arguments that classes take, but that a run gives them itself, over what the config says.
 GIVEN = {
@@ -37,7 +42,13 @@ GIVEN = {
 
 
 def check(
-    lines: Sequence[str], config_name: str, renamed: Mapping[str, str], folder: str | None, *, trusted: bool
+    lines: Sequence[str],
+    config_name: str,
+    renamed: Mapping[str, str],
+    folder: str | None,
+    *,
+    trusted: bool,
+    multirun: bool = False,
 ) -> None:
     """Refuse overrides of a config that change nothing, or that no run can do with; a UserError names the nearest.
 
@@ -47,7 +58,7 @@ def check(
         typed = Typed(lines, config_name, folder)
         typed.check_options()
         try:
-            typed.check_keys({key: name for name, key in renamed.items()}, trusted=trusted)
+            typed.check_keys({key: name for name, key in renamed.items()}, trusted=trusted, multirun=multirun)
         except HydraException as error:  # of the choices alone
             raise UserError(" ".join(str(error).split())) from error
 
@@ -58,16 +69,23 @@ class Typed:
     def __init__(self, lines: Sequence[str], config_name: str, folder: str | None) -> None:
         self.config_name, self.loader = config_name, GlobalHydra.instance().config_loader()
         self.where = [f"hydra.searchpath=[{in_quotes(f'file://{Path(folder).absolute()}')}]"] if folder else []
-        typed = [*map(self.parse, lines)]
-        self.choices = [item for item in typed if self.options(item) and not isinstance(item.value(), dict)]
-        self.values = [item for item in typed if item not in self.choices]
+        self.items = [*map(self.parse, lines)]
+        self.choices = [item for item in self.items if self.options(item) and not isinstance(item.value(), dict)]
+        self.values = [item for item in self.items if item not in self.choices]
 
     def parse(self, line: str) -> Override:
-        try:
-            item = OverridesParser.create(config_loader=self.loader).parse_override(line)
-        except HydraException:
-            item = None
+        item = None
+        with suppress(HydraException, ValueError):  # ValueError: of a number of thousands of digits
+            if not DEEP.search(line):
+                item = OverridesParser.create(config_loader=self.loader).parse_override(line)
         if item is None or not item.key_or_group:
+            if len(line) > LONGEST:
+                raise UserError(f"{line[:LONGEST]}...: cannot be read; give a shorter value, with fewer brackets")
+            if SWEEPS.match(line):
+                key = line.partition("=")[0]
+                raise UserError(
+                    f"{line}: cannot be read; values to try are typed as {key}=2,4,null or {key}=range(0,9)"
+                )
             raise UserError(
                 f"{line}: cannot be read as key=value; quote a value with special characters, as in \"metric='a (b)'\""
             )
@@ -84,26 +102,37 @@ class Typed:
         return self.loader.load_configuration(self.config_name, [*self.where, *chosen, *others], run_mode=RunMode.RUN)
 
     def check_options(self) -> None:
-        """Refuse an option that a group does not have; the sweep refuses those that are swept."""
+        """Refuse an option that a group does not have; the sweep refuses those that are swept, but for null."""
         for item in self.choices:
             group, value, options = item.key_or_group, item.value(), self.options(item)
-            needed = (CONF / group).is_dir() and group not in OPTIONAL
-            if item.is_sweep_override() or (value is None and not needed):
+            if item.is_delete() and value is None and (group in OPTIONAL or not (CONF / group).is_dir()):
                 continue
+            if item.is_sweep_override():
+                if not (item.is_discrete_sweep() and "null" in item.sweep_string_iterator()):
+                    continue
+                value = "null"
             wrong = [one for one in (value if isinstance(value, list) else [value]) if one not in options]
-            if wrong or value == []:
+            single = (CONF / group).is_dir() and group not in SEVERAL
+            if wrong or value == [] or (single and isinstance(value, list) and len(value) > 1):
                 near = nearest(str(wrong[0]), options) if wrong else None
                 hint = f"; did you mean {group}={near}?" if near else ""
                 raise UserError(f"{item.input_line}: choose one of {', '.join(options)}{hint}")
 
-    def check_keys(self, shown: Mapping[str, str], *, trusted: bool) -> None:
+    def check_keys(self, shown: Mapping[str, str], *, trusted: bool, multirun: bool) -> None:
         """Refuse keys that nothing reads, and values in place of nodes; ``shown`` has the names of renamed keys."""
         cfg = self.compose()
-        names = dict.fromkeys(dotted(OmegaConf.to_container(cfg)))
+        node: Any = OmegaConf.to_container(cfg)  # as it stands: to resolve hydra.sweep.dir would make the folder
+        names = dict.fromkeys(dotted(node))
+        multirun |= bool(
+            {RunMode.MULTIRUN, "MULTIRUN"} & {cfg.hydra.mode, *(str(item.value()) for item in self.values)}
+        )
+        if several := next((item for item in self.items if item.is_sweep_override() and not multirun), None):
+            remedy = "are a sweep: add -m" if self.config_name == "train" else "where one is meant"
+            raise UserError(f"{several.input_line}: several values {remedy}; a decimal is 0.1, a list [0,1]")
         for item in self.values:
             key, value = item.key_or_group, item.value()
             if key in names:
-                check_value(item, OmegaConf.select(cfg, key, throw_on_missing=False))
+                check_value(item, functools.reduce(dict.__getitem__, key.split("."), node))
             for name in [key, *(dotted(value, f"{key}.") if key in names else ())]:  # also of {name: value}
                 if name not in names:
                     self.check_key(item, name, cfg, shown, trusted=trusted)
@@ -115,6 +144,14 @@ class Typed:
             return
         cfgs = [cfg, *(self.compose(f"{group}={option}") for option in self.swept(cfg, group))]
         names = dict.fromkeys(name for one in cfgs for name in dotted(OmegaConf.to_container(one)))
+        if in_list := re.match(r"(.+?)\.\d+(?:\.|$)", key):
+            name = in_list[1]
+            for held in (OmegaConf.select(one, name, throw_on_missing=False) for one in cfgs):
+                if OmegaConf.is_list(held):
+                    raise UserError(f"{line}: set the whole list, as in {name}={str(held).replace(', ', ',')}")
+        if isinstance(item.value(), dict):  # it may name another class
+            cfg = unlocked(cfg)
+            OmegaConf.update(cfg, item.key_or_group, item.value(), force_add=True)
         if key in names:
             if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default first
                 raise UserError(f"{line}: {group} is swept, so type {key}=choice({line.partition('=')[2]})")
@@ -135,10 +172,9 @@ class Typed:
         """Tell whether a key that is added is an argument of a class, or another value refers to it."""
         if key.startswith("callbacks.") and key.count(".") == 1:
             return True  # each one is built
-        cfgs, (group, _, name) = copy.deepcopy([*cfgs]), key.partition(".")
+        cfgs, (group, _, name) = [*map(unlocked, cfgs)], key.partition(".")
         given = name in GIVEN.get(group, ())
         for cfg in cfgs:
-            OmegaConf.set_struct(cfg, False)
             for other in self.values:
                 if not (other.is_sweep_override() or other.is_delete()):
                     with suppress(OmegaConfBaseException):  # composing will say what is wrong
@@ -151,11 +187,25 @@ class Typed:
         return any(refers(text, key) for text in [*typed, *held])
 
 
+def unlocked(cfg: DictConfig) -> DictConfig:
+    """Return a copy to which keys can be added."""
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
 def check_value(item: Override, now: Any) -> None:
     """Refuse to remove what all runs need, and to replace a node of many values by one."""
     line, key, value = item.input_line, item.key_or_group, item.value()
     if item.is_add():
-        raise UserError(f"{line}: there is {key} already; leave the + out")
+        remedy = f"type +{line}" if isinstance(value, dict) else "leave the + out"
+        raise UserError(f"{line}: there is {key} already; {remedy}")
+    if isinstance(value, dict) and isinstance(now, (int, float)):
+        raise UserError(f"{line}: {key} holds one value, as in {key}={now}")
+    if item.is_delete() and now in (None, "???"):
+        raise UserError(f"{line}: conf/ gives {key} no value, so there is none to remove; leave this out")
+    if key == "hydra.sweeper.params" and not isinstance(value, dict | None):
+        raise UserError(f"{line}: holds what a file in conf/sweep gives; type the values to try, as in seed=1,2")
     if value == "" and key != "name":  # as a path, it would be the working directory
         raise UserError(f"{line}: it is empty; give a value, or leave it out")
     if item.is_sweep_override():
@@ -163,7 +213,7 @@ def check_value(item: Override, now: Any) -> None:
     nested = "." in key
     if item.is_delete() and (not nested or key.endswith("._target_")):
         raise UserError(f"{line}: a run needs {key}; give it another value instead")
-    if isinstance(now, DictConfig) and not isinstance(value, dict) and not (nested and value is None):
+    if isinstance(now, dict) and not isinstance(value, dict) and not (nested and value is None):
         first = str(next(iter(now), ""))
         raise UserError(f"{line}: {key} holds several values; set one of them, as in {key}.{first}={now.get(first)}")
     if isinstance(now, str) and value is None and not nested:
@@ -189,13 +239,14 @@ def nearest(key: str, names: Iterable[str]) -> str | None:
     ('optimizer.lr', 'optimizer', None)
     """
 
-    def likeness(name: str) -> tuple[float, float]:
+    def likeness(name: str) -> tuple[bool, bool, float, float]:
         pairs = (key.rpartition(".")[2], name.rpartition(".")[2]), (key, name)
         first, second = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-        return first, second
+        same_group = key.partition(".")[0] == name.partition(".")[0]
+        return first >= 0.6 and (same_group or pairs[0][0] != "_target_"), first == 1 or same_group, first, second
 
     best = max(names, key=likeness, default="")
-    return best if likeness(best)[0] >= 0.6 else None
+    return best if likeness(best)[0] else None
 
 
 def unknown(line: str, key: str, names: Iterable[str], cfg: DictConfig) -> str:
@@ -204,7 +255,8 @@ def unknown(line: str, key: str, names: Iterable[str], cfg: DictConfig) -> str:
         return f"{line}: nothing reads {key}; did you mean {near}?"
     of_class = target(cfg, key)
     if of_class and not line.startswith("+"):
-        return f"{line}: conf/ has no {key}; if {of_class[0]} takes it, type +{line}"
+        added = "+" if line.startswith(f"{key}=") else "++"  # ++ of {name: value}
+        return f"{line}: conf/ has no {key}; if {of_class[0]} takes it, type {added}{line}"
     return f"{line}: nothing reads {key}; --cfg job shows the keys that there are"
 
 

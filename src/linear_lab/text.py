@@ -2,8 +2,8 @@
 
 import re
 
-# C0 but tab and line feed, DEL, C1, marks and overrides of the direction of writing, separators, and halves of pairs
-CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 but tab and line feed, DEL, C1, no width, marks and overrides of direction, separators, and halves of pairs
+CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def printable(text: str) -> str:

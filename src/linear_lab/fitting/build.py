@@ -1,5 +1,6 @@
 """Config -> data, model, reference, trainer; and what of it is refused."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,6 +27,8 @@ from linear_lab.terminal.layout import names
 from linear_lab.theory.reference import Reference, reference
 
 logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
+
+EVERY = "check_val_every_n_epoch"  # of which null is no default: validations then count batches across epochs
 
 
 def build(cfg: DictConfig) -> tuple[LinearData, SupervisedModule]:
@@ -168,12 +171,14 @@ def at_validation(spec: Any) -> dict[str, bool]:
 
 def build_trainer(cfg: DictConfig, folder: Path, logger: Logger | None, callbacks: Sequence[Callback]) -> Trainer:
     """Build the trainer; Lightning moves checkpoint callbacks behind all others."""
+    parameters = {key: value for key, value in inspect.signature(Trainer).parameters.items() if key != EVERY}
     with user_errors("trainer"):
-        trainer: Trainer = instantiate(
-            cfg.trainer,
-            default_root_dir=str(folder),
-            callbacks=list(callbacks),
-            logger=logger or False,
-            max_time=None,
-        )
+        own = {key: value.default for key, value in parameters.items() if cfg.trainer.get(key, ...) is None}
+        given = {
+            "default_root_dir": str(folder),
+            "callbacks": list(callbacks),
+            "logger": logger or False,
+            "max_time": None,
+        }
+        trainer: Trainer = instantiate(cfg.trainer, **own | given)
     return trainer

@@ -16,6 +16,7 @@ from linear_lab import UserError, compat
 from linear_lab.config import BUILT, GROUPS
 from linear_lab.data import LinearData
 from linear_lab.terminal.report import describe
+from linear_lab.text import first_line
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, MisconfigurationException)
 CHANGED_ON_RESUME = ("resume", "trust", "trainer.", "callbacks.", "console.")  # keys that a resumed run may change
@@ -111,7 +112,8 @@ def check_numbers(cfg: DictConfig) -> None:
             continue
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not within(value, low, high, ends):
             group, _, name = key.partition(".")
-            raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {key}={example}")
+            remedy = "optimizer.betas=[0.9,0.999]" if "betas" in key else f"{key}={example}"
+            raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {remedy}")
     if cfg.trainer.get("limit_train_batches") == 0:
         value = cfg.trainer.limit_train_batches
         raise UserError(f"trainer.limit_train_batches={value}: leaves nothing to train on; try trainer.max_epochs=0")
@@ -216,7 +218,7 @@ def user_errors(group: str, *specs: dict[str, Any] | None) -> Iterator[None]:
         if isinstance(cause, (NameError, AttributeError, LookupError, AssertionError, NotImplementedError)):
             raise cause from None
         values = ", ".join(describe(spec) for spec in specs if spec)
-        raise UserError(f"{group}: {cause}{f' (in {values})' if values else ''}") from error
+        raise UserError(f"{group}: {first_line(cause)}{f' (in {values})' if values else ''}") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ def measure(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> dict[
     devices = cfg.trainer.devices
     with user_errors("trainer"):
         trainer = Trainer(
-            accelerator=cfg.trainer.accelerator,
+            accelerator=cfg.trainer.accelerator or "auto",
             devices=list(devices[:1]) if OmegaConf.is_list(devices) else 1,
             precision=cfg.trainer.precision,
             logger=False,

@@ -47,11 +47,11 @@ def is_sweep(folder: Path) -> bool:
     return bool(read_jobs(folder)[0]["typed"].is_not_null().any())
 
 
-def write(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Ranking:
+def write(folder: str | Path, metric: str | None = None, mode: str | None = None, *, strict: bool = False) -> Ranking:
     """Write leaderboard.csv, leaderboard.md and, where there are seeds, leaderboard_seeds.csv; arguments as `read`.
 
     Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that is full
-    or not writable costs a warning only, since the leaderboard can be made again from the records.
+    or not writable costs a warning only, unless ``strict``: the leaderboard can be made again from the records.
     """
     folder, started = Path(folder), time.monotonic()
     board = read(folder, metric, mode)
@@ -66,6 +66,8 @@ def write(folder: str | Path, metric: str | None = None, mode: str | None = None
             for name, text in texts.items():
                 atomic.replace(folder / name, text.encode(errors="surrogateescape"))
     except (OSError, UserError) as error:
+        if strict:
+            raise UserError(f"the leaderboard of {folder} could not be written: {error}") from error
         log.warning("the leaderboard of %s could not be written: %s", folder, error)
     _written[folder] = time.monotonic(), time.monotonic() - started
     return board

@@ -63,8 +63,10 @@ class GridSweeper:
         try:
             overrides = self.parse(arguments)
             self.check()
-            with suppress(FileExistsError):  # hydra.sweep.dir= may name any folder
+            try:
                 atomic.make(self.folder)
+            except FileExistsError:  # hydra.sweep.dir= may name any folder
+                atomic.check_room(self.folder)
             (self.folder / STOP).unlink(missing_ok=True)
             with self.watch:
                 self.run(overrides)

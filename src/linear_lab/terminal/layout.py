@@ -44,6 +44,11 @@ def screen(file: IO[str] | None = None, width: int | None = None) -> Console:
     return Screen(file=file, width=width, highlight=False, markup=False)  # a column may be called [red]
 
 
+def one_line(text: str) -> str:
+    """Write a text that may come from a stranger, as a column's name, in one line."""
+    return " ".join(printable(text).splitlines())
+
+
 def number(value: float | None) -> str:
     """Write six digits: ``2``, ``0.563695``, ``1.2e-13``."""
     return "-" if value is None else f"{value:.6g}"
@@ -61,7 +66,7 @@ def pairs(rows: dict[str, str]) -> Table:
 
 def names(columns: list[str]) -> str:
     """Join names, cut after `SHOWN`."""
-    return ", ".join(columns[:SHOWN]) + (f", ... ({len(columns)})" if len(columns) > SHOWN else "")
+    return ", ".join(map(one_line, columns[:SHOWN])) + (f", ... ({len(columns)})" if len(columns) > SHOWN else "")
 
 
 def short(folder: Path) -> Path:
@@ -163,7 +168,7 @@ def failure(error: UserError) -> SystemExit:
     """Print a user's mistake in one line, and return the exit with code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    print("error:", one_line(str(error)), file=sys.stderr)
     return SystemExit(1)
 
 
@@ -191,9 +196,9 @@ def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequenc
     """Print a table as wide as its content: rich would cut what a terminal wraps."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
-        table.add_column(heading, no_wrap=True)
+        table.add_column(one_line(heading), no_wrap=True)
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else number(value) for value in row))
+        table.add_row(*(one_line(value) if isinstance(value, str) else number(value) for value in row))
     table.width = Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
     console.print(table, crop=False)
 
