@@ -186,6 +186,8 @@ DECIMAL = r"a decimal comma? try data.decimal=','"
         (["1,009", "x"], ".", ""),
         (["1,2,3", "4"], ".", ""),
         (["990", "1.009"], ",", "dots between thousands? write the numbers without them"),
+        (["1", "-", "3"], ".", ""),
+        (["1", "\uff11"], ".", ""),
         (["1.009,5", "2"], ",", "dots between thousands? write the numbers without them"),
         (["1.5", "2"], ",", r"a decimal point? try data.decimal=."),
     ],

@@ -222,8 +222,12 @@ class TableFile:
         """Advise on commas in a column of text, or on dots beside decimal commas, as far as all values bear it out."""
         comma = self.decimal == "."
         mark, point, kind, option = (",", r"\.", "comma", "','") if comma else (r"\.", ",", "point", ".")
-        grouped = text.str.contains(rf"^[+-]?(\d{{1,3}}|[1-9]\d{{0,2}}({mark}\d{{3}})+)({point}\d*)?$").all()
-        divided = text.str.contains(rf"^[+-]?\d*({mark}\d*)?([eE][+-]?\d+)?$").all()
+        if not text.str.contains(mark).any():
+            return ""
+        grouped = text.str.contains(
+            rf"^[+-]?([0-9]{{1,3}}|[1-9][0-9]{{0,2}}({mark}[0-9]{{3}})+)({point}[0-9]*)?$"
+        ).all()
+        divided = text.str.contains(rf"^[+-]?[0-9]*({mark}[0-9]*)?([eE][+-]?[0-9]+)?$").all()
         advice = [f"{'commas' if comma else 'dots'} between thousands? write the numbers without them"] * grouped
         if divided and not (grouped and not text.str.contains(mark).all()):  # 1,009 beside 990 is a thousand
             advice.append(f"a decimal {kind}? try {self.group}decimal={option}")
