@@ -1,5 +1,6 @@
 """What `make` refuses: it would take any variable in silence."""
 
+import os
 import re
 import subprocess
 
@@ -12,7 +13,10 @@ TARGETS = re.findall(r"^([a-z]+):[^\n]*\n(?:\t[^\n]*\n)*?\t[^\n]*\$\(ARGS\)", MA
 
 
 def make(*arguments):
-    result = subprocess.run(["make", "-n", *arguments], cwd=CONF.parent, capture_output=True, text=True, timeout=60)
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS"))}
+    result = subprocess.run(
+        ["make", "-n", *arguments], cwd=CONF.parent, env=alone, capture_output=True, text=True, timeout=60
+    )
     return result.returncode, result.stdout, result.stderr
 
 
