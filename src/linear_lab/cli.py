@@ -97,7 +97,7 @@ def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task
                 except (UserError, OmegaConfBaseException) as error:
                     raise failure(explained(error)) from error
                 finally:
-                    sys.argv = typed
+                    sys.argv, HydraConfig.instance().cfg = typed, None  # Hydra forgets that of a run, not of a sweep
 
         return main
 

@@ -43,9 +43,7 @@ class GridSweeper:
     def __init__(
         self, params: Mapping[str, str] | None, *, hydra_context: HydraContext, config: DictConfig, **context: Any
     ) -> None:
-        HydraConfig.instance().set_config(
-            config.copy()
-        )  # for the page: which classes were typed, and where --config-dir lies
+        HydraConfig.instance().set_config(config.copy())  # for the page: typed classes, and where --config-dir lies
         self.config, self.loader = config, hydra_context.config_loader
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
         self.folder = Path(str(config.hydra.sweep.dir)).absolute()

@@ -44,7 +44,7 @@ class Output:
 def lasting_output() -> Iterator[None]:
     """Let a command go on where its output cannot be written, as on a full disk; it then ends with exit code 1."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, names of columns would raise
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":  # where names of columns raise
             stream.reconfigure(errors="backslashreplace")
     with Path(os.devnull).open("w") as nowhere:
         out, errors = Output(sys.stdout, nowhere, plain=False), Output(sys.stderr, nowhere, plain=True)
