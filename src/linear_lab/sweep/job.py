@@ -87,6 +87,7 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
     overrides = [item for item in typed if not is_steering(item)]
     if record.initial and can_resume(run):
         cfg.resume, overrides = str(run.path), []  # the run folder has them already
+        run.write()  # as it is, so that `Launches` sees that the job was taken up, if its process is killed now
     else:
         run.clear()
         run.describe(described(cfg, overrides))
