@@ -320,7 +320,10 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch must be"),
         (["trainer.val_check_interval=7"], "trainer: .*val_check_interval"),
         (["~optimizer"], "optimizer: missing"),
-        (["data._target_=lightning.pytorch.LightningDataModule"], "data"),
+        (
+            ["data._target_=lightning.pytorch.LightningDataModule"],
+            "wants in_features, which data of LightningDataModule do not say",
+        ),
         (["metric=val/accuracy"], "metric=val/accuracy.*train/loss"),
         (["metric=test/loss"], "metric=test/loss: while training these data measure train/loss, val/loss"),
         (
@@ -335,7 +338,8 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["data=table"], "data: path is missing: name a CSV or Parquet file"),
         (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: not there; check the path"),
         (["mode=max"], "mode=max: of val/loss choose mode=min"),
-        (["metric=null", "data.val=null"], "metric=None: while training"),
+        (["data._target_=builtins.dict"], "data._target_=builtins.dict: is no LightningDataModule; name a class der"),
+        (["model._target_=torch.nn.Linear"], "model._target_=torch.nn.Linear: is no LightningModule; name a class der"),
         (["optimum=maybe"], "optimum must be true or false, got maybe"),
         (
             ["optimizer=lbfgs", "optimizer.max_iter=0"],

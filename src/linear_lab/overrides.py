@@ -37,7 +37,7 @@ SWEEPS = re.compile(r"[^=]+=(\w+\(.*\)$|[^\[{'\"]*,)")  # values to try, as far 
 GIVEN = {
     "trainer": ("callbacks", "logger", "default_root_dir"),
     "logger": ("save_dir", "purge_step"),
-    "model": ("in_features", "out_features", "metric", "schema", "loss", "optimizer", "scheduler"),
+    "model": ("metric", "schema"),
 }
 
 

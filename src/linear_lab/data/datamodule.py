@@ -34,6 +34,8 @@ class LinearData(LightningDataModule, ABC):
         notes: warnings about the data for the user, such as dropped rows.
         classification: whether y must be class indices; set before ``setup``, for a source that can serve both.
         dtype: of the batches; set before ``setup``.
+        by_part: whether a validation measures train too, and a test all parts, as `SupervisedModule` expects;
+            otherwise a validation measures val, a test measures test.
         in_features: F, the columns of x.
         out_features: T, the columns of y, or the number of classes.
     """
@@ -52,6 +54,7 @@ class LinearData(LightningDataModule, ABC):
         self.notes: list[str] = []
         self.classification = False
         self.dtype = torch.float32
+        self.by_part = True
 
     @abstractmethod
     def load(self) -> dict[str, Part]:
@@ -121,12 +124,16 @@ class LinearData(LightningDataModule, ABC):
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         return Batches(x, y, size, seed=seed, epoch=lambda: trainer.current_epoch, **ranks)
 
-    def val_dataloader(self) -> dict[str, Batches]:
-        # Whole parts in every process, so that the metrics do not depend on the number of processes.
-        return {name: Batches(*self.near(name), EVALUATION_ROWS) for name in self.parts if name != "test"}
+    def val_dataloader(self) -> dict[str, Batches] | list[Batches]:
+        return self._whole([name for name in self.parts if name != "test"] if self.by_part else ["val"])
 
-    def test_dataloader(self) -> dict[str, Batches]:
-        return {name: Batches(*self.near(name), EVALUATION_ROWS) for name in self.parts}
+    def test_dataloader(self) -> dict[str, Batches] | list[Batches]:
+        return self._whole([*self.parts] if self.by_part else ["test"])
+
+    def _whole(self, names: list[str]) -> dict[str, Batches] | list[Batches]:
+        # Whole parts in every process, so that the metrics do not depend on the number of processes.
+        loaders = {name: Batches(*self.near(name), EVALUATION_ROWS) for name in names if name in self.parts}
+        return loaders if self.by_part else [*loaders.values()]
 
     def _standardized(self, name: str) -> Part:
         """Standardize a part in float64, and only then round it to the dtype."""

@@ -5,24 +5,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig, OmegaConf
 
+from linear_lab import UserError
 from linear_lab.config import without_calls
 from linear_lab.data import LinearData
+from linear_lab.fitting.build import TRAINING
 from linear_lab.fitting.divergence import DivergenceError
-from linear_lab.fitting.measure import measure, measured
+from linear_lab.fitting.measure import can_validate, measure, measured
+from linear_lab.fitting.seeding import seed_all
 from linear_lab.models import SupervisedModule
-from linear_lab.runs.checkpoints import readable_checkpoint
+from linear_lab.runs.checkpoints import not_measured, readable_checkpoint
+from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import LAST, Run, git_revision
 from linear_lab.runs.record import Record
 from linear_lab.terminal import report
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
+from linear_lab.tracking.curves import Curves
 from linear_lab.tracking.tensorboard import RunLogger
-from linear_lab.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +36,21 @@ class Fit:
     """What training leaves in memory."""
 
     cfg: DictConfig
-    data: LinearData
-    model: SupervisedModule
+    data: LightningDataModule
+    model: LightningModule
     trainer: Trainer
     reference: Reference
-    tracker: Tracker | None
+    tracker: Curves | None
     diverged: DivergenceError | None = None
 
 
-def begin(run: Run, fitted: Fit, plain: dict[str, Any], fingerprint: str, overrides: Sequence[str]) -> None:
-    """Record that training begins, and with which config; ``plain`` is the config without interpolations."""
+def begin(run: Run, fitted: Fit, composed: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Record that training begins, and with which config; ``composed`` is all of it, without interpolations."""
     cfg, data = fitted.cfg, fitted.data
-    # cosine: its T_max does not follow max_epochs when the run is resumed
-    saved = OmegaConf.merge(cfg, {"scheduler": plain["scheduler"], "resume": None, "trust": None})
+    saved: Any = OmegaConf.merge(cfg, {"resume": None, "trust": None})
+    for group in TRAINING:  # a model may not take them all; T_max of cosine does not follow max_epochs on resume
+        if group == "scheduler" or not cfg[group]:
+            saved[group] = composed[group]
     hparams.take_back_end(run.path)
     if cfg.resume and len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
         fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config
@@ -53,15 +59,22 @@ def begin(run: Run, fitted: Fit, plain: dict[str, Any], fingerprint: str, overri
     run.begin(
         OmegaConf.to_yaml(without_calls(saved)),
         overrides if cfg.resume else (),  # those of a new run are there
-        config_hash=fingerprint,
+        config_hash=config_hash(composed),
         seed=cfg.seed,
         git=git_revision(),
-        columns={"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels},
-        rows={name: len(x) for name, (x, _) in data.parts.items()},
-        loss_unit=report.loss_unit(plain["loss"], data.schema),
+        **(of_data(data, composed["loss"]) if isinstance(data, LinearData) else {}),
         stable_lr=fitted.reference.stable_lr,
         weight_decay=fitted.reference.weight_decay,
     )
+
+
+def of_data(data: LinearData, loss: dict[str, Any]) -> dict[str, Any]:
+    """Return what the record says of the data."""
+    return {
+        "columns": {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels},
+        "rows": {name: len(x) for name, (x, _) in data.parts.items()},
+        "loss_unit": report.loss_unit(loss, data.schema) if loss else None,
+    }
 
 
 def measure_start(run: Run, fitted: Fit) -> None:
@@ -69,7 +82,9 @@ def measure_start(run: Run, fitted: Fit) -> None:
     if fitted.tracker and fitted.trainer.is_global_zero:
         fitted.tracker.begin()
     initial = learned(fitted)
-    fitted.trainer.validate(fitted.model, fitted.data, verbose=False)
+    if can_validate(fitted.data, fitted.model):
+        seed_all(fitted.cfg.seed)
+        fitted.trainer.validate(fitted.model, fitted.data, verbose=False)
     run.write(initial=initial.pop("parameters") | initial | measured(fitted.trainer))
 
 
@@ -106,9 +121,16 @@ def save_last(run: Run, fitted: Fit) -> None:
 
 
 def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
-    """Measure the final and the best model on all parts; the fields of result.json."""
+    """Measure the final and the best model on all parts; the fields of result.json.
+
+    Raises:
+        UserError: if the metric that decides which weights are best is not measured.
+    """
     model, steps, optimum = fitted.model, fitted.trainer.global_step, fitted.reference.optimum
-    final = {"metrics": measure(fitted.cfg, fitted.data, model), **learned(fitted)}
+    metric, logged = fitted.cfg.metric, measured(fitted.trainer)  # of a module of one's own, in training too
+    final = {"metrics": logged | measure(fitted.cfg, fitted.data, model), **learned(fitted)}
+    if metric is not None and metric not in final["metrics"]:
+        raise UserError(not_measured(metric, final["metrics"]))
     result = {"steps": steps, "optimum": optimum and optimum.learned() | {"train/loss": optimum.loss}, **final}
     if fitted.tracker and run.record.steps != steps:
         fitted.tracker.finish(steps, final["metrics"])
@@ -117,13 +139,18 @@ def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
     _, best = readable_checkpoint(run, "best")
     if best["global_step"] != steps:
         model.load_state_dict(best["state_dict"])
-        final = {"metrics": measure(fitted.cfg, fitted.data, model), **learned(fitted)}
+        monitored = best["callbacks"].get("SaveCheckpoints", {}).get("measured", {})
+        final = {"metrics": monitored | measure(fitted.cfg, fitted.data, model), **learned(fitted)}
     return result | {"best": {"step": best["global_step"], **final}}
 
 
 def learned(fitted: Fit) -> dict[str, Any]:
     """Return the parameters in the units of the file, and how far their loss is from the least one."""
-    parameters = fitted.data.schema.in_file_units(fitted.model.learned())
+    if not isinstance(fitted.model, SupervisedModule):
+        return {"parameters": {}, "excess_loss": None}
+    parameters = fitted.model.learned()
+    if isinstance(fitted.data, LinearData):
+        parameters = fitted.data.schema.in_file_units(parameters)
     return {"parameters": parameters, "excess_loss": fitted.reference.excess(fitted.model.network)}
 
 

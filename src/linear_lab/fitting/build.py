@@ -2,16 +2,17 @@
 
 import inspect
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision
@@ -22,16 +23,20 @@ from linear_lab import UserError
 from linear_lab.config import as_dict
 from linear_lab.data import LinearData
 from linear_lab.fitting.checks import check_length, data_errors, user_errors
+from linear_lab.fitting.seeding import seed_all
 from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import names
 from linear_lab.theory.reference import Reference, reference
 
 logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
 
+TRAINING = ("loss", "optimizer", "scheduler")
 EVERY = "check_val_every_n_epoch"  # of which null is no default: validations then count batches across epochs
 
+T = TypeVar("T")
 
-def build(cfg: DictConfig) -> tuple[LinearData, SupervisedModule]:
+
+def build(cfg: DictConfig) -> tuple[LightningDataModule, LightningModule]:
     """Build data and model; ``model.metric`` is the metric that decides which weights are best."""
     data = build_data(cfg)
     return data, build_model(with_measured_metric(cfg, data), data)
@@ -42,25 +47,67 @@ def is_double(cfg: DictConfig) -> bool:
     return str(cfg.trainer.precision) in ("64", "64-true")
 
 
-def build_data(cfg: DictConfig) -> LinearData:
-    """Build the data, and load them; whether they are class labels follows from the loss."""
+def class_of(cfg: DictConfig, group: str, kind: type[T]) -> type[T]:
+    """Return the class that a group names.
+
+    Raises:
+        UserError: if it cannot be imported, or is none of that kind.
+    """
+    with user_errors(group):
+        cls: Any = get_class(cfg[group]._target_)
+    if not issubclass(cls, kind):
+        raise UserError(f"{group}._target_={cfg[group]._target_}: is no {kind.__name__}; name a class derived from it")
+    return cls  # type: ignore[no-any-return]
+
+
+def arguments_of(cls: type) -> set[str]:
+    """Name what a class takes of what a run has for a model; a SupervisedModule hands all that trains on."""
+    named = {*inspect.signature(cls).parameters}
+    return named | {*TRAINING, "metric", "schema"} if issubclass(cls, SupervisedModule) else named
+
+
+def without_unread(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the config without loss, optimizer and scheduler that the model does not take, as it has its own.
+
+    Raises:
+        UserError: if one of them was typed.
+    """
+    cls, text = class_of(cfg, "model", LightningModule), OmegaConf.to_yaml(cfg)
+    taken = arguments_of(cls)
+    unread = [group for group in TRAINING if group not in taken and not re.search(rf"\$\{{{group}\b", text)]
+    for override in overrides:
+        if override.lstrip("+~").startswith(tuple(unread)):
+            raise UserError(
+                f"{override}: {cls.__name__} takes no {re.split('[.=]', override)[0]}, so it changes nothing"
+            )
+    cfg = cfg.copy()
+    for group in unread:
+        cfg[group] = {}
+    return cfg
+
+
+def build_data(cfg: DictConfig) -> LightningDataModule:
+    """Build the data, and load those of `LinearData`; whether they are class labels follows from the loss."""
+    cls, supervised = class_of(cfg, "data", LightningDataModule), class_of(cfg, "model", LightningModule)
+    with data_errors():
+        data: LightningDataModule = instantiate(cfg.data, _convert_="all")
+    if not issubclass(cls, LinearData) or not isinstance(data, LinearData):
+        return data
     loss = as_dict(cfg)["loss"]
     with user_errors("loss"):
-        classification = issubclass(get_class(loss["_target_"]), nn.CrossEntropyLoss)
+        classification = bool(loss) and issubclass(get_class(loss["_target_"]), nn.CrossEntropyLoss)
     with data_errors():
-        data: LinearData = instantiate(cfg.data, _convert_="all")
-        if not isinstance(data, LinearData):
-            raise UserError(f"data._target_={cfg.data.get('_target_')}: derive it from linear_lab.data.LinearData")
         data.classification, data.dtype = classification, torch.float64 if is_double(cfg) else torch.float32
+        data.by_part = issubclass(supervised, SupervisedModule)
         data.prepare_data()
         data.setup("fit")
-    loss_name, kind = loss["_target_"].rpartition(".")[2], type(data).__name__
+    loss_name, kind = str(loss.get("_target_")).rpartition(".")[2], type(data).__name__
     if classification and not data.schema.labels:
         raise UserError(
             f"loss: {loss_name} wants class labels, but {kind} has numbers in {', '.join(data.schema.y)}; "
             "choose loss=mse, or data=toy_classes, or a table with a column of labels"
         )
-    if data.schema.labels and not classification:
+    if data.schema.labels and loss and not classification:
         raise UserError(
             f"loss: {loss_name} wants numbers, but {kind} has class labels ({names(data.schema.labels)}); "
             "choose loss=cross_entropy"
@@ -68,71 +115,96 @@ def build_data(cfg: DictConfig) -> LinearData:
     return data
 
 
-def with_measured_metric(cfg: DictConfig, data: LinearData) -> DictConfig:
-    """Return the config with a metric that these data measure: train's where there is no val part.
-
-    Raises:
-        UserError: naming the metrics that there are.
-    """
-    parts = [part for part in data.parts if part != "test"]
-    if "val" not in parts and str(cfg.metric).startswith("val/"):
+def with_measured_metric(cfg: DictConfig, data: LightningDataModule) -> DictConfig:
+    """Return the config with train's metric in place of val's, where there is no val part."""
+    without_val = isinstance(data, LinearData) and data.by_part and "val" not in data.parts
+    if without_val and str(cfg.metric).startswith("val/"):
         cfg = OmegaConf.merge(cfg, {"metric": str(cfg.metric).replace("val/", "train/")})  # type: ignore[assignment]
-        data.notes.append(f"no val part, so {cfg.metric} decides which weights are best")
-    measured = {f"{part}/loss": "min" for part in parts}
-    if data.classification:
-        measured |= {f"{part}/accuracy": "max" for part in parts}
-    mode = cfg.get("mode", "min")
+        data.notes.append(f"no val part, so {cfg.metric} decides which weights are best")  # type: ignore[attr-defined]
+    return cfg
+
+
+def check_metric(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> None:
+    """Refuse a metric that is not measured while training, or for its worst value, and name those that there are."""
+    parts = [part for part in data.parts if part != "test"]
+    modes = {"loss": "min"} | ({"accuracy": "max"} if data.classification else {}) | dict.fromkeys(model.metrics)
+    measured = {f"{part}/{name}": mode for name, mode in modes.items() for part in parts}
+    if cfg.metric is None:
+        return
     if cfg.metric not in measured:
         raise UserError(
             f"metric={cfg.metric}: while training these data measure {', '.join(measured)}; "
             f"choose metric={next(iter(measured))}"
         )
-    if mode != measured[cfg.metric]:
-        raise UserError(f"mode={mode}: of {cfg.metric} choose mode={measured[cfg.metric]}")
-    return cfg
+    if (mode := measured[cfg.metric]) and cfg.get("mode", "min") != mode:
+        raise UserError(f"mode={cfg.get('mode', 'min')}: of {cfg.metric} choose mode={mode}")
 
 
-def build_model(cfg: DictConfig, data: LinearData) -> SupervisedModule:
-    """Build the model; it takes its features from the data, and its start from the seed."""
-    plain = as_dict(cfg)
-    specs = {name: plain[name] or None for name in ("loss", "optimizer", "scheduler")}
+def build_model(cfg: DictConfig, data: LightningDataModule) -> LightningModule:
+    """Build the model; it takes its features from the data, and its start from the seed.
+
+    It gets what its constructor names, or its YAML file gives: loss, optimizer and scheduler as dicts, or as
+    partials if they have ``_partial_: true``.
+    """
+    plain, cls = as_dict(cfg), class_of(cfg, "model", LightningModule)
+    node = plain["model"]
+    specs = {name: node.pop(name, plain[name]) or None for name in TRAINING}
     import_targets(specs)
-    torch.manual_seed(cfg.seed)
+    given = {name: instantiate(spec) if spec and spec.get("_partial_") else spec for name, spec in specs.items()}
+    given["metric"] = cfg.metric
+    if isinstance(data, LinearData):
+        given |= {"in_features": data.in_features, "out_features": data.out_features, "schema": asdict(data.schema)}
+    given = {name: value for name, value in given.items() if name in arguments_of(cls)}
+    parameters = inspect.signature(cls).parameters
+    for name in ("in_features", "out_features"):
+        wanted = name in parameters and parameters[name].default is inspect.Parameter.empty
+        if wanted and name not in {*given, *node}:
+            raise UserError(
+                f"model: {cls.__name__} wants {name}, which data of {type(data).__name__} do not say; give it, as in "
+                f"+model.{name}=4"
+            )
+    if twice := [name for name in given if name in node]:
+        raise UserError(f"model.{twice[0]}={node[twice[0]]}: the data say it; leave it out")
+    seed_all(cfg.seed)
     # created in float64, so that none of its numbers was ever rounded to float32
     with user_errors("model"), DoublePrecision().module_init_context() if is_double(cfg) else nullcontext():
         # in two steps: Hydra would resolve a ${...} in the name of a column
-        model: SupervisedModule = instantiate(cfg.model, _partial_=True, _recursive_=False, _convert_="all")(
-            in_features=data.in_features,
-            out_features=data.out_features,
-            metric=cfg.metric,
-            schema=asdict(data.schema),
-            **specs,
-        )
-    x, y = data.parts["train"]
-    with user_errors("loss", specs["loss"]):
-        model.loss(torch.zeros(1, data.out_features, dtype=x.dtype), y[:1])  # some losses refuse their numbers only now
+        model: LightningModule = instantiate(node, _partial_=True, _convert_="all")(**given)
+    if isinstance(model, SupervisedModule):
+        check_supervised(cfg, data, model, specs)
+    return model
+
+
+def check_supervised(
+    cfg: DictConfig, data: LightningDataModule, model: SupervisedModule, specs: dict[str, Any]
+) -> None:
+    """Refuse what a loss, an optimizer or a scheduler only refuses when it is used."""
+    if isinstance(data, LinearData):
+        check_metric(cfg, data, model)
+        x, y = data.parts["train"]
+        with user_errors("loss", specs["loss"]):
+            model.loss(torch.zeros(1, data.out_features, dtype=x.dtype), y[:1])
     with user_errors("optimizer", specs["optimizer"], specs["scheduler"]):
         optimizers: Any = model.configure_optimizers()
     scheduler = optimizers["lr_scheduler"]["scheduler"] if isinstance(optimizers, dict) else None
     check_length(cfg, data, getattr(scheduler, "total_steps", None))
-    return model
 
 
 def import_targets(specs: dict[str, Any]) -> None:
     """Import the classes of loss, optimizer and scheduler: the module builds only classes that are imported."""
-    for name in ("loss", "optimizer", "scheduler"):
+    for name in TRAINING:
         if specs[name]:
             with user_errors(name):
                 get_class(specs[name]["_target_"])
 
 
-def build_reference(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> Reference:
+def build_reference(cfg: DictConfig, data: LightningDataModule, model: LightningModule) -> Reference:
     """Compute what the run is compared with, in the first process alone."""
+    if not (isinstance(data, LinearData) and isinstance(model, SupervisedModule)):
+        return Reference()
     if not cfg.get("optimum", True) or getattr(rank_zero_only, "rank", None):
         return Reference()
-    optimizers: Any = model.configure_optimizers()
-    optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
-    schema = data.schema
+    optimizer, schema = model.fresh_optimizer(), data.schema
     result = reference(model.network, model.loss, optimizer, *data.raw["train"], schema.x_units, schema.y_units)
     # no largest stable rate is known under clipping
     return result if cfg.trainer.gradient_clip_val is None else result._replace(stable_lr=None)

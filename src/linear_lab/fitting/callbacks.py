@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from linear_lab import compat
-from linear_lab.runs.checkpoints import SaveCheckpoints
+from linear_lab import UserError, compat
+from linear_lab.runs.checkpoints import SaveCheckpoints, goes_on_within_epochs, is_measured_without_validation
 from linear_lab.runs.folder import LAST
 from linear_lab.terminal.signals import hang_up, present_handlers
 
@@ -48,7 +48,7 @@ class MeasureLastStep(Callback):
         self.uncounted = [(c, c.state_dict()) for c in trainer.early_stopping_callbacks if extra]
         if last or trainer.should_stop:
             validates = compat.validate_after_batch(trainer, batch_idx, ends_training=last)
-            if not validates and not trainer.is_last_batch:
+            if not validates and not trainer.is_last_batch and goes_on_within_epochs(trainer):
                 # after fit, Lightning counts the epoch as done, so the checkpoint is taken here
                 trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
 
@@ -57,11 +57,22 @@ class MeasureLastStep(Callback):
             callback.load_state_dict(state)
 
 
-class ResumeEarlyStopping(Callback):
+class GuideEarlyStopping(Callback):
     """Has early stopping follow the patience of this command, and not train on after it has ended a run.
 
-    Lightning takes the patience from the checkpoint, and trains until the next validation.
+    Lightning takes the patience from the checkpoint, and trains until the next validation. Of a metric that a module
+    does not log, its error is a traceback.
     """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            for callback in trainer.early_stopping_callbacks:
+                if callback.strict and callback.monitor not in trainer.callback_metrics:
+                    measured = ", ".join(name for name in trainer.callback_metrics if name != "step") or "none"
+                    raise UserError(
+                        f"callbacks: early stopping by {callback.monitor}, which is not measured; of the metrics "
+                        f"({measured}) choose one as callbacks.early_stopping.monitor"
+                    )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.patience = {c: c.patience for c in trainer.early_stopping_callbacks}
@@ -83,18 +94,23 @@ class StopIfHopeless(Callback):
     """Prunes a run that is worse than others were at the same epoch.
 
     Args:
-        check: takes the epochs trained and the module's metric after each validation; returns whether to stop.
+        metric: to look at.
+        check: takes the epochs trained and the metric after each validation; returns whether to stop.
     """
 
-    def __init__(self, check: Callable[[int, float], bool]) -> None:
-        self.check = check
+    def __init__(self, metric: str, check: Callable[[int, float], bool]) -> None:
+        self.metric, self.check = metric, check
         self.hopeless = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == "fit"
-        value = trainer.callback_metrics.get(str(pl_module.hparams["metric"]))
+        value = trainer.callback_metrics.get(self.metric)
         if value is not None and self.check(trainer.current_epoch + 1 if fitting else 0, value.item()) and fitting:
             self.hopeless = trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_measured_without_validation(trainer):
+            self.on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop |= self.hopeless  # the run was killed between the decision and its end
@@ -114,7 +130,8 @@ class StopOnSignal(Callback):
     """Saves last.ckpt at SIGINT, SIGTERM and SIGHUP, then ends the run; a second signal ends it at once.
 
     Where Lightning validates after the batch, the checkpoint of that validation is the one to resume from: a run
-    resumed from one that was taken before it would leave the validation out.
+    resumed from one that was taken before it would leave the validation out. With data that cannot go on within an
+    epoch, the checkpoint to resume from is that of the last epoch that has ended.
     """
 
     def __init__(self) -> None:
@@ -147,10 +164,16 @@ class StopOnSignal(Callback):
             return
         if compat.validation_follows(trainer, batch_idx) or trainer.should_stop or is_last_of_all(trainer):
             return
+        if trainer.is_last_batch and not goes_on_within_epochs(trainer):  # the checkpoint comes soon
+            return
         if trainer.is_last_batch or not (batch_idx + 1) % trainer.accumulate_grad_batches:
             self._stop_if_signalled(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if goes_on_within_epochs(trainer):
+            self._stop_if_signalled(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_signalled(trainer)
 
     def _install(self) -> None:
@@ -170,7 +193,9 @@ class StopOnSignal(Callback):
             signalled = trainer.strategy.reduce_boolean_decision(signalled, all=False)
         if signalled:
             saved = (c.step for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints))
-            if trainer.global_step not in saved:
-                trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
             self.step = trainer.global_step
+            if not goes_on_within_epochs(trainer):
+                self.step = max(saved, default=0)
+            elif trainer.global_step not in saved:
+                trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
             raise Interrupted(128 + (self.signum or signal.SIGTERM))

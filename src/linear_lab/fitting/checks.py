@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, Trainer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -148,7 +149,9 @@ def check_accelerator(cfg: DictConfig) -> None:
         raise UserError("trainer.accelerator=gpu: PyTorch finds no GPU on this machine; run with trainer=cpu")
 
 
-def check_resume(cfg: DictConfig, data: LinearData, model: Any, path: Path | None, checkpoint: dict[str, Any]) -> None:
+def check_resume(
+    cfg: DictConfig, data: LightningDataModule, model: Any, path: Path | None, checkpoint: dict[str, Any]
+) -> None:
     """Refuse to go on beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data or another model."""
     if path is None:
         return
@@ -162,15 +165,23 @@ def check_resume(cfg: DictConfig, data: LinearData, model: Any, path: Path | Non
     check_same(cfg, data, model, checkpoint)
 
 
-def check_length(cfg: DictConfig, data: LinearData, total: int | None) -> None:
+def check_trained(trainer: Trainer, data: LightningDataModule) -> None:
+    """Refuse data that had nothing to train on, of which Lightning says nothing."""
+    if not trainer.num_training_batches and trainer.limit_train_batches and not trainer.global_step:
+        raise UserError(f"data: train_dataloader of {type(data).__name__} has no batch; give it rows")
+
+
+def check_length(cfg: DictConfig, data: LightningDataModule, total: int | None) -> None:
     """Refuse less than a batch, and a schedule that ends before training, as OneCycleLR's after ``total_steps``."""
     epochs, steps, share = cfg.trainer.max_epochs, cfg.trainer.max_steps, cfg.trainer.overfit_batches
-    fewest = min(map(len, [data.train_dataloader(), *data.val_dataloader().values()]))
-    if isinstance(share, float) and 0 < share * fewest < 1:
-        raise UserError(
-            f"trainer.overfit_batches={share}: is less than one batch of {fewest}; give a whole number of them, as in "
-            "trainer.overfit_batches=1"
-        )
+    if isinstance(data, LinearData) and isinstance(share, float) and share:
+        loaders: Any = data.val_dataloader()
+        fewest = min(map(len, [data.train_dataloader(), *(loaders.values() if data.by_part else loaders)]))
+        if share * fewest < 1:
+            raise UserError(
+                f"trainer.overfit_batches={share}: is less than one batch of {fewest}; give a whole number of them, as "
+                "in trainer.overfit_batches=1"
+            )
     if total and steps in (None, -1) and (epochs == -1 or (epochs or 1000) > total):
         raise UserError(
             f"scheduler: its total_steps, {total}, end before trainer.max_epochs={epochs}, one per epoch; "
@@ -183,7 +194,8 @@ def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
     measured = [name for name in initial if "/" in name]
     for name, spec in cfg.callbacks.items():
         at_validation = spec and str(spec.get("_target_")).endswith((".SaveCheckpoints", ".EarlyStopping"))
-        if at_validation and measured and spec.monitor not in initial and spec.get("strict", True):
+        no_best = cfg.metric is None and spec and spec.get("monitor", ...) is None
+        if at_validation and not no_best and measured and spec.monitor not in initial and spec.get("strict", True):
             key = f"callbacks.{name}.monitor"
             names = ", ".join(measured)
             raise UserError(f"{key}={spec.monitor}: is not measured; choose one of {names}, as in {key}={measured[-1]}")
@@ -193,10 +205,10 @@ def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
             raise UserError(f"{key}={spec.get('mode', 'min')}: of {spec.monitor} choose {key}={mode}")
 
 
-def check_same(cfg: DictConfig, data: LinearData, model: Any, checkpoint: dict[str, Any]) -> None:
+def check_same(cfg: DictConfig, data: LightningDataModule, model: Any, checkpoint: dict[str, Any]) -> None:
     """Refuse other data than those that a checkpoint was trained on, and weights of another model."""
     fingerprint = checkpoint.get(type(data).__qualname__)
-    if fingerprint is not None and fingerprint != data.state_dict():
+    if isinstance(data, LinearData) and fingerprint is not None and fingerprint != data.state_dict():
         raise UserError(
             f"data: {cfg.data.get('path') or type(data).__name__} has changed since the run was trained; "
             "put the old data back, or train anew"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from linear_lab.data import LinearData
 from linear_lab.models import SupervisedModule
+from linear_lab.runs.checkpoints import is_measured_without_validation
 from linear_lab.runs.record import Record
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking.summary import Summary
@@ -26,14 +28,21 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence."""
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence.
 
-    def __init__(self, reference: Reference, metric: str, mode: str) -> None:
+    A metric of a module of one's own may be no number for some time; only the one that decides which weights are best
+    counts there.
+    """
+
+    def __init__(self, reference: Reference, metric: str | None, mode: str) -> None:
         self.reference, self.summary = reference, Summary(1, metric, mode)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        # Lightning has divided the loss by the number of batches whose gradients add up
-        loss = outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
+        loss = loss_of(trainer, outputs)
+        if loss is None:
+            return
+        if not isinstance(pl_module, SupervisedModule):  # whose loss may have any scale
+            self.summary.bound = torch.tensor([sys.float_info.max])
         diverged = self.summary.after_step(trainer.global_step, loss)
         if trainer.world_size > 1:  # each process has seen its own rows
             diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
@@ -41,19 +50,35 @@ class StopOnDivergence(Callback):
             raise DivergenceError("train/loss", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name: value for name, value in trainer.callback_metrics.items() if name != "step"}
+        supervised = isinstance(pl_module, SupervisedModule)
+        names = trainer.callback_metrics.keys() - {"step"} if supervised else {self.summary.metric}
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name in names}
         measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items()}
-        excess = self.reference.excess(pl_module.network)  # type: ignore[arg-type]
-        loss = measured["train/loss"] if excess is None else torch.tensor([excess], dtype=torch.float64)
+        excess = self.reference.excess(pl_module.network) if supervised else None  # type: ignore[arg-type]
+        unknown = torch.tensor([math.nan])  # how small the loss is
+        loss = measured.get("train/loss", unknown) if excess is None else torch.tensor([excess], dtype=torch.float64)
         if self.summary.after_validation(trainer.global_step, measured, loss):
             name, value = self.summary.metrics[int(self.summary.diverged_by)], float(self.summary.diverged_value)
             raise DivergenceError(name, value)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_measured_without_validation(trainer):
+            self.on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return self.summary.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.summary.load_state_dict(state_dict)
+
+
+def loss_of(trainer: Trainer, outputs: Any) -> torch.Tensor | None:
+    """Return the loss ``(1,)`` of what a training step gave; None where a module gives none."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        return None
+    # Lightning has divided it by the number of batches whose gradients add up
+    return loss.detach().cpu().reshape(1) * trainer.accumulate_grad_batches
 
 
 def warn_if_lr_unstable(cfg: DictConfig, reference: Reference) -> None:
@@ -65,8 +90,10 @@ def warn_if_lr_unstable(cfg: DictConfig, reference: Reference) -> None:
         )  # fmt: skip
 
 
-def warn_if_useless(cfg: DictConfig, data: LinearData, model: SupervisedModule, record: Record) -> None:
+def warn_if_useless(cfg: DictConfig, data: Any, model: Any, record: Record) -> None:
     """Warn of a run that has not diverged, but ends above its start, and above what a constant prediction has."""
+    if not (isinstance(data, LinearData) and isinstance(model, SupervisedModule)):
+        return
     final: Any = record.metrics["train/loss"]
     initial: Any = (record.initial or {}).get("train/loss")
     x, y = data.parts["train"]
@@ -110,11 +137,12 @@ def divergence(
     """
     metrics, steps = result["metrics"], result["steps"]
     grown = lr_is_unstable(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
-    not_finite = next((DivergenceError(name, v) for name, v in metrics.items() if not math.isfinite(v)), None)
+    counting = metrics if result["parameters"] else {cfg.metric: metrics[cfg.metric]} if cfg.metric else {}
+    not_finite = next((DivergenceError(name, v) for name, v in counting.items() if not math.isfinite(v)), None)
     diverged = diverged or not_finite or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
         return None
-    if steps and cfg.trainer.gradient_clip_val is not None and str(cfg.optimizer._target_).endswith(".LBFGS"):
+    if steps and cfg.trainer.gradient_clip_val is not None and str(cfg.optimizer.get("_target_")).endswith(".LBFGS"):
         why = "LBFGS cannot follow gradients that are clipped; try trainer.gradient_clip_val=null"
         return f"diverged at step {steps} ({diverged}): {why}"
     raw = cfg.data.get("standardize") is False

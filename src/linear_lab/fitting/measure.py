@@ -1,15 +1,19 @@
 """Metrics of a model on all parts of its data."""
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from linear_lab.data import LinearData
 from linear_lab.fitting.checks import user_errors
+from linear_lab.fitting.seeding import seed_all
 from linear_lab.models import SupervisedModule
 
 
-def measure(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> dict[str, float]:
-    """Measure by Lightning's test loop on one device: run and evaluate get the same numbers."""
+def measure(cfg: DictConfig, data: LightningDataModule, model: LightningModule) -> dict[str, float]:
+    """Measure by Lightning's loops on one device: run and evaluate get the same numbers.
+
+    The test of a `SupervisedModule` measures all parts of `LinearData`; another module is validated too.
+    """
     devices = cfg.trainer.devices
     with user_errors("trainer"):
         trainer = Trainer(
@@ -21,8 +25,21 @@ def measure(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> dict[
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    trainer.test(model, data, verbose=False)
-    return measured(trainer)
+    metrics: dict[str, float] = {}
+    if can_validate(data, model) and not (isinstance(model, SupervisedModule) and getattr(data, "by_part", False)):
+        seed_all(cfg.seed)
+        trainer.validate(model, data, verbose=False)
+        metrics = measured(trainer)
+    if is_overridden("test_step", model) and is_overridden("test_dataloader", data):
+        seed_all(cfg.seed)
+        trainer.test(model, data, verbose=False)
+        metrics |= measured(trainer)
+    return metrics
+
+
+def can_validate(data: LightningDataModule, model: LightningModule) -> bool:
+    """Tell whether there is something to validate on."""
+    return is_overridden("validation_step", model) and is_overridden("val_dataloader", data)
 
 
 def measured(trainer: Trainer) -> dict[str, float]:

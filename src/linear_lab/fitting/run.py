@@ -1,6 +1,7 @@
 """One run, in reading order: check, build, train, measure, record, show."""
 
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,18 +16,28 @@ from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.config import as_dict, make_paths_absolute, saved_config
+from linear_lab.data import LinearData
 from linear_lab.fitting import bookkeeping, build, checks, divergence
 from linear_lab.fitting.accumulation import MeanOverRows
-from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, ResumeEarlyStopping, StopIfHopeless, StopOnSignal
+from linear_lab.fitting.callbacks import (
+    GuideEarlyStopping,
+    Interrupted,
+    MeasureLastStep,
+    StopIfHopeless,
+    StopOnSignal,
+)
 from linear_lab.fitting.process import restored_process
+from linear_lab.fitting.seeding import SeedEpochs, seed_all
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.trust import check_targets
+from linear_lab.models import SupervisedModule
 from linear_lab.runs.checkpoints import readable_checkpoint
-from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import CONFIG, Run
 from linear_lab.terminal import layout, report
 from linear_lab.terminal.progress import ProgressBar
+from linear_lab.text import first_line
 from linear_lab.tracking import hparams
+from linear_lab.tracking.curves import Curves
 from linear_lab.tracking.tensorboard import RunLogger
 from linear_lab.tracking.tracker import Tracker
 
@@ -89,7 +100,7 @@ def train_in(
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
     limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
     report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None, limits=[*limits])
-    return float(result["metrics"][fitted.cfg.metric])
+    return float(result["metrics"].get(fitted.cfg.metric, math.nan))
 
 
 def fit(
@@ -97,7 +108,8 @@ def fit(
     overrides: Sequence[str] = (), callbacks: Sequence[Callback] = (),
 ) -> bookkeeping.Fit:  # fmt: skip
     """Build all from the config, and train; the record has the initial model and the first step."""
-    fingerprint = config_hash(as_dict(cfg))
+    composed = as_dict(cfg)
+    cfg = build.without_unread(cfg, () if cfg.resume else overrides)
     data = build.build_data(cfg)
     cfg = build.with_measured_metric(cfg, data)
     plain = as_dict(cfg)
@@ -108,18 +120,22 @@ def fit(
     step = checkpoint.get("global_step", 0)
     logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
     stop_on_divergence = divergence.StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
-    tracker = None
+    tracker: Curves | None = None
     if isinstance(logger, RunLogger):
         at_the_end.callback(logger.close)  # it has still to log the outcome
         config: Any = OmegaConf.to_container(cfg)
-        tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
+        tracker = Curves(logger, config, stop_on_divergence.summary)
+        if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
+            tracker = Tracker(logger, config, stop_on_divergence.summary, data, model, reference)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
-    start = functools.cache(lambda: bookkeeping.begin(run, fitted, plain, fingerprint, overrides))  # once
-    resumed = [LambdaCallback(on_train_batch_end=lambda *_: start()), ResumeEarlyStopping()] if cfg.resume else []
+    start = functools.cache(lambda: bookkeeping.begin(run, fitted, composed, overrides))  # once
+    resumed = [LambdaCallback(on_train_batch_end=lambda *_: start())] if cfg.resume else []
     of_config = build.build_callbacks(cfg)
     trainer = build.build_trainer(cfg, run.path, logger, [
-        MeanOverRows(),                       # where one batch makes a step, it does nothing
+        SeedEpochs(cfg.seed),                 # before anything of an epoch is drawn
+        *([MeanOverRows()] if isinstance(data, LinearData) else []),  # where one batch makes a step, it does nothing
         *resumed,                             # what fails before its first batch leaves a resumed run as it was
+        GuideEarlyStopping(),
         *of_config,                           # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
@@ -136,14 +152,20 @@ def fit(
         if path is None:
             bookkeeping.measure_start(run, fitted)
         checks.check_monitors(cfg, run.record.initial or {})
+        seed_all(cfg.seed)  # data of one's own may be split at random when they are set up
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
         start()  # of a resumed run that had no batch left
+        checks.check_trained(trainer, data)
         if path and trainer.global_step == step:
             bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)
     except divergence.DivergenceError as diverged:
         fitted.diverged = diverged
     except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:  # all else may be a defect
         raise UserError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        if trainer.optimizers:
+            raise
+        raise UserError(f"model: {first_line(error)}") from error  # as of two optimizers
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)
     bookkeeping.save_last(run, fitted)

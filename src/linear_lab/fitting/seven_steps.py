@@ -8,6 +8,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import SHOWN, number
 from linear_lab.terminal.report import describe, formula, numbers
 
@@ -34,7 +35,8 @@ class SevenSteps(Callback):
         self.recorded: dict[str, Any] | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        linear = isinstance(pl_module.network, nn.Linear)  # another network has other steps in between
+        # another network has other steps in between
+        linear = isinstance(pl_module, SupervisedModule) and isinstance(pl_module.network, nn.Linear)
         self.following = trainer.global_step < max(self.steps, 1) and linear
         if self.following:
             self.formula = formula(pl_module)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset, Sampler
 
 from linear_lab import CONF, UserError
 from linear_lab.runs.folder import TARGET, TRUSTED, Trust
@@ -25,7 +26,11 @@ KINDS: dict[str, type] = {
     "data": LightningDataModule, "model": LightningModule, "loss": nn.Module, "optimizer": Optimizer,
     "scheduler": LRScheduler, "trainer": Trainer, "callbacks": Callback, "logger": Logger,
 }  # fmt: skip
-PARTS_OF_TRAINER = (Strategy, Precision, CheckpointIO, ClusterEnvironment, LayerSync, Profiler)
+PARTS: dict[str, tuple[type, ...]] = {  # what may be nested in a group, of others nn.Module
+    "model": (nn.Module, Optimizer, LRScheduler),
+    "data": (nn.Module, Dataset, Sampler),
+    "trainer": (Strategy, Precision, CheckpointIO, ClusterEnvironment, LayerSync, Profiler),
+}
 
 
 def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> None:
@@ -46,10 +51,13 @@ def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> 
     allowed = {*map(str, named)}
     for keys, target in targets(config):
         group, where = "".join(keys[:1]), ".".join([*keys, "_target_"])
-        kinds: tuple[type, ...] = PARTS_OF_TRAINER if group == "trainer" else (nn.Module,)
+        own = not target.startswith(TRUSTED) or "._" in target
+        kinds = (
+            (object,) if own else PARTS.get(group, (nn.Module,))
+        )  # nothing is known of the parts of a class of one's own
         if len(keys) <= (2 if group == "callbacks" else 1):
             kinds = (KINDS[group],) if group in KINDS else ()
-        if not (target.startswith(TRUSTED) and "._" not in target) and target not in allowed:
+        if own and target not in allowed:
             allowed |= named_by_user()
             if target not in allowed:
                 raise UserError(

@@ -42,7 +42,8 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None, t
     with restored_process(folder, cfg.get("threads")):
         data, model = build(cfg)
         check_same(cfg, data, model, checkpoint)
-        model.to(next(iter(state.values())).dtype).load_state_dict(state)  # float64 would be cut to float32
+        floating = (values.dtype for values in state.values() if values.is_floating_point())
+        model.to(next(floating, None)).load_state_dict(state)  # float64 would be cut to float32
         metrics = measure(cfg, data, model)
     recorded = {run.record.steps: run.record.metrics}
     if best := run.record.best:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from hydra.utils import get_class
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -14,10 +14,11 @@ from linear_lab import UserError
 from linear_lab.data.categories import one_hot_seen, presence
 from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, restore, standardize
-from linear_lab.fitting.build import import_targets
+from linear_lab.fitting.build import class_of, import_targets
 from linear_lab.fitting.checks import user_errors
 from linear_lab.fitting.trust import check_targets
 from linear_lab.inference.remeasure import open_checkpoint
+from linear_lab.models import SupervisedModule
 from linear_lab.runs.atomic import writing
 from linear_lab.runs.folder import PREDICTIONS, Run, Trust
 from linear_lab.spreadsheets import as_csv
@@ -67,9 +68,14 @@ def load(folder: str, which: str = "best", trust: Trust = None) -> tuple[Run, Di
     run, cfg, path, checkpoint = open_checkpoint(folder, which, trust)
     hyper_parameters = checkpoint["hyper_parameters"]
     check_targets(hyper_parameters, path, trust)
+    kind = class_of(cfg, "model", LightningModule)
+    if not (issubclass(kind, SupervisedModule) and hyper_parameters.get("schema")):
+        raise UserError(
+            f"run={folder}: it is known only of a SupervisedModule on LinearData what its inputs are; "
+            f"{cfg.model._target_} on {cfg.data._target_} can be evaluated"
+        )
     import_targets(hyper_parameters)
     with user_errors("model"):
-        kind: Any = get_class(cfg.model._target_)
         model = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     return run, cfg, Predictor(model.network, Schema(**hyper_parameters["schema"])).eval()
 

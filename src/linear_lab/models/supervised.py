@@ -1,7 +1,9 @@
 """A network, a loss and an optimizer as a LightningModule."""
 
+import copy
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
 
 Spec = dict[str, Any]  # a class by its dotted name under `_target_`, and its arguments
 
@@ -19,9 +22,9 @@ T = TypeVar("T")
 class SupervisedModule(LightningModule):
     """``y_hat = network(x)``, fitted by gradient descent; for classification y_hat are the logits of C classes.
 
-    All arguments but the network are plain numbers, strings, lists and dicts. A subclass builds its network from such
-    arguments too. Then the checkpoint holds all of them, and ``load_from_checkpoint(path)`` needs no argument and runs
-    no code from the file::
+    All arguments but network and metrics are plain numbers, strings, lists and dicts. A subclass builds its network
+    from such arguments too. Then the checkpoint holds all of them, and ``load_from_checkpoint(path)`` needs no argument
+    and runs no code from the file::
 
         class MyModule(SupervisedModule):
             def __init__(self, in_features, out_features, width=8, **training):
@@ -35,6 +38,8 @@ class SupervisedModule(LightningModule):
         scheduler: a learning rate scheduler class, stepped after each epoch; ReduceLROnPlateau after each validation.
         metric: the metric that ReduceLROnPlateau monitors.
         schema: names and units of the columns, which the checkpoint keeps for predictions.
+        metrics: of torchmetrics, by name, besides the loss and the accuracy of classes: ``{"f1": F1Score(...)}`` is
+            measured of each part on y_hat and y as training sees them, and logged as ``val/f1`` and so on.
 
     Raises:
         ValueError: for a target that is not a class of its kind, and a reduction other than mean.
@@ -49,9 +54,10 @@ class SupervisedModule(LightningModule):
         scheduler: Spec | None = None,
         metric: str = "val/loss",
         schema: dict[str, Any] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["network"], logger=False)
+        self.save_hyperparameters(ignore=["network", "metrics"], logger=False)
         self.network = network
         self.loss = build_from_spec(loss or {"_target_": "torch.nn.MSELoss"}, nn.Module)
         if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
@@ -60,6 +66,8 @@ class SupervisedModule(LightningModule):
         self.scheduler_spec = scheduler
         self.metric = metric
         self.extra_validation = False  # of the last step alone, so that no scheduler counts it
+        self.metrics = dict(metrics or {})
+        self._own: dict[str, Metric] = {}  # of each part, by the names under which they are logged
         self._sums: dict[str, float] = defaultdict(float)
         self._rows: dict[str, int] = defaultdict(int)
 
@@ -82,6 +90,10 @@ class SupervisedModule(LightningModule):
             ValueError: if y does not fit y_hat: for cross-entropy int64 class indices ``(B,)``, else numbers of y_hat's
                 shape, which the loss would otherwise broadcast into a wrong number.
         """
+        if not getattr(self.trainer.datamodule, "by_part", False):  # type: ignore[attr-defined]  # see LinearData
+            loss = self._loss(batch)
+            self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+            return loss
         if self.trainer.world_size == 1:
             return self._loss(batch)
         # The strategy averages gradients over processes. Weighted by its rows, the mean of this process becomes its
@@ -91,7 +103,7 @@ class SupervisedModule(LightningModule):
         return self._loss(batch) * share if share else torch.stack([p.sum() for p in self.parameters()]).sum() * share
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._measure(batch, list(self.trainer.val_dataloaders or ())[dataloader_idx])
+        self._measure(batch, part_of(self.trainer.val_dataloaders, "val", dataloader_idx))
 
     def on_validation_epoch_end(self) -> None:
         metrics = self._log_metrics()
@@ -104,10 +116,16 @@ class SupervisedModule(LightningModule):
             scheduler.step(metrics[self.metric])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._measure(batch, list(self.trainer.test_dataloaders or ())[dataloader_idx])
+        self._measure(batch, part_of(self.trainer.test_dataloaders, "test", dataloader_idx))
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics()
+
+    def fresh_optimizer(self) -> Optimizer:
+        """Build another optimizer as training begins with: a scheduler may have changed its numbers."""
+        built: Any = self.configure_optimizers()
+        optimizer: Optimizer = built["optimizer"] if isinstance(built, dict) else built
+        return optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_from_spec(self.optimizer_spec, Optimizer, self.parameters())
@@ -142,16 +160,31 @@ class SupervisedModule(LightningModule):
         if not y.is_floating_point():
             self._sums[f"{part}/accuracy"] += (y_hat.argmax(1) == y).sum().item()
         self._rows[part] += len(x)
+        for name, metric in self.metrics.items():
+            self._own.setdefault(f"{part}/{name}", copy.deepcopy(metric).to(self.device)).update(y_hat, y)
 
     def _log_metrics(self) -> dict[str, float]:
         metrics = {name: total / self._rows[name.partition("/")[0]] for name, total in self._sums.items()}
+        metrics |= {name: float(metric.compute()) for name, metric in self._own.items()}
         self._sums.clear()
         self._rows.clear()
+        self._own.clear()
         for name, value in metrics.items():
             # A tensor of the module's dtype, since log() rounds Python numbers to float32.
             tensor = torch.tensor(value, dtype=next(self.parameters()).dtype, device=self.device)
             self.log(name, tensor, sync_dist=True)
         return metrics
+
+
+def part_of(loaders: Any, default: str, index: int) -> str:
+    """Name the part that a loader serves: its name in a dict of loaders, else the default, from the second on numbered.
+
+    >>> part_of({"train": [], "val": []}, "val", 1), part_of([], "val", 0), part_of([[], []], "test", 1)
+    ('val', 'val', 'test_1')
+    """
+    if isinstance(loaders, dict):
+        return str(list(loaders)[index])
+    return f"{default}_{index}" if index else default
 
 
 def build_from_spec(spec: Spec, kind: type[T], *args: Any) -> T:
@@ -168,4 +201,4 @@ def build_from_spec(spec: Spec, kind: type[T], *args: Any) -> T:
     cls = getattr(sys.modules.get(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ValueError(f"{target} is not a subclass of {kind.__name__} in a module that is imported")
-    return cls(*args, **{key: value for key, value in spec.items() if key != "_target_"})
+    return cls(*args, **{key: value for key, value in spec.items() if key not in ("_target_", "_partial_")})

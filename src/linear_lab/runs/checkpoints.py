@@ -2,6 +2,8 @@
 
 import io
 import logging
+import pickle
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from linear_lab import UserError, compat
+from linear_lab.data import LinearData
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import BEST, LAST, Run, release
 from linear_lab.text import first_line
@@ -23,41 +26,79 @@ log = logging.getLogger(__name__)
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Replaces a checkpoint atomically; Lightning's own goes through the system's temporary folder and may be cut."""
 
+    checked = False  # whether a checkpoint of this process could be read again
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are not supported")
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        # a module may keep parts of itself as hyperparameters; they are built from the config
+        if arguments := checkpoint.get("hyper_parameters"):
+            plain = {key: value for key, value in arguments.items() if is_plain(value)}
+            checkpoint = checkpoint | {"hyper_parameters": plain}
+        try:
+            torch.save(checkpoint, content)
+            if not self.checked:
+                torch.load(io.BytesIO(content.getbuffer()), weights_only=True)
+                self.checked = True
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"the module cannot be saved so that it can be read again: {first_line(error)}; let its buffers, "
+                "on_save_checkpoint and the state_dict of its callbacks give tensors, numbers, texts, lists and dicts"
+            ) from error
         with suppress(FileNotFoundError):  # the run folder has been deleted, which `replace` says
             Path(path).parent.mkdir(exist_ok=True)
         # fsync would take half of the time of a run that validates after each step
         atomic.replace(Path(path), content.getbuffer(), sync=False)
 
 
+def is_plain(value: Any) -> bool:
+    """Tell whether a value holds nothing but tensors, numbers, texts, lists and dicts."""
+    if isinstance(value, dict):
+        return all(isinstance(key, (str, int)) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str, Tensor)
+
+
 class SaveCheckpoints(callbacks.Checkpoint):
     """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, taken after validations.
+
+    With data that are no `LinearData`, which alone can go on within an epoch, they are taken at the end of the epoch;
+    where there is nothing to validate on, of every ``check_val_every_n_epoch``-th one.
 
     Lightning's ModelCheckpoint forgets the best score when the run folder was moved before the run is resumed.
 
     Args:
-        monitor: the metric that decides which weights are best.
+        monitor: the metric that decides which weights are best; None keeps last.ckpt alone.
         mode: ``min`` or ``max``: whether a lower or a higher metric is better.
 
     Raises:
         ValueError: for another mode.
     """
 
-    def __init__(self, monitor: str, mode: str = "min") -> None:
+    def __init__(self, monitor: str | None, mode: str = "min") -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be min or max, got {mode}")
         self.monitor, self.mode = monitor, mode
         self.best: Tensor | None = None
         self.step = 0  # of the last checkpoint
+        self.due = False  # at the end of the epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step, folder = trainer.global_step, Path(trainer.default_root_dir)
-        dry = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if trainer.state.fn != "fit" or dry or step == self.step:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.due = True
+            if goes_on_within_epochs(trainer):
+                self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.due or is_measured_without_validation(trainer):
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save last.ckpt, and best.ckpt if the metric is the best so far."""
+        self.due, step, folder = False, trainer.global_step, Path(trainer.default_root_dir)
+        if trainer.fast_dev_run or step == self.step:  # type: ignore[attr-defined]
             return
         self.step = step
         for logger in trainer.loggers:
@@ -73,10 +114,11 @@ class SaveCheckpoints(callbacks.Checkpoint):
 
     def is_best(self, trainer: Trainer) -> bool:
         """Tell whether the monitored metric is the best so far, and keep it."""
+        if self.monitor is None:
+            return False
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
-            measured = ", ".join(name for name in trainer.callback_metrics if name != "step")
-            raise ValueError(f"{self.monitor} is not measured; choose one of {measured}")
+            raise UserError(not_measured(self.monitor, trainer.callback_metrics))
         better = self.best is None or bool(value < self.best if self.mode == "min" else value > self.best)
         if trainer.world_size > 1:  # all processes save, or none
             better = trainer.strategy.reduce_boolean_decision(better)
@@ -85,12 +127,33 @@ class SaveCheckpoints(callbacks.Checkpoint):
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        measured = {} if self.best is None else {str(self.monitor): self.best.item()}
+        return {"best": self.best, "measured": measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
         if not isinstance(self.best, Tensor | None):
             raise ValueError(f"the best {self.monitor} of the checkpoint is no number; delete the checkpoints")
+
+
+def not_measured(metric: str, measured: Iterable[str]) -> str:
+    """Say that a metric is not measured, and what is."""
+    names = ", ".join(name for name in measured if name != "step")
+    remedy = f"choose one of {names}" if names else f"nor is another; log it, as in self.log('{metric}', value)"
+    return f"metric={metric}: is not measured by the end of the first validation or epoch; {remedy}, or metric=null"
+
+
+def goes_on_within_epochs(trainer: Trainer) -> bool:
+    """Tell whether a checkpoint can be taken within an epoch: whether the data know where they were."""
+    return isinstance(getattr(trainer, "datamodule", None), LinearData)
+
+
+def is_measured_without_validation(trainer: Trainer) -> bool:
+    """Tell whether the end of this epoch stands for a validation, as there is nothing to validate on."""
+    every = trainer.check_val_every_n_epoch
+    due = every is None or not (trainer.current_epoch + 1) % every or trainer.should_stop
+    validates = trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))
+    return due and not validates and trainer.limit_val_batches != 0
 
 
 CONTENT = {  # what Lightning writes, as far as it is read here
@@ -119,6 +182,7 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             continue
         try:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+            checkpoint.setdefault("hyper_parameters", {})  # a module of one's own may keep none
             wrong = [key for key, kind in CONTENT.items() if not isinstance(checkpoint[key], kind)]
             if wrong or {*map(type, checkpoint["state_dict"].values())} != {Tensor}:
                 raise ValueError(f"{wrong or ['state_dict']} not as in a checkpoint")

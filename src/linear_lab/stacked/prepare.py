@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from linear_lab import UserError
+from linear_lab.data import LinearData
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import user_errors
 from linear_lab.models import SupervisedModule, supervised
@@ -51,11 +52,14 @@ def prepare(group: Group) -> Prepared:
         raise UserError(first_line(error)) from error
     if not isinstance(module, SupervisedModule):
         raise UserError(f"model is {type(module).__name__}, which is no SupervisedModule")
+    if not isinstance(data, LinearData):
+        raise UserError(f"data are {type(data).__name__}, which is no LinearData")
+    if module.metrics or module.metric is None:
+        raise UserError(f"{type(module).__name__} has metrics of its own" if module.metrics else "metric is null")
     for name in ("training_step", "configure_optimizers"):
         if getattr(type(module), name) is not getattr(SupervisedModule, name):
             raise UserError(f"{type(module).__name__} has a {name} of its own")
-    optimizer: Any = module.configure_optimizers()
-    param_group = (optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer).param_groups[0]
+    param_group = module.fresh_optimizer().param_groups[0]
     modes = {name: param_group.get(name, False) for name in optimizers.MODES}
     rule, (loss, _) = optimizers.RULES[config["optimizer"]["_target_"]], losses.LOSSES[config["loss"]["_target_"]]
     epochs, steps = counted(config["trainer"])

@@ -16,7 +16,7 @@ from rich.console import Console
 from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.spreadsheets import as_csv
-from linear_lab.sweep import PLAN, SETTINGS
+from linear_lab.sweep import NO_METRIC, PLAN, SETTINGS
 from linear_lab.sweep.inventory import KEYS, read_jobs
 from linear_lab.sweep.ranking import Ranking, read
 from linear_lab.sweep.results import RESULTS, locked
@@ -160,6 +160,7 @@ def show(screen: Console, board: Ranking, top: int = TOP) -> None:
     """Print both tables, of ``top`` rows at most, and how far the sweep is."""
     rows = _job_rows(board, top)
     hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names, which repeat the keys
+    hidden += [len(rows[0]) - 5] * board.ranked[EXCESS].is_null().all()
     _show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
     _show_rest(screen, len(board.jobs) - top, board.folder / TABLE)
     if len(board.groups):
@@ -176,7 +177,7 @@ def commands(board: Ranking) -> dict[str, str]:
 
 def _train_again(board: Ranking) -> str:
     if board.best is None:
-        return "no job was completed, so none has won"
+        return "metric=null ranks none" if board.metric == NO_METRIC else "no job was completed, so none has won"
     return board.best.command or f"as {board.best.folder / '.hydra'} says"
 
 

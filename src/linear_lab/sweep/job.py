@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import UserError
-from linear_lab.config import described, make_paths_absolute
+from linear_lab.config import as_dict, described, make_paths_absolute
+from linear_lab.fitting.build import without_unread
 from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
 from linear_lab.fitting.run import train_in
 from linear_lab.runs import atomic
@@ -91,6 +92,8 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
     else:
         run.clear()
         run.describe(described(cfg, overrides))
+        with suppress(UserError):  # training will say what is wrong
+            config = as_dict(without_unread(cfg))
         job = job_fields(config, overrides, group_hash(cfg))
         run.write(status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint, job=job)
     board.write_sparingly(sweep)
@@ -98,7 +101,7 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
     if HydraConfig.get().sweeper.get("prune"):
         from linear_lab.sweep.search import prune_check  # imports Optuna
 
-        callbacks.append(StopIfHopeless(prune_check(sweep, run.path.name)))
+        callbacks.append(StopIfHopeless(cfg.metric, prune_check(sweep, run.path.name)))
     try:
         return train_in(run, cfg, overrides, console, callbacks)
     except Interrupted:

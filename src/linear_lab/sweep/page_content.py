@@ -54,10 +54,12 @@ def log_page(board: Ranking, folder: Path, trust: Trust = None) -> None:
     with restored_process(board.folder):
         parts, least_squares = None, Reference()
         if config:
-            data, model = parts = build(OmegaConf.create(config))
-            plain = SGD(model.parameters(), lr=1.0)  # without the weight decay that some job may have
-            units = data.schema.x_units, data.schema.y_units
-            least_squares = reference(model.network, model.loss, plain, *data.raw["train"], *units)
+            data, model = build(OmegaConf.create(config))
+            if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
+                parts = data, model
+                plain = SGD(model.parameters(), lr=1.0)  # without the weight decay that some job may have
+                units = data.schema.x_units, data.schema.y_units
+                least_squares = reference(model.network, model.loss, plain, *data.raw["train"], *units)
         with replaced_events(folder) as logger:
             logger.log_text("leaderboard", markdown(board, ROWS), len(ended))
             drawn = pictures(jobs, board) if with_pictures else {}

@@ -240,9 +240,9 @@ def group_hash(cfg: DictConfig) -> str:
 def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem: str = "") -> dict[str, Any]:
     """Return what a job's record says of it for its sweep; `problem_hash` gives the problem where it is empty."""
     optimizer, logger = config["optimizer"], config["logger"] or {}
-    lr = optimizer.get("lr")
+    lr, name = optimizer.get("lr"), optimizer.get("_target_")
     fields = {"overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group}
-    fields |= {"problem": problem or problem_hash(config), "optimizer": str(optimizer["_target_"]).rpartition(".")[2]}
+    fields |= {"problem": problem or problem_hash(config), "optimizer": name and str(name).rpartition(".")[2]}
     return fields | {"lr": lr if type(lr) in (int, float) else None, "pictures": bool(logger.get("pictures"))}
 
 

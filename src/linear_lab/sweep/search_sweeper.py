@@ -44,7 +44,9 @@ class SearchSweeper(GridSweeper):
             listed([[*fixed, *as_overrides(searched)]]), self.composer
         )  # raises for a mistake in a key, before a study
         deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
-        metric, mode = str(self.config.metric), self.config.mode
+        if self.config.metric is None:
+            raise UserError("metric=null: a search learns from a metric; name one")
+        metric, mode = self.config.metric, self.config.mode
         search = Search(self.folder, deciding, searched, metric=metric, mode=mode, trials=self.trials, seed=self.seed)
         self.watch.total = self.trials
         try:

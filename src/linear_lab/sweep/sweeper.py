@@ -18,7 +18,7 @@ from linear_lab import UserError
 from linear_lab.runs import atomic
 from linear_lab.runs.folder import RESULT, Run
 from linear_lab.runs.record import ENDED
-from linear_lab.sweep import STOP, board, page, results
+from linear_lab.sweep import NO_METRIC, STOP, board, page, results
 from linear_lab.sweep.composer import composer_of
 from linear_lab.sweep.dispatch import Launches
 from linear_lab.sweep.inventory import STEERING, is_steering, read_jobs, read_record
@@ -147,7 +147,7 @@ class GridSweeper:
         if self.watch.names is None:  # the first jobs of this command; a command that is refused changes nothing
             with plan_lock(self.folder):
                 atomic.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        write_plan(self.folder, jobs, str(self.config.metric), self.config.mode)
+        write_plan(self.folder, jobs, self.config.metric or NO_METRIC, self.config.mode)
         self.watch.show(jobs["name"])
         if not self.launches.stacked:  # jobs of a stack wait together, and end together
             board.write_sparingly(self.folder)

@@ -20,7 +20,7 @@ class ProgressBar(Callback):
         self.progress = Progress(
             *([TextColumn("training"), BarColumn(bar_width=30)] if console.width >= NARROW else []),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("loss {task.fields[loss]}{task.fields[metrics]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
             auto_refresh=False,  # a refreshing thread would take time from training
@@ -31,7 +31,7 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
         total = None if steps == float("inf") else steps
-        self.task = self.progress.add_task("", total=total, completed=trainer.global_step, loss="-")
+        self.task = self.progress.add_task("", total=total, completed=trainer.global_step, loss="-", metrics="")
         self.shown = time.monotonic()
         if self.console.is_terminal:
             self.progress.start()
@@ -40,11 +40,14 @@ class ProgressBar(Callback):
         now = time.monotonic()
         if now - self.shown > self.interval:
             self.shown = now
-            self._show(trainer.global_step, outputs["loss"].item() * trainer.accumulate_grad_batches)
+            loss = (
+                outputs.get("loss") if isinstance(outputs, dict) else None
+            )  # of manual optimization there may be none
+            self._show(trainer, None if loss is None else loss.item() * trainer.accumulate_grad_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loss = trainer.callback_metrics.get("train/loss")
-        self._show(trainer.global_step, None if loss is None else loss.item())
+        self._show(trainer, None if loss is None else loss.item())
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -55,9 +58,11 @@ class ProgressBar(Callback):
             self.progress.stop()
         self.console.print()
 
-    def _show(self, step: int, loss: float | None) -> None:
-        self.progress.update(self.task, completed=step, loss=number(loss))
+    def _show(self, trainer: Trainer, loss: float | None) -> None:
+        step, logged = trainer.global_step, trainer.progress_bar_metrics  # logged with prog_bar=True
+        metrics = "".join(f"  {name} {number(float(value))}" for name, value in logged.items())
+        self.progress.update(self.task, completed=step, loss=number(loss), metrics=metrics)
         if self.console.is_terminal:
             self.progress.refresh()
         else:
-            self.console.print(f"training  step {step}  loss {number(loss)}")
+            self.console.print(f"training  step {step}  loss {number(loss)}{metrics}")

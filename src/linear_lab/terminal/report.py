@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
 from linear_lab.data import LinearData, Schema
+from linear_lab.models import SupervisedModule
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
 from linear_lab.theory.reference import Reference
@@ -80,7 +81,7 @@ def loss_unit(loss: dict[str, Any], schema: Schema) -> str | None:
 def show_plan(
     console: Console,
     plain: dict[str, Any],
-    data: LinearData,
+    data: LightningDataModule,
     model: LightningModule,
     trainer: Trainer,
     reference: Reference,
@@ -88,28 +89,22 @@ def show_plan(
     step: int,
 ) -> None:
     """First part: what is trained."""
-    schema, batch = data.schema, plain["data"].get("batch_size")
-    counts = ", ".join(f"{len(x)} {name}" for name, (x, _) in data.parts.items())
     limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
     limit += "" if limit.startswith("1 ") else "s"
     if limit == "-1 epochs":
         limit = f"max_time {plain['trainer']['max_time']}" if plain["trainer"].get("max_time") else "without a limit"
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     rows = {
-        "data": f"{type(data).__name__}: {counts} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
-        "": "\n".join(data.notes),
-        "columns": f"{names(schema.x)} -> {names(schema.y)}{', standardized' if schema.standardized else ''}",
-        "classes": names(schema.labels or []),
+        **of_data(data, plain["data"].get("batch_size")),
         "model": f"{formula(model)}, {trainer.precision}",
-        "loss": describe(plain["loss"]),
-        "optimizer": describe(plain["optimizer"]),
+        "loss": describe(plain["loss"]) if plain["loss"] else "",
+        "optimizer": describe(plain["optimizer"]) if plain["optimizer"] else "",
         "scheduler": describe(plain["scheduler"]) if plain["scheduler"] else "",
         "stable lr": f"below {reference.stable_lr:.4g}" if reference.stable_lr else "",
         "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
         "folder": str(short(folder)),
+        "left out": "" if reference.optimum else left_out(data, model),
     }
-    if schema == Schema.plain(len(schema.x), len(schema.y), schema.labels):
-        del rows["columns"]
     console.print(pairs({name: value for name, value in rows.items() if value}))
     if reference.optimum and reference.optimum.rank < reference.optimum.parameters:
         console.print(
@@ -117,6 +112,29 @@ def show_plan(
             "parameters reach the least loss; the optimum shown is the one of minimum norm."
         )
     console.print()
+
+
+def of_data(data: LightningDataModule, batch: int | None) -> dict[str, str]:
+    """Return the plan's rows on the data."""
+    if not isinstance(data, LinearData):
+        return {"data": type(data).__name__}
+    counts, schema = ", ".join(f"{len(x)} {name}" for name, (x, _) in data.parts.items()), data.schema
+    plain = schema == Schema.plain(len(schema.x), len(schema.y), schema.labels)
+    columns = f"{names(schema.x)} -> {names(schema.y)}{', standardized' if schema.standardized else ''}"
+    return {
+        "data": f"{type(data).__name__}: {counts} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
+        "": "\n".join(data.notes),
+        "columns": "" if plain else columns,
+        "classes": names(schema.labels or []),
+    }
+
+
+def left_out(data: LightningDataModule, model: LightningModule) -> str:
+    """Say what the run of a module or of data that derive from none of ours goes without; empty for others."""
+    missing = [] if isinstance(model, SupervisedModule) else [f"{type(model).__name__} is no SupervisedModule"]
+    missing += [] if isinstance(data, LinearData) else [f"{type(data).__name__} is no LinearData"]
+    what = "least squares, the seven steps, pictures, predict and export"
+    return f"{what}: {' and '.join(missing)}" if missing else ""
 
 
 def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard: bool, limits: Sequence[str]) -> None:
@@ -132,10 +150,11 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
         console.print("optimum and excess loss are those of the loss and the penalty of weight decay", style="dim")
     console.print()
     commands = layout.looking(folder) if dashboard else {}
+    run = quoted(f"run={short(folder)}") + layout.trusting()
     if record.best:
-        run = quoted(f"run={short(folder)}") + layout.trusting()
         commands["evaluate"] = f"{layout.module('evaluate')} {run}"
-        names_of_x = record.columns.x if record.columns else []
+    if record.best and record.columns and record.parameters:
+        names_of_x = record.columns.x
         typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
         example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
         commands["predict"] = f"{layout.module('predict')} {run} {quoted(example)}"
@@ -209,5 +228,5 @@ def formula(model: LightningModule) -> str:
 
 def describe(spec: dict[str, Any]) -> str:
     """Write a class and its arguments: ``SGD lr=0.1 momentum=0``."""
-    arguments = [f"{key}={value}" for key, value in spec.items() if key != "_target_"]
+    arguments = [f"{key}={value}" for key, value in spec.items() if key not in ("_target_", "_partial_")]
     return " ".join([str(spec["_target_"]).rpartition(".")[2], *arguments])

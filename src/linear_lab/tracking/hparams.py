@@ -37,28 +37,33 @@ Cell = bool | float | str
 Number = float | None
 
 
-def hyperparameters(plain: dict[str, Any], optimizer: Optimizer, train_rows: int) -> dict[str, Cell]:
+def hyperparameters(
+    plain: dict[str, Any], optimizer: Optimizer | None = None, train_rows: int | None = None
+) -> dict[str, Cell]:
     """Return the columns of a run's row: those that every run has, then what else its config says.
 
     ``momentum`` is a text, ``-`` for an optimizer without: TensorBoard's plots leave out rows with an empty cell.
     ``batch_size`` is the number of rows per step, also where the gradients of several batches are accumulated.
     Interpolations in the config, as ``${seed}``, are left out.
     """
-    momentum = optimizer.defaults.get("momentum")
-    batch = (plain["data"].get("batch_size") or train_rows) * (plain["trainer"].get("accumulate_grad_batches") or 1)
+    defaults: dict[str, Any] = plain["optimizer"] if optimizer is None else optimizer.defaults
+    momentum, batch = defaults.get("momentum"), plain["data"].get("batch_size") or train_rows
+    if train_rows and batch:
+        batch = min(batch * (plain["trainer"].get("accumulate_grad_batches") or 1), train_rows)
     columns: dict[str, Any] = {
         "optimizer": _class_name(plain["optimizer"]),
-        "lr": optimizer.defaults.get("lr"),
+        "lr": defaults.get("lr"),
         "momentum": "-" if momentum is None else f"{momentum:g}",
-        "batch_size": min(batch, train_rows),
+        "batch_size": batch,
         "seed": plain["seed"],
         "data": _class_name(plain["data"]),
+        "model": _class_name(plain["model"]),
         "loss": _class_name(plain["loss"]),
-        "scheduler": _class_name(plain["scheduler"]) if plain["scheduler"] else "-",
+        "scheduler": _class_name(plain["scheduler"]),
     }
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer"):
         for key, value in (plain[group] or {}).items():
-            if key != "_target_" and key not in columns and (group != "trainer" or key in TRAINER_COLUMNS):
+            if key not in ("_target_", "_partial_", *columns) and (group != "trainer" or key in TRAINER_COLUMNS):
                 columns[f"{group}.{key}"] = value
     cells: dict[str, Cell] = {}
     for name, value in columns.items():
@@ -70,7 +75,7 @@ def hyperparameters(plain: dict[str, Any], optimizer: Optimizer, train_rows: int
 
 
 def _class_name(spec: dict[str, Any]) -> str:
-    return str(spec["_target_"]).rpartition(".")[2]
+    return str(spec.get("_target_", "-")).rpartition(".")[2]
 
 
 def metrics(

@@ -18,7 +18,7 @@ class Summary:
 
     Args:
         jobs: J.
-        metric: what decides which weights are best.
+        metric: what decides which weights are best; None for nothing.
         mode: ``min`` or ``max``.
 
     Attributes:
@@ -34,7 +34,7 @@ class Summary:
         metrics: names that `diverged_by` counts.
     """
 
-    def __init__(self, jobs: int, metric: str, mode: str, device: torch.device | str = "cpu") -> None:
+    def __init__(self, jobs: int, metric: str | None, mode: str, device: torch.device | str = "cpu") -> None:
         def of_each(value: float, dtype: torch.dtype) -> Tensor:
             return torch.full((jobs,), value, dtype=dtype, device=device)
 
@@ -77,7 +77,9 @@ class Summary:
             self.parameters = {name: values.clone() for name, values in (parameters or {}).items()}
             return any(diverged)
         self.note_small(step, loss)
-        value = metrics[self.metric]
+        value = metrics.get(str(self.metric))
+        if value is None:
+            return any(diverged)
         better = self.alive & ((value < self.best) if self.mode == "min" else (value > self.best))
         self.best = torch.where(better, value, self.best)
         self.best_step = torch.where(better, step, self.best_step)

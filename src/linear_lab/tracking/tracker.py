@@ -5,93 +5,63 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import OmegaConf
+from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 
 from linear_lab.data import LinearData
 from linear_lab.data.datamodule import EVALUATION_ROWS
 from linear_lab.models import SupervisedModule
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
+from linear_lab.tracking.curves import Curves
 from linear_lab.tracking.graph import trace
 from linear_lab.tracking.pictures.of_run import Pictures, is_plain
 from linear_lab.tracking.summary import Summary
 from linear_lab.tracking.tensorboard import RunLogger
 
 MOST_CURVES = 16  # coefficients with a curve each; of more coefficients only the norm is logged
-STATE = ("path", "logged", "drawn", "lr")  # attributes that a checkpoint holds
 
 
-class Tracker(Callback):
-    """Logs a run's curves, HPARAMS row, pictures, histograms, graph and texts.
+class Tracker(Curves):
+    """Logs a run's curves, HPARAMS row, pictures, histograms, graph and texts: of a SupervisedModule on LinearData.
 
     Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
     logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.pictures`` is true.
-    ``config`` holds plain containers, interpolations not resolved. `StopOnDivergence`, which acts before, updates
-    ``summary``.
     """
+
+    state = ("path", "logged", "drawn", "lr")
 
     def __init__(
         self,
         logger: RunLogger,
+        config: dict[str, Any],
+        summary: Summary,
         data: LinearData,
         model: SupervisedModule,
         reference: Reference,
-        config: dict[str, Any],
-        summary: Summary,
     ) -> None:
-        self.logger, self.data, self.model, self.reference = logger, data, model, reference
-        self.config, self.summary = config, summary
+        super().__init__(logger, config, summary)
+        self.data, self.model, self.reference = data, model, reference
         self.pictures = Pictures(data, model, reference) if logger.pictures else None
         self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
-        self.logged = -1  # the last step whose numbers were logged
         self.drawn = -1  # the last step that has pictures
-        self.caught_up = False  # whether `finish` logged the last numbers, and not a validation
-        self.lr: float | None = None  # of the last step
-        self.training_since: tuple[int, float] | None = None  # step and time of the first batch after a validation
-        self.speed: float | None = None  # steps per second between the last two validations
 
     def begin(self) -> None:
         """Log what does not change, and pictures of the initial model."""
-        self.describe(0)
+        super().begin()
         self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
         with evaluation_mode(self.model):
             self.logger.log_graph_of(trace(self.model, *(values[:1] for values in self.data.parts["train"])))
         self._log_pictures(0)
 
-    def describe(self, step: int) -> None:
-        """Write the hyperparameters into the run's row, and log the config; a resumed run may have changed them."""
-        optimizers: Any = self.model.configure_optimizers()
-        optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
+    def hyperparameters(self) -> dict[str, hparams.Cell]:
+        optimizer = self.model.fresh_optimizer()
         if self.lr is None:  # before the first step; a scheduler may have changed it already
             self.lr = optimizer.param_groups[0].get("lr")
-        columns = hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
-        hparams.write_start(Path(self.logger.root_dir), columns)
-        yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)
-        self.logger.log_text("config", f"```yaml\n{yaml}```", step)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step, now = trainer.global_step, time.perf_counter()
-        first, started = self.training_since or (step, now)
-        self.speed = (step - first) / (now - started) if step > first else None
-        self.training_since = None
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-            self._log_scalars(trainer.global_step, metrics)
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.training_since = self.training_since or (trainer.global_step, time.perf_counter())
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self.lr = optimizer.param_groups[0].get("lr")  # after the step, a scheduler may set that of the next one
+        return hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step, started = trainer.global_step, time.perf_counter()
@@ -106,40 +76,28 @@ class Tracker(Callback):
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Log pictures of the final model, and its numbers if no validation has, as in a run that diverged."""
-        self.caught_up = step != self.logged
-        if self.caught_up:
+        if step != self.logged:
             excess = self.reference.excess(self.model.network)
             self.summary.note_small(step, torch.tensor([metrics["train/loss"] if excess is None else excess]))
-            self._log_scalars(step, metrics)
+        super().finish(step, metrics)
         self._log_pictures(step)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in STATE}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update({name: state_dict[name] for name in STATE})
-
-    def _log_scalars(self, step: int, metrics: dict[str, float]) -> None:
-        self.logged = step
+    def row(self, step: int, metrics: dict[str, float], excess: float | None = None) -> dict[str, float]:
         excess, optimum = self.reference.excess(self.model.network), self.reference.optimum
-        summary, metric, small_at = self.summary, self.summary.metric, int(self.summary.small_at)
-        # the initial model has no checkpoint, so it counts as best only until there is one
-        best = summary.best if summary.best_step >= 0 else summary.first.get(metric, metrics[metric])
-        steps_above = step if small_at < 0 else small_at
         with evaluation_mode(self.model):
             norm, _ = gradient_norms(self.model, *self.data.near("train"), of_rows=False)
-        scalars: dict[str, float | None] = {
-            "train/excess": excess,
-            "train/log10_excess": math.log10(excess) if excess else None,
-            "optim/lr": self.lr,
+        numbers = {
+            **super().row(step, metrics, excess),
             "optim/grad_norm": norm,
-            "time/steps_per_second": self.speed,
             **self._coefficients("param", self.data.schema.in_file_units(self.model.learned())),
-            **hparams.metrics(metric, metrics["train/loss"], excess, metrics[metric], float(best), steps_above),
         }
+        if excess is not None:
+            numbers["train/excess"] = excess
+        if excess:
+            numbers["train/log10_excess"] = math.log10(excess)
         if optimum:
-            scalars |= {"optimum/loss": optimum.loss, **self._coefficients("optimum", optimum.learned())}
-        self.logger.log_metrics({name: number for name, number in scalars.items() if number is not None}, step)
+            numbers |= {"optimum/loss": optimum.loss, **self._coefficients("optimum", optimum.learned())}
+        return numbers
 
     def _coefficients(self, group: str, parameters: dict[str, Any]) -> dict[str, float]:
         schema = self.data.schema

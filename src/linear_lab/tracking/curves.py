@@ -1,0 +1,93 @@
+"""What TensorBoard shows of any run: its HPARAMS row, its config, its learning rate and speed beside what it logs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
+from torch.optim import Optimizer
+
+from linear_lab.runs.checkpoints import is_measured_without_validation
+from linear_lab.tracking import hparams
+from linear_lab.tracking.summary import Summary
+from linear_lab.tracking.tensorboard import RunLogger
+
+
+class Curves(Callback):
+    """Logs of a run, after each validation, what its module does not log by itself.
+
+    ``config`` holds plain containers, interpolations not resolved. `StopOnDivergence`, which acts before, updates
+    ``summary``.
+    """
+
+    state: tuple[str, ...] = ("logged", "lr")  # attributes that a checkpoint holds
+
+    def __init__(self, logger: RunLogger, config: dict[str, Any], summary: Summary) -> None:
+        self.logger, self.config, self.summary = logger, config, summary
+        self.logged = -1  # the last step whose numbers were logged
+        self.caught_up = False  # whether `finish` logged the last numbers, and not a validation
+        self.lr: float | None = None  # of the last step
+        self.training_since: tuple[int, float] | None = None  # step and time of the first batch after a validation
+        self.speed: float | None = None  # steps per second between the last two validations
+
+    def begin(self) -> None:
+        """Log what does not change."""
+        self.describe(0)
+
+    def describe(self, step: int) -> None:
+        """Write the hyperparameters into the run's row, and log the config; a resumed run may have changed them."""
+        hparams.write_start(Path(self.logger.root_dir), self.hyperparameters())
+        yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)
+        self.logger.log_text("config", f"```yaml\n{yaml}```", step)
+
+    def hyperparameters(self) -> dict[str, hparams.Cell]:
+        return hparams.hyperparameters(self.config)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, now = trainer.global_step, time.perf_counter()
+        first, started = self.training_since or (step, now)
+        self.speed = (step - first) / (now - started) if step > first else None
+        self.training_since = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            self.log_scalars(trainer.global_step, metrics)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.training_since = self.training_since or (trainer.global_step, time.perf_counter())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self.lr = optimizer.param_groups[0].get("lr")  # after the step, a scheduler may set that of the next one
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_measured_without_validation(trainer):
+            self.on_validation_start(trainer, pl_module)
+            self.on_validation_end(trainer, pl_module)
+
+    def finish(self, step: int, metrics: dict[str, float]) -> None:
+        """Log the final model's numbers if no validation has, as in a run that diverged."""
+        self.caught_up = step != self.logged
+        if self.caught_up:
+            self.log_scalars(step, metrics)
+
+    def log_scalars(self, step: int, metrics: dict[str, float]) -> None:
+        self.logged = step
+        numbers = {"optim/lr": self.lr, "time/steps_per_second": self.speed, **self.row(step, metrics)}
+        self.logger.log_metrics({name: number for name, number in numbers.items() if number is not None}, step)
+
+    def row(self, step: int, metrics: dict[str, float], excess: float | None = None) -> dict[str, float]:
+        """Return the numbers of the run's row."""
+        summary, metric, small_at = self.summary, str(self.summary.metric), int(self.summary.small_at)
+        value, train_loss = metrics.get(metric), metrics.get("train/loss")
+        # the initial model has no checkpoint, so it counts as best only until there is one
+        best = summary.best if summary.best_step >= 0 else summary.first.get(metric, value)
+        above = None if train_loss is None else step if small_at < 0 else small_at
+        return hparams.metrics(metric, train_loss, excess, value, None if best is None else float(best), above)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update({name: state_dict[name] for name in self.state})

@@ -1,0 +1,218 @@
+"""Modules and data that derive from nothing of this project: trained, resumed, measured, and what is said of them."""
+
+import shutil
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from runs import compose, record, scalars
+from torch import nn
+from torchmetrics.classification import MulticlassF1Score
+
+from linear_lab import UserError
+from linear_lab.fitting import build, run
+from linear_lab.inference.remeasure import evaluate
+from linear_lab.inference.rows import predict
+from linear_lab.models import SupervisedModule
+
+pytestmark = pytest.mark.filterwarnings(  # of Lightning, for train.log
+    "ignore:You passed in a `val_dataloader`", "ignore:Total length of .* across ranks is zero"
+)
+BORING = "lightning.pytorch.demos.boring_classes."
+NET, CLOUDS = {"_target_": "own.Net"}, {"_target_": "own.Clouds"}
+SHORT = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "logger.pictures=false")
+
+
+def config(*overrides, model=NET, data=CLOUDS):
+    """What a YAML file in conf/model and one in conf/data compose to."""
+    cfg = compose(*SHORT, *(override for override in overrides if not override.startswith(("model.", "data."))))
+    cfg.model, cfg.data = model, data
+    OmegaConf.set_struct(cfg, False)
+    return OmegaConf.merge(cfg, OmegaConf.from_dotlist([o for o in overrides if o.startswith(("model.", "data."))]))
+
+
+def train(folder, *overrides, model=NET, data=CLOUDS):
+    folder.mkdir(parents=True, exist_ok=True)
+    run.train(config(*overrides, model=model, data=data), folder, overrides)
+    return record(folder)
+
+
+def resume(folder, *overrides):
+    saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    changes = OmegaConf.from_dotlist([f"resume={folder}", "trust=[own.Net,own.Clouds]", *overrides])
+    run.train(OmegaConf.merge(saved, changes), folder, [f"resume={folder}", *overrides])
+    return record(folder)
+
+
+def weights(folder, which="last"):
+    return torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_module_and_data_of_ones_own(tmp_path, capsys):
+    result = train(tmp_path)
+    shown = capsys.readouterr().out
+    assert result["status"] == "completed"
+    assert set(result["metrics"]) == {"train_loss", "val/loss", "val/hits", "test/hits"}
+    assert set(result["initial"]) == {"excess_loss", "val/loss", "val/hits"}
+    assert result["metrics"]["val/loss"] < result["initial"]["val/loss"]
+    assert result["best"]["metrics"]["val/loss"] <= result["metrics"]["val/loss"]
+    assert "least squares, the seven steps, pictures, predict and export: Net is no SupervisedModule" in shown
+    assert "SGD" not in shown
+    assert "predict" not in shown.rpartition("go on")[0].rpartition("evaluate")[2]
+    curves = scalars(tmp_path)
+    assert [value for _, value in curves["val/hits"]][-1] == pytest.approx(result["metrics"]["val/hits"])
+    assert {"train_loss", "val/loss", "hp/val_loss", "hp/best_val_loss", "optim/lr"} <= set(curves)
+
+
+def test_its_metric_decides_which_weights_are_best(tmp_path):
+    result = train(tmp_path, "metric=val/hits", "mode=max", "trainer.max_epochs=6")
+    curve = dict(scalars(tmp_path)["val/hits"])
+    assert result["best"]["metrics"]["val/hits"] == pytest.approx(max(v for step, v in curve.items() if step))
+    assert evaluate(str(tmp_path), trust=["own.Net", "own.Clouds"]).items() <= result["best"]["metrics"].items()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_goes_on_to_the_same_bits(epochs, workers, tmp_path):
+    overrides = (f"data.workers={workers}", "trainer.max_epochs=5")
+    expected = train(tmp_path / "whole", *overrides)
+    folder = tmp_path / "cut"
+    train(folder, *overrides, f"trainer.max_epochs={epochs}")
+    result = resume(folder, "trainer.max_epochs=5")
+    assert result["metrics"] == expected["metrics"]
+    assert result["best"] == expected["best"]
+    assert all(map(torch.equal, weights(folder).values(), weights(tmp_path / "whole").values()))
+
+
+def test_a_kill_within_an_epoch_goes_on_from_its_beginning(tmp_path):
+    expected = train(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    train(folder, "trainer.max_epochs=2")
+    killed = shutil.copytree(folder, tmp_path / "copy")
+    assert resume(killed, "trainer.max_epochs=4")["metrics"] == expected["metrics"]
+
+
+def test_without_validation_the_training_loss_decides(tmp_path):
+    result = train(
+        tmp_path,
+        "metric=train_loss",
+        model={"_target_": "own.TrainingAlone"},
+        data={"_target_": "own.WithoutValidation"},
+    )
+    assert set(result["metrics"]) == {"train_loss"}
+    assert result["best"]["metrics"]["train_loss"] <= result["metrics"]["train_loss"]
+    assert len(scalars(tmp_path)["hp/train_loss"]) == 4
+
+
+@pytest.mark.parametrize("name", ["BoringModel", "DemoModel", "ManualOptimBoringModel"])
+def test_demo_classes_of_lightning(name, tmp_path):
+    data = {"_target_": f"{BORING}BoringDataModule"}
+    result = train(tmp_path, "metric=null", model={"_target_": BORING + name}, data=data)
+    assert (result["status"], result["steps"], result["metrics"]) == ("completed", 256, {})
+    folder = tmp_path / "cut"
+    train(folder, "metric=null", "trainer.max_epochs=2", model={"_target_": BORING + name}, data=data)
+    assert resume(folder, "trainer.max_epochs=4")["steps"] == 256
+    assert all(map(torch.equal, weights(folder).values(), weights(tmp_path).values()))
+
+
+GIVEN = {"_target_": "own.Given", "net": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}}
+
+
+def test_optimizer_and_loss_reach_a_module_as_partials_or_specs(tmp_path):
+    cfg = config(model=GIVEN | {"loss": "${loss}"})
+    cfg.optimizer = {"_target_": "torch.optim.SGD", "lr": 0.5, "_partial_": True}
+    run.train(cfg, tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
+    assert checkpoint["hyper_parameters"] == {"loss": {"_target_": "torch.nn.MSELoss"}, "scheduler": None}
+
+
+LINEAR, BORING_DATA = "linear_lab.models.linear.LinearModule", {"_target_": f"{BORING}BoringDataModule"}
+MISTAKES = {  # overrides, module, data, message
+    "no validation": ([], None, {"_target_": "own.WithoutValidation"}, "metric=val/loss: is not .* train_loss, or"),
+    "nothing logged": (
+        [],
+        f"{BORING}BoringModel",
+        BORING_DATA,
+        r"nor is another; log it, as in self.log\('val/loss', v",
+    ),
+    "a metric that comes late": (["metric=late"], "own.AtTheEnd", CLOUDS, "metric=late: is not measured by"),
+    "two optimizers": ([], "own.TwoOptimizers", CLOUDS, "model: .*multiple optimizers.*manual optimization"),
+    "no pickle": (["metric=train_loss"], "own.Unsaveable", CLOUDS, "cannot be saved .*; let its buffers"),
+    "no plain state": (["metric=train_loss"], "own.Unreadable", CLOUDS, "cannot be saved .*; let its buffers"),
+    "no batch": ([], None, {"_target_": "own.Empty"}, "data: train_dataloader of Empty has no batch"),
+    "an optimizer that nobody takes": (["optimizer=adam"], "own.Net", CLOUDS, "=adam: Net takes no optimizer, so it"),
+    "a rate that nobody takes": (["optimizer.lr=0.3"], "own.Net", CLOUDS, "optimizer.lr=0.3: Net takes no optimizer"),
+    "early stopping by nothing": (["callbacks=early_stopping", "metric=nope"], "own.Net", CLOUDS, "nope: is not meas"),
+    "no features": ([], LINEAR, CLOUDS, "wants in_features, which data of Clouds do not say"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_has_a_message(kind, tmp_path):
+    overrides, model, data, message = MISTAKES[kind]
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, *overrides, model={"_target_": model or "own.TrainingAlone"}, data=data)
+    assert record(tmp_path)["status"] == "failed"
+
+
+def test_predict_says_what_it_needs(tmp_path):
+    train(tmp_path, "trainer.max_epochs=1")
+    with pytest.raises(UserError, match=r"own\.Net on own\.Clouds can be evaluated"):
+        predict(str(tmp_path), x=[1, 2], trust=["own.Net", "own.Clouds"])
+
+
+class Own(SupervisedModule):
+    """A network of six lines, with a metric of its own."""
+
+    def __init__(self, in_features, out_features, **training):
+        network = nn.Sequential(nn.Linear(in_features, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, out_features))
+        super().__init__(network, metrics={"f1": MulticlassF1Score(out_features)}, **training)
+
+
+CLASSES = ("data=toy_classes", "loss=cross_entropy", "trainer.max_epochs=6")
+
+
+def test_a_network_and_a_metric_of_ones_own(tmp_path):
+    cfg = compose(*SHORT, *CLASSES, "metric=val/f1", "mode=max")
+    cfg.model = {"_target_": f"{__name__}.Own"}
+    run.train(cfg, tmp_path)
+    result = record(tmp_path)
+    names = {f"{part}/{name}" for part in ("train", "val", "test") for name in ("loss", "accuracy", "f1")}
+    assert set(result["metrics"]) == names
+    assert result["best"]["metrics"]["val/f1"] == pytest.approx(max(v for s, v in scalars(tmp_path)["val/f1"] if s))
+    assert evaluate(str(tmp_path), trust=f"{__name__}.Own") == result["best"]["metrics"]
+    predict(str(tmp_path), x=[1, 2], trust=f"{__name__}.Own")
+    part = build.build(cfg)
+    logits = part[1].network.eval()(part[0].parts["val"][0])
+    expected = MulticlassF1Score(3)(logits, part[0].parts["val"][1]).item()
+    assert result["initial"]["val/f1"] == pytest.approx(expected)
+
+
+def test_its_dropout_goes_on_to_the_same_bits(tmp_path):
+    for folder, epochs in (("whole", 6), ("cut", 3)):
+        cfg = compose(*SHORT, *CLASSES, "data.batch_size=7", f"trainer.max_epochs={epochs}")
+        cfg.model = {"_target_": f"{__name__}.Own"}
+        (tmp_path / folder).mkdir()
+        run.train(cfg, tmp_path / folder)
+    saved = OmegaConf.load(tmp_path / "cut" / ".hydra" / "config.yaml")
+    changes = {"resume": str(tmp_path / "cut"), "trust": f"{__name__}.Own", "trainer": {"max_epochs": 6}}
+    run.train(OmegaConf.merge(saved, changes), tmp_path / "cut", [])
+    assert record(tmp_path / "cut")["parameters"] == record(tmp_path / "whole")["parameters"]
+
+
+def test_a_module_of_ones_own_on_our_data(tmp_path):
+    model = {"_target_": "own.Net", "lr": 0.1}
+    result = train(tmp_path, model=model, data=compose("data=toy_classes").data)
+    assert set(result["metrics"]) == {"train_loss", "val/loss", "val/hits", "test/hits"}
+    assert result["rows"].keys() == {"train", "val", "test"}
+
+
+def test_a_supervised_module_on_data_of_ones_own(tmp_path):
+    model = {"_target_": LINEAR, "in_features": 2, "out_features": 3}
+    result = train(tmp_path, "loss=cross_entropy", "optimizer=adam", model=model)
+    assert {"train/loss", "val/loss", "val/accuracy", "test/loss"} <= set(result["metrics"])
+    assert result["parameters"].keys() == {"bias", "weight"}
+    assert evaluate(str(tmp_path), "last", trust="own.Clouds").items() <= result["metrics"].items()
+    with pytest.raises(UserError, match=r"Module on own\.Clouds can be evaluated"):
+        predict(str(tmp_path), x=[1, 2], trust="own.Clouds")
