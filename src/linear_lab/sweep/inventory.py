@@ -16,16 +16,8 @@ from linear_lab.runs.record import ENDED
 from linear_lab.sweep import PLAN, results
 from linear_lab.sweep.plan import COLUMNS, EMPTY, read_plan
 
-STEERING = {
-    "name",
-    "overwrite",
-    "fail_fast",
-    "launch",
-    "sweep",
-    "resume",
-    "trust",
-    "hydra",
-}  # keys that no job is trained with
+# keys that no job is trained with
+STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "trust", "hydra"}
 NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
 TEXTS = ("status", "error", "config_hash")
 OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # fields of a record's `job`
