@@ -145,9 +145,8 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
             numbers = pl.DataFrame(columns)
             incomplete, first = incomplete_rows(pl.DataFrame(given), row)
             if missing == "error" and first:
-                raise ValueError(
-                    f"{first}; missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
-                )
+                remedy = "missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
+                raise ValueError(f"{first}; {remedy}")
             predicted = predictor.columns(torch.from_numpy(numbers.to_numpy(order="c", writable=True)))
             predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
             check_finite(predicted.select(pl.when(~incomplete).then(pl.selectors.numeric()).otherwise(0.0)), row)

@@ -55,10 +55,8 @@ def make(path: Path) -> None:
     except OSError as error:
         if isinstance(error, FileExistsError) and path.is_dir():
             raise
-        why = f"{error.strerror}: {error.filename or path}"
-        raise UserError(
-            f"no run can be kept in {path.parent} ({why}); choose another folder with output_root=<folder>"
-        ) from error
+        why, remedy = f"{error.strerror}: {error.filename or path}", "choose another folder with output_root=<folder>"
+        raise UserError(f"no run can be kept in {path.parent} ({why}); {remedy}") from error
     try:
         check_room(path)
     except UserError:
@@ -152,9 +150,8 @@ def no_link(path: str | Path, flags: int) -> int:
 def refuse_link(path: Path) -> None:
     """Raise UserError for a symbolic link where files are to be written: they would be written elsewhere."""
     if path.is_symlink():
-        raise UserError(
-            f"{path}: a symbolic link, through which nothing is written; delete it, or copy what it names there"
-        )
+        remedy = "delete it, or copy what it names there"
+        raise UserError(f"{path}: a symbolic link, through which nothing is written; {remedy}")
 
 
 def taken(file: int) -> bool:

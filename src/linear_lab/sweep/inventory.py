@@ -135,15 +135,13 @@ def _with_keys(jobs: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
             columns.setdefault(column.lstrip("+~"), []).append(column)  # x=1 of one command, ++x=2 of another
     of_plan = planned.select("name", *(pl.coalesce(names).alias(KEYS + key) for key, names in columns.items()))
     recorded = jobs.filter((pl.col("folder") | pl.col("planned").is_null()) & pl.col("typed").is_not_null())
-    rows = [{"name": name} | _keys(typed) for name, typed in recorded.select("name", "typed").iter_rows()]
+    rows = []
+    for name, typed in recorded.select("name", "typed").iter_rows():
+        pairs = (item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
+        rows.append({"name": name} | {KEYS + key: value for key, value in pairs})
     of_records = pl.DataFrame(rows or {"name": []}, infer_schema_length=None)
     keys = pl.concat([of_plan.join(recorded, on="name", how="anti"), of_records], how="diagonal_relaxed")
     return jobs.join(keys, on="name", how="left", maintain_order="left")
-
-
-def _keys(typed: list[str]) -> dict[str, str]:
-    pairs = (item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
-    return {KEYS + key: value for key, value in pairs}
 
 
 def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
@@ -181,8 +179,7 @@ def _read_record(path: Path, version: Stamp | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         return {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
     job = job_record.job or record.Job()
-    row = {name: getattr(job_record, name) for name in (*TEXTS, *NUMBERS)} | {
-        name: getattr(job, name) for name in OF_JOB
-    }
+    row = {name: getattr(job_record, name) for name in (*TEXTS, *NUMBERS)}
+    row |= {name: getattr(job, name) for name in OF_JOB}
     row |= {"trained": job_record.initial is not None, "typed": job.overrides}
     return row | ({"metrics": job_record.metrics} if job_record.metrics else {})

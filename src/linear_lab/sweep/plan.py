@@ -37,14 +37,6 @@ NOTHING = "_"  # the column of a sweep of one job for which no key was typed
 LONGEST = 100  # characters of a name that had to be changed
 
 
-class PlannedJob(NamedTuple):
-    """A job as planned; jobs with equal fingerprints are one job."""
-
-    name: str  # of its folder
-    hash: str  # fingerprint of what decides the job's numbers
-    overrides: list[str]  # typed for this job, in the order typed
-
-
 class Part(NamedTuple):
     """Jobs whose configs have one shape."""
 
@@ -219,12 +211,8 @@ def safe(name: str) -> str:
     return f"{atomic.plain(f'job{name}' if plain[:1] in '._-' else name)[:LONGEST]}-{digest}"
 
 
-def planned_jobs(plan: pl.DataFrame) -> list[PlannedJob]:
-    return [PlannedJob(*row) for row in plan.select("name", "config_hash", overrides(plan)).iter_rows()]
-
-
 def overrides(rows: pl.DataFrame) -> pl.Series:
-    """Return the overrides of planned jobs as a column of lists."""
+    """Return the overrides of planned jobs, each in the order typed, as a column of lists."""
     typed = [pl.format("{}={}", pl.lit(key), pl.col(key)) for key in rows.columns if key not in COLUMNS]
     if not typed:
         return pl.Series("overrides", [[]] * len(rows), pl.List(pl.String))
