@@ -79,8 +79,7 @@ class TableFile:
         # Read the names here, since polars would rename the second of two columns of one name. Columns without a name
         # are told apart by spaces, since polars wants each name once.
         self.names = [unguarded(name.strip()) or " " * next(blanks) for name in next(self._rows())]
-        repeated = [name for name, count in Counter(self.names).items() if count > 1]
-        if repeated:
+        if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
             raise ValueError(f"{self.label}: two columns are called {repeated[0]!r}; rename one")
         names, plain = self.names, self.encoding == "utf-8-sig" and not self.start and self._is_plain()
         source = self.path if plain else self._copy()
@@ -154,8 +153,7 @@ class TableFile:
             # All columns of a CSV are parsed: a row that another column breaks would be lost in silence (polars#21519).
             every = pl.QueryOptFlags(projection_pushdown=not self.is_csv)
             frame = self.frame.select(columns).collect(engine="streaming", optimizations=every)
-            blank = trailing_blanks(frame)
-            if blank:  # These columns are blank there; count the rows where all columns are.
+            if blank := trailing_blanks(frame):  # These columns are blank there; count the rows where all columns are.
                 blank = trailing_blanks(self.frame.tail(blank).collect())
             return frame.head(len(frame) - blank)
 
@@ -178,8 +176,7 @@ class TableFile:
 
     def check_columns(self, names: Sequence[str], key: str) -> None:
         """Raise ValueError for names that the file does not have, or that are given twice."""
-        missing = [name for name in names if name not in self.names]
-        if missing:
+        if missing := [name for name in names if name not in self.names]:
             hint = self._header_below(missing) if self.is_csv else ""
             raise ValueError(f"{key}: there is no column {', '.join(map(repr, missing))}; {self.content}{hint}")
         if len(set(names)) < len(names):

@@ -134,8 +134,7 @@ class TableData(LinearData):
             frame = table.read([*dict.fromkeys([*x, *others])])
         if not len(frame):
             raise ValueError(f"{table.label}: a header, but no rows")
-        repeated = [name for name, count in Counter([*x, *others]).items() if count > 1]
-        if repeated:
+        if repeated := [name for name, count in Counter([*x, *others]).items() if count > 1]:
             raise ValueError(f"{', '.join(repeated)}: in more than one of x, y and split; name each column once")
         if not x and not texts:
             raise ValueError(f"x: no numeric column to predict from; {'; '.join([table.content, *self.notes])}")
@@ -204,8 +203,7 @@ class TableData(LinearData):
         if self.center and len(train[0]) == 1:
             raise ValueError("train has one row, which has no standard deviation; try data.standardize=false")
         x_units = units(train[0], center=self.center)
-        constant = [name for name, scale in zip(x, x_units[1].tolist(), strict=True) if not scale]
-        if constant:
+        if constant := [name for name, scale in zip(x, x_units[1].tolist(), strict=True) if not scale]:
             self.notes.append(f"the same in all rows of train, so of no effect: {', '.join(constant)}")
         if labels:
             return Schema.of(x, y, labels, x_units)
