@@ -167,13 +167,8 @@ def taken(file: int) -> bool:
 def is_locked(path: Path) -> bool:
     """Tell whether a process holds the lock of a file."""
     try:
-        file = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:  # the lock is held, or there is no such file
+        return isinstance(error, BlockingIOError)
     return False
