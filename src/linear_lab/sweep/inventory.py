@@ -159,8 +159,8 @@ def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
             row = row | {"status": "interrupted"}  # it was killed
         rows.append({"name": name, "folder": True} | row)
         stamps.append((name, row["status"], version))
-    of_rows = [pl.DataFrame(rows, infer_schema_length=None)] if rows else []
-    return pl.concat([pl.DataFrame(schema=SCHEMA), *of_rows], how="diagonal_relaxed"), stamps
+    tables = [pl.DataFrame(schema=SCHEMA), pl.DataFrame(rows, infer_schema_length=None)]
+    return pl.concat(tables, how="diagonal_relaxed"), stamps
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -184,16 +184,14 @@ def names(typed: pl.DataFrame, optimizer: str, named: Collection[str] = ()) -> p
     """
     keys = {column: column.lstrip("+") for column in typed.columns}
     endings = [key.rpartition(".")[2] for key in keys.values()]
-    parts = []
+    parts = [] if "optimizer" in keys.values() else [pl.lit(optimizer)]
     for (column, key), ending in zip(keys.items(), endings, strict=True):
-        if typed[column].n_unique() > 1 or key in named:
+        differs = typed[column].n_unique() > 1 or key in named
+        if key == "optimizer":
+            parts.insert(len(parts) if differs else 0, pl.col(column))
+        elif differs:
             shown = ending if endings.count(ending) == 1 else key
-            parts.append(pl.col(column) if key == "optimizer" else pl.lit(f"{shown}=") + pl.col(column))
-    chosen = next((column for column, key in keys.items() if key == "optimizer"), None)
-    if chosen is None:
-        parts.insert(0, pl.lit(optimizer))
-    elif typed[chosen].n_unique() == 1 and "optimizer" not in named:
-        parts.insert(0, pl.col(chosen))
+            parts.append(pl.lit(f"{shown}=") + pl.col(column))
     joined = typed.select(name=pl.concat_str(parts, separator="-", ignore_nulls=True)).to_series()
     return joined.map_elements(safe, pl.String)
 
