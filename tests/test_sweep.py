@@ -379,9 +379,7 @@ def test_what_two_commands_plan_is_added(tmp_path):
     assert [end(pid) for pid in [fork(add, tmp_path, letter) for letter in "ab"]] == [0, 0]
     found = plan.read_plan(tmp_path)
     assert sorted(found["name"]) == sorted(f"{letter}{number}" for letter in "ab" for number in range(20))
-    assert [job.overrides for job in plan.planned_jobs(found)] == [
-        [f"+{job.name[0]}={job.name}"] for job in plan.planned_jobs(found)
-    ]
+    assert plan.overrides(found).to_list() == [[f"+{name[0]}={name}"] for name in found["name"]]
 
 
 STACKED = ("launch=stacked", "hydra.launcher.keep=0")

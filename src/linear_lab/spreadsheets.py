@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import polars as pl
 
 FORMULA = r"[=+\-@\t\r\n]"  # begins what a spreadsheet computes, or sends somewhere
-PLAIN = (
-    r"^($|[^=+\-@\t\r\n]|[+-]([0-9][0-9.,]*|[.,][0-9]+)([eE][+-]?[0-9]+)?$|[+-](?i:inf|infinity|nan)$)"  # or a number
-)
+# no formula: nothing, what begins otherwise, or a number
+PLAIN = r"^($|[^=+\-@\t\r\n]|[+-]([0-9][0-9.,]*|[.,][0-9]+)([eE][+-]?[0-9]+)?$|[+-](?i:inf|infinity|nan)$)"
 
 
 def as_csv(rows: pl.DataFrame, columns: Sequence[str] = ()) -> str:

@@ -63,10 +63,6 @@ class TableFile:
             self.names = self.frame.collect_schema().names()
 
     def _scan_csv(self, separator: str | None) -> pl.LazyFrame:
-        try:
-            "".encode(self.encoding)
-        except LookupError as error:
-            raise ValueError(f"{self.label}: cannot be read with encoding={self.encoding} ({error})") from None
         if self.encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
             self.encoding = "utf-8-sig"
         header = ""
@@ -76,17 +72,14 @@ class TableFile:
                     separator = separator or declared[1]
                 elif header.strip():
                     break
-            else:
-                header = ""
-        if "\0" in header or not header:
+        if "\0" in header or not header.strip():
             raise ValueError(f"{self.label}: not a table, but binary data or blank lines")
         self.separator = separator or max(SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
         blanks = itertools.count()
         # Read the names here, since polars would rename the second of two columns of one name. Columns without a name
         # are told apart by spaces, since polars wants each name once.
         self.names = [unguarded(name.strip()) or " " * next(blanks) for name in next(self._rows())]
-        repeated = [name for name, count in Counter(self.names).items() if count > 1]
-        if repeated:
+        if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
             raise ValueError(f"{self.label}: two columns are called {repeated[0]!r}; rename one")
         names, plain = self.names, self.encoding == "utf-8-sig" and not self.start and self._is_plain()
         source = self.path if plain else self._copy()
@@ -100,14 +93,10 @@ class TableFile:
             if not any(b'"' in block or b"\r" in block for block in iter(lambda: file.read(2**20), b"")):
                 return True
         content = np.memmap(self.path, np.uint8, mode="r")
-        data = content[len(BOM) if content[: len(BOM)].tobytes() == BOM else 0 :]
-        quotes, returns = np.flatnonzero(data == ord('"')), np.flatnonzero(data[:-1] == ord("\r"))
-        opening, closing = quotes[::2], quotes[1::2]
-        around = np.frombuffer(f'{self.separator}\r\n"'.encode(), np.uint8)  # a quote within a cell is written twice
-        opens = np.isin(data[opening - 1], around) | (opening == 0)
-        closes = np.isin(data[np.minimum(closing + 1, len(data) - 1)], around)
-        paired = len(opening) == len(closing)
-        return bool(paired and opens.all() and closes.all() and (data[returns + 1] == ord("\n")).all())
+        data = content[len(BOM) if content[: len(BOM)].tobytes() == BOM else 0 :].data
+        edge = re.escape(f'{self.separator}\r\n"').encode()  # a quote within a cell is written twice
+        cell = rb'(?<![^%b])"[^"\r]*+(?:\r\n[^"\r]*+)*+"(?![^%b])' % (edge, edge)
+        return bool(re.fullmatch(rb'(?:[^"\r]++|\r\n|%b)*+\r?' % cell, data))
 
     def _copy(self) -> Path:
         """Write the file anew, in UTF-8 and plainly quoted; the copy is deleted with this object."""
@@ -133,8 +122,12 @@ class TableFile:
         with self._text() as file:
             for row, values in enumerate(csv.reader(noted(file), delimiter=self.separator)):
                 name = f"{self.label}: {f'row {row}' if row else 'the header'}"
-                if len(lines) > 1 and not is_closed(lines, self.separator):
-                    raise ValueError(f"{name} opens a quote that is not closed where its cell ends; mend the quotes")
+                if len(lines) > 1:
+                    try:  # the strict rules: each quote closes where its cell ends
+                        next(csv.reader(lines, delimiter=self.separator, strict=True))
+                    except csv.Error:
+                        wrong = "opens a quote that is not closed where its cell ends; mend the quotes"
+                        raise ValueError(f"{name} {wrong}") from None
                 if lines[-1].endswith("\r"):
                     raise ValueError(f"{name} ends in CR alone, as lines of old Macs do; save it with LF")
                 if row and len(values) > len(self.names):
@@ -148,7 +141,7 @@ class TableFile:
         try:
             with self.path.open(encoding=self.encoding, newline="") as file:
                 yield file
-        except UnicodeError as error:
+        except (LookupError, UnicodeError) as error:  # of an unknown encoding, or of another one
             if self.encoding != "utf-8-sig":
                 raise ValueError(f"{self.label}: cannot be read with encoding={self.encoding} ({error})") from None
             hint = f"{self.group}encoding=latin-1"
@@ -160,8 +153,7 @@ class TableFile:
             # All columns of a CSV are parsed: a row that another column breaks would be lost in silence (polars#21519).
             every = pl.QueryOptFlags(projection_pushdown=not self.is_csv)
             frame = self.frame.select(columns).collect(engine="streaming", optimizations=every)
-            blank = trailing_blanks(frame)
-            if blank:  # These columns are blank there; count the rows where all columns are.
+            if blank := trailing_blanks(frame):  # These columns are blank there; count the rows where all columns are.
                 blank = trailing_blanks(self.frame.tail(blank).collect())
             return frame.head(len(frame) - blank)
 
@@ -184,9 +176,8 @@ class TableFile:
 
     def check_columns(self, names: Sequence[str], key: str) -> None:
         """Raise ValueError for names that the file does not have, or that are given twice."""
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            hint = self._header_below(missing)
+        if missing := [name for name in names if name not in self.names]:
+            hint = self._header_below(missing) if self.is_csv else ""
             raise ValueError(f"{key}: there is no column {', '.join(map(repr, missing))}; {self.content}{hint}")
         if len(set(names)) < len(names):
             raise ValueError(f"{key}: {', '.join(names)} names a column twice")
@@ -224,9 +215,8 @@ class TableFile:
         mark, point, kind, option = (",", r"\.", "comma", "','") if comma else (r"\.", ",", "point", ".")
         if not text.str.contains(mark).any():
             return ""
-        grouped = text.str.contains(
-            rf"^[+-]?([0-9]{{1,3}}|[1-9][0-9]{{0,2}}({mark}[0-9]{{3}})+)({point}[0-9]*)?$"
-        ).all()
+        whole = rf"([0-9]{{1,3}}|[1-9][0-9]{{0,2}}({mark}[0-9]{{3}})+)"
+        grouped = text.str.contains(rf"^[+-]?{whole}({point}[0-9]*)?$").all()
         divided = text.str.contains(rf"^[+-]?[0-9]*({mark}[0-9]*)?([eE][+-]?[0-9]+)?$").all()
         advice = [f"{'commas' if comma else 'dots'} between thousands? write the numbers without them"] * grouped
         if divided and not (grouped and not text.str.contains(mark).all()):  # 1,009 beside 990 is a thousand
@@ -247,8 +237,6 @@ class TableFile:
 
     def _header_below(self, names: Sequence[str]) -> str:
         """Advise to delete a title if a line below it names the columns."""
-        if not self.is_csv:
-            return ""
         named = sum(map(bool, map(str.strip, self.names)))
         with self._text() as file:
             for number, line in enumerate(itertools.islice(file, LINES), 1):
@@ -256,15 +244,6 @@ class TableFile:
                 if number > self.start + 1 and len(words) > named and words.issuperset(names):
                     return f"; line {number} names {', '.join(names)}: delete the lines before it"
         return ""
-
-
-def is_closed(lines: Sequence[str], separator: str) -> bool:
-    """Tell whether the lines of a row are one row by the strict rules too: each quote closes where its cell ends."""
-    try:
-        next(csv.reader(lines, delimiter=separator, strict=True))
-    except csv.Error:
-        return False
-    return True
 
 
 def incomplete_rows(numbers: pl.DataFrame, first_row: int = 1) -> tuple[pl.Series, str]:

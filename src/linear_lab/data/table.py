@@ -72,16 +72,16 @@ class TableData(LinearData):
             raise ValueError(f"center must be true or false, got {center}")
         check_seed(seed)
         self.path, self.missing, self.seed, self.fractions = path, missing, seed, fractions
-        lists = (c if c is None or isinstance(c, (list, tuple)) else [c] for c in (x, y, categorical))
-        self.x_columns, self.y_columns, self.categorical = lists
-        self.split_column = None if split is None else str(split)
+        given = (c if c is None or isinstance(c, (list, tuple)) else [c] for c in (x, y, categorical))
+        self.x_columns, self.y_columns, self.categorical = ([*map(str, names or [])] for names in given)
+        self.split_column, self.takes_all = None if split is None else str(split), x is None
         self.standardize, self.center = standardize, center is not False
         self.reading = {"separator": separator, "encoding": encoding, "decimal": decimal}
 
     def load(self) -> dict[str, Part]:
         table = TableFile(self.path, "path", **self.reading)  # type: ignore[arg-type]
-        x_names, y_names, frame = self._choose(table)
-        texts = [table.texts(frame, str(name), "categories") for name in self.categorical or []]
+        (x_names, frame), y_names = self._choose(table), self.y_columns
+        texts = [table.texts(frame, name, "categories") for name in self.categorical]
         hint = "; a category? data.categorical=[{}] makes a column of 0 and 1 for each"
         columns = {name: table.numbers(frame, name, hint=hint.format(name)) for name in x_names}
         if self.classification:
@@ -101,11 +101,11 @@ class TableData(LinearData):
             y = torch.from_numpy(indices.to_numpy(writable=True))
         seen = set(y[rows["train"]].tolist()) if classes else set()
         unseen = [label for k, label in enumerate(classes or []) if k not in seen]
-        texts = [text.filter(complete) for text in texts]
-        categories = {text.name: sorted(text.gather(rows["train"].numpy()).unique()) for text in texts}
-        for text in texts:
-            unseen += [f"{text.name}={value}" for value in sorted({*text} - {*categories[text.name]})]
-            coded = pl.DataFrame(one_hot(text, categories[text.name]))
+        categories: dict[str, list[str]] = {}
+        for text in (text.filter(complete) for text in texts):
+            known = categories[text.name] = sorted(text.gather(rows["train"].numpy()).unique())
+            unseen += [f"{text.name}={value}" for value in sorted({*text} - {*known})]
+            coded = pl.DataFrame(one_hot(text, known))
             if twice := {*coded.columns} & {*x_names}:
                 raise ValueError(f"column {min(twice)} is called as a category of {text.name}; rename it")
             x_names += coded.columns
@@ -116,48 +116,41 @@ class TableData(LinearData):
         self.schema = replace(self._schema(x_names, y_names, classes, *parts["train"]), categories=categories)
         return parts
 
-    def _choose(self, table: TableFile) -> tuple[list[str], list[str], pl.DataFrame]:
-        """Return the names of the columns of x and of y, and the rows of these columns."""
-        if not self.y_columns:
+    def _choose(self, table: TableFile) -> tuple[list[str], pl.DataFrame]:
+        """Return the names of the columns of numbers in x, and the rows of all columns that are used."""
+        y, texts, split = self.y_columns, self.categorical, [] if self.split_column is None else [self.split_column]
+        if not y:
             raise ValueError(f"y is missing: name the column to predict, as in data.y=[c]; {table.content}")
-        y = [str(name) for name in self.y_columns]
-        table.check_columns(y, "y")
         if self.classification and len(y) > 1:
             raise ValueError(f"y={y}: cross-entropy wants one column of class labels")
-        texts = [str(name) for name in self.categorical or []]
-        table.check_columns(texts, "categorical")
-        others = y if self.split_column is None else [*y, self.split_column]
-        table.check_columns(others[len(y) :], "split")
-        if self.x_columns is not None:
-            x = [str(name) for name in self.x_columns]
-            table.check_columns(x, "x")
-            x = [name for name in x if name not in texts]
-            frame = table.read([*dict.fromkeys([*x, *texts, *others])])
-        else:
+        for key, names in {"y": y, "categorical": texts, "split": split, "x": self.x_columns}.items():
+            table.check_columns(names, key)
+        others = [*texts, *y, *split]
+        if self.takes_all:
             frame = table.read(table.names)
-            left = [name for name in table.names if name not in [*texts, *others]]
-            x = [name for name in left if self._is_numeric(table, frame, name)]
+            x = [name for name in table.names if name not in others and self._is_numeric(table, frame, name)]
+        else:
+            x = [name for name in self.x_columns if name not in texts]
+            frame = table.read([*dict.fromkeys([*x, *others])])
         if not len(frame):
             raise ValueError(f"{table.label}: a header, but no rows")
-        repeated = [name for name, count in Counter([*x, *texts, *others]).items() if count > 1]
-        if repeated:
+        if repeated := [name for name, count in Counter([*x, *others]).items() if count > 1]:
             raise ValueError(f"{', '.join(repeated)}: in more than one of x, y and split; name each column once")
         if not x and not texts:
             raise ValueError(f"x: no numeric column to predict from; {'; '.join([table.content, *self.notes])}")
-        return x, y, frame
+        return x, frame
 
     def _is_numeric(self, table: TableFile, frame: pl.DataFrame, name: str) -> bool:
         """Tell whether a column holds numbers, and at least one; if not, add a note that says why."""
+        reason = "" if name.strip() else "a column without a name"
         try:
-            numeric = table.numbers(frame, name).null_count() < len(frame) and frame[name].dtype != pl.Boolean
-            reason = f"column {name} holds {frame[name].dtype}, no numbers"
+            if table.numbers(frame, name).null_count() == len(frame) or frame[name].dtype == pl.Boolean:
+                reason = reason or f"column {name} holds {frame[name].dtype}, no numbers"
         except ValueError as error:
-            numeric, reason = False, str(error)
-        if not name.strip():
-            numeric, reason = False, "a column without a name"
-        if not numeric:
+            reason = reason or str(error)
+        if reason:
             self.notes.append(f"not in x: {reason}")
-        return numeric
+        return not reason
 
     def _note(self, frame: pl.DataFrame, columns: dict[str, pl.Series], x: list[str]) -> None:
         """Add notes on digits that float64 does not hold, and on columns that count the rows and nobody asked for."""
@@ -165,7 +158,7 @@ class TableData(LinearData):
             if value := first_rounded(frame[name], numbers):
                 what = f"whole numbers beyond 2^53, such as {value}, which are rounded to 16 digits"
                 self.notes.append(f"column {name} holds {what}")
-        counts = [name for name in x if self.x_columns is None and counts_rows(columns[name])]
+        counts = [name for name in x if self.takes_all and counts_rows(columns[name])]
         others = ",".join(name for name in x if name not in counts)
         if counts and others:
             advice = f"an index, which predicts nothing? data.x=[{others}] leaves it out"
@@ -185,18 +178,16 @@ class TableData(LinearData):
 
     def _split(self, frame: pl.DataFrame, complete: pl.Series) -> dict[str, Tensor]:
         """Return the positions of each part's rows among the complete ones, in the order of the file."""
-        if self.split_column is not None:
-            part_of_row = frame[self.split_column].cast(pl.String).str.strip_chars()
+        if (column := self.split_column) is not None:
+            part_of_row = frame[column].cast(pl.String).str.strip_chars()
             wrong = (complete & ~part_of_row.is_in(PARTS).fill_null(value=False)).arg_true()
             if len(wrong):
-                raise ValueError(
-                    f"split: column {self.split_column} holds {part_of_row[wrong[0]]!r} in row {wrong[0] + 1}; "
-                    "it must say train, val or test of each row"
-                )
+                where = f"column {column} holds {part_of_row[wrong[0]]!r} in row {wrong[0] + 1}"
+                raise ValueError(f"split: {where}; it must say train, val or test of each row")
             part_of_row = part_of_row.filter(complete)
             positions = {name: torch.tensor((part_of_row == name).arg_true().to_list()) for name in PARTS}
             if not len(positions["train"]):
-                raise ValueError(f"split: no row of column {self.split_column} says train")
+                raise ValueError(f"split: no row of column {column} says train")
             return {name: rows for name, rows in positions.items() if len(rows)}
         count = int(complete.sum())
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
@@ -212,8 +203,7 @@ class TableData(LinearData):
         if self.center and len(train[0]) == 1:
             raise ValueError("train has one row, which has no standard deviation; try data.standardize=false")
         x_units = units(train[0], center=self.center)
-        constant = [name for name, scale in zip(x, x_units[1].tolist(), strict=True) if not scale]
-        if constant:
+        if constant := [name for name, scale in zip(x, x_units[1].tolist(), strict=True) if not scale]:
             self.notes.append(f"the same in all rows of train, so of no effect: {', '.join(constant)}")
         if labels:
             return Schema.of(x, y, labels, x_units)
@@ -234,10 +224,8 @@ def class_labels(table: TableFile, frame: pl.DataFrame, name: str) -> pl.Series:
     finite = numbers.is_finite().fill_null(value=False)
     fractions = (finite & (numbers != numbers.floor())).arg_true()
     if len(fractions):
-        raise ValueError(
-            f"y: column {name} holds numbers such as {numbers[fractions[0]]}; cross-entropy wants class labels, "
-            "strings or integers; for numbers choose loss=mse"
-        )
+        wanted = "cross-entropy wants class labels, strings or integers; for numbers choose loss=mse"
+        raise ValueError(f"y: column {name} holds numbers such as {numbers[fractions[0]]}; {wanted}")
     if labels.str.contains("[.,]").any():  # 1.0 is the class 1.
         short = numbers.cast(pl.Int64, strict=False).cast(pl.String)
         labels = short.zip_with(numbers.abs() < EXACT, labels.str.replace("[.,]0*$", ""))

@@ -22,13 +22,7 @@ TOLERANCE = 1e-6  # largest difference between the file's predictions and predic
 CHECKED_ROWS = 100
 
 
-def export(
-    folder: str,
-    which: str = "best",
-    output: str | None = None,
-    kind: str = "pt2",
-    trust: Trust = None,
-) -> Path:
+def export(folder: str, which: str = "best", output: str | None = None, kind: str = "pt2", trust: Trust = None) -> Path:
     """Write a run's model, its units included, and check that the file predicts what predict does.
 
     Args:

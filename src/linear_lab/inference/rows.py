@@ -148,17 +148,14 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
                 text = table.texts(batch, name, "categories")
                 given[name] = presence(text)
                 columns |= one_hot_seen(text, categories, row)
-            numbers = pl.DataFrame(columns)
             incomplete, first = incomplete_rows(pl.DataFrame(given), row)
             if missing == "error" and first:
-                raise ValueError(
-                    f"{first}; missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
-                )
-            predicted = predictor.columns(torch.from_numpy(numbers.to_numpy(order="c", writable=True)))
-            predicted = predicted.with_columns(pl.when(~incomplete).then(pl.all()))
+                remedy = "missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
+                raise ValueError(f"{first}; {remedy}")
+            numbers = torch.from_numpy(pl.DataFrame(columns).to_numpy(order="c", writable=True))
+            predicted = predictor.columns(numbers).with_columns(pl.when(~incomplete).then(pl.all()))
             check_finite(predicted.select(pl.when(~incomplete).then(pl.selectors.numeric()).otherwise(0.0)), row)
-            twice = [name for name in predicted.columns if name in batch.columns]
-            if twice:
+            if twice := [name for name in predicted.columns if name in batch.columns]:
                 raise ValueError(f"there is a column {twice[0]} already, as the prediction is called; rename it")
             written = pl.concat([batch, predicted], how="horizontal")
             if missing == "drop":
@@ -174,8 +171,7 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
 
 def check_finite(predicted: pl.DataFrame, first_row: int = 1) -> None:
     """Refuse a prediction that is not finite."""
-    first = incomplete_rows(predicted.select(pl.selectors.numeric()), first_row)[1]
-    if first:
+    if first := incomplete_rows(predicted.select(pl.selectors.numeric()), first_row)[1]:
         raise ValueError(f"predicted {first}: its x is too far from the data that the run was trained on")
 
 

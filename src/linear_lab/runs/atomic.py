@@ -55,10 +55,8 @@ def make(path: Path) -> None:
     except OSError as error:
         if isinstance(error, FileExistsError) and path.is_dir():
             raise
-        why = f"{error.strerror}: {error.filename or path}"
-        raise UserError(
-            f"no run can be kept in {path.parent} ({why}); choose another folder with output_root=<folder>"
-        ) from error
+        why, remedy = f"{error.strerror}: {error.filename or path}", "choose another folder with output_root=<folder>"
+        raise UserError(f"no run can be kept in {path.parent} ({why}); {remedy}") from error
     try:
         check_room(path)
     except UserError:
@@ -152,9 +150,8 @@ def no_link(path: str | Path, flags: int) -> int:
 def refuse_link(path: Path) -> None:
     """Raise UserError for a symbolic link where files are to be written: they would be written elsewhere."""
     if path.is_symlink():
-        raise UserError(
-            f"{path}: a symbolic link, through which nothing is written; delete it, or copy what it names there"
-        )
+        remedy = "delete it, or copy what it names there"
+        raise UserError(f"{path}: a symbolic link, through which nothing is written; {remedy}")
 
 
 def taken(file: int) -> bool:
@@ -170,13 +167,8 @@ def taken(file: int) -> bool:
 def is_locked(path: Path) -> bool:
     """Tell whether a process holds the lock of a file."""
     try:
-        file = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:  # the lock is held, or there is no such file
+        return isinstance(error, BlockingIOError)
     return False

@@ -65,31 +65,26 @@ class Run:
         Raises:
             UserError: if there is no such folder, it holds no readable result.json, or a newer version made it.
         """
-        path = Path(folder).expanduser()
+        path, name = Path(folder).expanduser(), f"{key}={folder}"
         if not path.is_dir():
-            raise MissingError(f"{key}={folder}: there is no such folder; runs lie in outputs/runs/", path)
+            raise MissingError(f"{name}: there is no such folder; runs lie in outputs/runs/", path)
         run = cls(path)
-        for file in (path / name for name in (RESULT, CONFIG, OVERRIDES, BEST, LAST, LOG)):
+        for file in map(path.joinpath, (RESULT, CONFIG, OVERRIDES, BEST, LAST, LOG)):
             if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe may be waited for without end
                 raise UserError(f"{file}: no regular file, so nothing is read from it; delete it")
         try:
             run.record = run.read()
             made_by = run.record.versions.get("linear_lab", "")
-            newer = release(made_by) > release(__version__)
-            if not newer and not (made_by and run.record.status):
+            if release(made_by) > release(__version__):
+                raise UserError(f"{name}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
+            if not (made_by and run.record.status):
                 raise ValueError(f"it says no {'status' if made_by else 'version'}")
         except FileNotFoundError:
-            raise UserError(
-                f"{key}={folder}: no {RESULT} in it, so no run was started there; name a run folder"
-            ) from None
+            raise UserError(f"{name}: no {RESULT} in it, so no run was started there; name a run folder") from None
         except (ValueError, OSError) as error:
-            raise UserError(
-                f"{key}={folder}: its {RESULT} cannot be read ({error}); the run has to be trained anew"
-            ) from None
-        if newer:
-            raise UserError(f"{key}={folder}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
+            raise UserError(f"{name}: its {RESULT} cannot be read ({error}); train the run anew") from None
         if not (path / CONFIG).exists():
-            raise UserError(f"{key}={folder}: no {CONFIG} in it, which says what the run is; train anew")
+            raise UserError(f"{name}: no {CONFIG} in it, which says what the run is; train anew")
         return run
 
     def read(self) -> "Record":
@@ -146,16 +141,12 @@ class Run:
             HeldError: if another process trains in this folder.
             UserError: if it holds a run.
         """
-        from linear_lab.runs.record import versions
-
         with self.lock():
             if left := [path.name for name in LEFT for path in self.path.glob(name)]:
-                raise UserError(
-                    f"{self.path}: holds a run already ({left[0]}); go on with it by resume={self.path}, or choose "
-                    "another folder"
-                )
+                remedy = f"go on with it by resume={self.path}, or choose another folder"
+                raise UserError(f"{self.path}: holds a run already ({left[0]}); {remedy}")
             self.describe(files or {})
-            self.write(status="running", error=None, versions=versions())
+            self.write(status="running")
             self.path = self.path.rename(name) if name else self.path
             with self.recording():
                 yield self
@@ -176,23 +167,18 @@ class Run:
         Raises:
             HeldError: if another process trains in this folder.
         """
-        from linear_lab.runs.record import versions
-
         with nullcontext() if self.held else self.lock(), log_to_file(self.path / LOG, terminal=True):
             started, before = time.perf_counter(), self.record.seconds or 0.0
             if self.record.status is None:
-                self.write(status="running", error=None, versions=versions())
+                self.write(status="running")
             try:
                 yield self
             except BaseException as error:
-                interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
                 message = str(error) if isinstance(error, UserError) else repr(error)
+                end: dict[str, Any] = {"status": "failed", "error": message}
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                    end = {"status": "interrupted", "error": None}
                 if self.begun and self.record.status == "running":
-                    end = (
-                        {"status": "interrupted", "error": None}
-                        if interrupted
-                        else {"status": "failed", "error": message}
-                    )
                     with suppress(UserError):  # of a full disk, which the error says already
                         self.write(**end, seconds=before + time.perf_counter() - started)
                 raise
@@ -220,8 +206,6 @@ class Run:
         """Record that training begins; keep the config, as YAML, and the overrides that have changed it since."""
         if not self.held:
             return
-        from linear_lab.runs.record import versions
-
         files = {CONFIG: config}
         if overrides:
             import yaml  # not above: the leaderboard answers without
@@ -229,7 +213,7 @@ class Run:
             typed = [*self.typed(), *overrides]
             files = {OVERRIDES: yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize), **files}
         self.describe(files)
-        self.write(status="running", error=None, versions=versions(), **fields)
+        self.write(status="running", **fields)
 
     def typed(self) -> list[str]:
         """Return the overrides that the run has kept; none where their file is damaged."""
@@ -243,7 +227,10 @@ class Run:
 
     def write(self, **fields: Any) -> None:
         """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
-        self.begun |= fields.get("status") == "running"
+        if fields.get("status") == "running":
+            from linear_lab.runs.record import versions
+
+            self.begun, fields = True, {"error": None, "versions": versions(), **fields}
         self.record = self.record.updated(**fields)
         if self.held:
             replace(self.path / RESULT, self.record.as_json())

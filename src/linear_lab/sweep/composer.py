@@ -129,8 +129,7 @@ class Composer:
         Returns instead those keys whose values become part of another one, as in ``${seed}-${data.seed}``, or may
         decide one by a resolver, as in ``${oc.env:HOME,${seed}}``. Raises as `Patcher.config`.
         """
-        overlapping = {one for one in keys for other in keys if one != other and one.startswith(f"{other}.")}
-        if overlapping:
+        if overlapping := {one for one in keys for other in keys if one != other and one.startswith(f"{other}.")}:
             return overlapping
         cfg = self._composed(overrides)
         groups = {key for key in keys if isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig)}

@@ -16,16 +16,8 @@ from linear_lab.runs.record import ENDED
 from linear_lab.sweep import PLAN, results
 from linear_lab.sweep.plan import COLUMNS, EMPTY, read_plan
 
-STEERING = {
-    "name",
-    "overwrite",
-    "fail_fast",
-    "launch",
-    "sweep",
-    "resume",
-    "trust",
-    "hydra",
-}  # keys that no job is trained with
+# keys that no job is trained with
+STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "trust", "hydra"}
 NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
 TEXTS = ("status", "error", "config_hash")
 OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # fields of a record's `job`
@@ -143,15 +135,13 @@ def _with_keys(jobs: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
             columns.setdefault(column.lstrip("+~"), []).append(column)  # x=1 of one command, ++x=2 of another
     of_plan = planned.select("name", *(pl.coalesce(names).alias(KEYS + key) for key, names in columns.items()))
     recorded = jobs.filter((pl.col("folder") | pl.col("planned").is_null()) & pl.col("typed").is_not_null())
-    rows = [{"name": name} | _keys(typed) for name, typed in recorded.select("name", "typed").iter_rows()]
+    rows = []
+    for name, typed in recorded.select("name", "typed").iter_rows():
+        pairs = (item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
+        rows.append({"name": name} | {KEYS + key: value for key, value in pairs})
     of_records = pl.DataFrame(rows or {"name": []}, infer_schema_length=None)
     keys = pl.concat([of_plan.join(recorded, on="name", how="anti"), of_records], how="diagonal_relaxed")
     return jobs.join(keys, on="name", how="left", maintain_order="left")
-
-
-def _keys(typed: list[str]) -> dict[str, str]:
-    pairs = (item.lstrip("+~").partition("=")[::2] for item in typed if not is_steering(item))
-    return {KEYS + key: value for key, value in pairs}
 
 
 def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
@@ -169,8 +159,8 @@ def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
             row = row | {"status": "interrupted"}  # it was killed
         rows.append({"name": name, "folder": True} | row)
         stamps.append((name, row["status"], version))
-    of_rows = [pl.DataFrame(rows, infer_schema_length=None)] if rows else []
-    return pl.concat([pl.DataFrame(schema=SCHEMA), *of_rows], how="diagonal_relaxed"), stamps
+    tables = [pl.DataFrame(schema=SCHEMA), pl.DataFrame(rows, infer_schema_length=None)]
+    return pl.concat(tables, how="diagonal_relaxed"), stamps
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -189,8 +179,7 @@ def _read_record(path: Path, version: Stamp | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         return {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
     job = job_record.job or record.Job()
-    row = {name: getattr(job_record, name) for name in (*TEXTS, *NUMBERS)} | {
-        name: getattr(job, name) for name in OF_JOB
-    }
+    row = {name: getattr(job_record, name) for name in (*TEXTS, *NUMBERS)}
+    row |= {name: getattr(job, name) for name in OF_JOB}
     row |= {"trained": job_record.initial is not None, "typed": job.overrides}
     return row | ({"metrics": job_record.metrics} if job_record.metrics else {})

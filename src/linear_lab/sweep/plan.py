@@ -37,14 +37,6 @@ NOTHING = "_"  # the column of a sweep of one job for which no key was typed
 LONGEST = 100  # characters of a name that had to be changed
 
 
-class PlannedJob(NamedTuple):
-    """A job as planned; jobs with equal fingerprints are one job."""
-
-    name: str  # of its folder
-    hash: str  # fingerprint of what decides the job's numbers
-    overrides: list[str]  # typed for this job, in the order typed
-
-
 class Part(NamedTuple):
     """Jobs whose configs have one shape."""
 
@@ -192,16 +184,14 @@ def names(typed: pl.DataFrame, optimizer: str, named: Collection[str] = ()) -> p
     """
     keys = {column: column.lstrip("+") for column in typed.columns}
     endings = [key.rpartition(".")[2] for key in keys.values()]
-    parts = []
+    parts = [] if "optimizer" in keys.values() else [pl.lit(optimizer)]
     for (column, key), ending in zip(keys.items(), endings, strict=True):
-        if typed[column].n_unique() > 1 or key in named:
+        differs = typed[column].n_unique() > 1 or key in named
+        if key == "optimizer":
+            parts.insert(len(parts) if differs else 0, pl.col(column))
+        elif differs:
             shown = ending if endings.count(ending) == 1 else key
-            parts.append(pl.col(column) if key == "optimizer" else pl.lit(f"{shown}=") + pl.col(column))
-    chosen = next((column for column, key in keys.items() if key == "optimizer"), None)
-    if chosen is None:
-        parts.insert(0, pl.lit(optimizer))
-    elif typed[chosen].n_unique() == 1 and "optimizer" not in named:
-        parts.insert(0, pl.col(chosen))
+            parts.append(pl.lit(f"{shown}=") + pl.col(column))
     joined = typed.select(name=pl.concat_str(parts, separator="-", ignore_nulls=True)).to_series()
     return joined.map_elements(safe, pl.String)
 
@@ -219,12 +209,8 @@ def safe(name: str) -> str:
     return f"{atomic.plain(f'job{name}' if plain[:1] in '._-' else name)[:LONGEST]}-{digest}"
 
 
-def planned_jobs(plan: pl.DataFrame) -> list[PlannedJob]:
-    return [PlannedJob(*row) for row in plan.select("name", "config_hash", overrides(plan)).iter_rows()]
-
-
 def overrides(rows: pl.DataFrame) -> pl.Series:
-    """Return the overrides of planned jobs as a column of lists."""
+    """Return the overrides of planned jobs, each in the order typed, as a column of lists."""
     typed = [pl.format("{}={}", pl.lit(key), pl.col(key)) for key in rows.columns if key not in COLUMNS]
     if not typed:
         return pl.Series("overrides", [[]] * len(rows), pl.List(pl.String))

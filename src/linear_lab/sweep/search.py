@@ -74,10 +74,8 @@ class Search:
             if changed := [key for key in before | description if before.get(key) != description.get(key)]:
                 both = (before, description)
                 then, now = (", ".join(f"{key}={values.get(key, '-')}" for key in changed) for values in both)
-                raise UserError(
-                    f"name={folder.name}: its search has {then}, and this command {now}; "
-                    "trials of different searches teach each other nothing, so choose another name="
-                )
+                remedy = "trials of different searches teach each other nothing, so choose another name="
+                raise UserError(f"name={folder.name}: its search has {then}, and this command {now}; {remedy}")
             self.close = resources.pop_all().close  # lets other processes search here
 
     def ask(self, n: int = 1) -> list[tuple[int, list[str]]]:
@@ -172,7 +170,7 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
     resumed. `STARTUP` trials have to have measured at that step, and the job `WARMUP` times. What it measures is kept
     in its own folder: the database is only read, and only here.
     """
-    study = optuna.create_study(direction=DIRECTIONS["min"])
+    study = optuna.create_study()
     if (folder / DATABASE).exists():
         with database_errors(folder, Exception):
             storage = open_storage(folder)
@@ -189,9 +187,7 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
         if not math.isfinite(value):
             return False
         with open(folder / job / REPORTS, "a", opener=no_link) as file:
-            file.write(
-                f"\n{json.dumps([step, value])}"
-            )  # on a new line, since a killed process may have left half of one
+            file.write(f"\n{json.dumps([step, value])}")  # a killed process may have left half of a line before it
         report(reports, step, value)
         trial = create_trial(state=TrialState.RUNNING, intermediate_values=reports)
         return len(reports) > WARMUP and pruner.prune(study, trial)
@@ -202,8 +198,7 @@ def prune_check(folder: Path, job: str) -> Callable[[int, float], bool]:
 def read_reports(job: Path) -> dict[int, float]:
     """Read what a job has measured at which step; a line that is no report, as of a killed process, is left out."""
     reports: dict[int, float] = {}
-    lines = (job / REPORTS).read_bytes().splitlines() if (job / REPORTS).is_file() else []
-    for line in lines:
+    for line in (job / REPORTS).read_bytes().splitlines() if (job / REPORTS).is_file() else ():
         with suppress(ValueError, TypeError, OverflowError, RecursionError):
             report(reports, *json.loads(line))
     return reports
@@ -234,10 +229,8 @@ def read_trials(folder: Path, study: optuna.Study, searched: Space | None = None
 def with_reports(trial: FrozenTrial) -> FrozenTrial:
     """Return a finished trial with what it has measured on the way."""
     reports = {int(step): float(value) for step, value in trial.user_attrs.get("reports", [])}
-    spaces = trial.distributions
-    return create_trial(
-        state=trial.state, value=trial.value, params=trial.params, distributions=spaces, intermediate_values=reports
-    )
+    options: Any = {"params": trial.params, "distributions": trial.distributions, "intermediate_values": reports}
+    return create_trial(state=trial.state, value=trial.value, **options)
 
 
 def written(value: object) -> str:
@@ -267,7 +260,5 @@ def database_errors(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
         raise
     except kinds as error:
         cause = first_line(error.__cause__ or error)
-        raise UserError(
-            f"{folder / DATABASE}: it cannot be used ({cause}); make room if the disk is full, else delete it: "
-            "the same command fills it again from the jobs' results"
-        ) from error
+        remedy = "make room if the disk is full, else delete it: the same command fills it again from the jobs' results"
+        raise UserError(f"{folder / DATABASE}: it cannot be used ({cause}); {remedy}") from error
