@@ -46,9 +46,9 @@ class EndOnSignal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         for signum in self.installed:
             signal.signal(signum, ENDING[signum])
-        reported = isinstance(error, SystemExit) and error.code in [128 + signum for signum in ENDING]
-        if not reported and (self.signum or kind is KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
+        if self.signum or kind is KeyboardInterrupt:
+            if not (isinstance(error, SystemExit) and error.code in [128 + signum for signum in ENDING]):
+                print("interrupted", file=sys.stderr)
             raise SystemExit(128 + (self.signum or signal.SIGINT)) from None
 
 
