@@ -175,11 +175,11 @@ def quoted(override: str, texts: list[str]) -> str:
                 return override  # 1e3 would be a number
     if key in COLUMNS:
         several = value.startswith("[") and value.endswith("]")
-        items = value[1:-1].split(",") if several else [value]
-        if any(character in item for item in items for character in "[]{}'\"") or ("," in value and not several):
+        names = value[1:-1] if several else value
+        if set("[]{}'\"") & set(names) or ("," in names and not several):
             return override  # written as Hydra wants it, or a sweep
-        items = [in_quotes(item.strip()) for item in items]
-        return f"{key}=[{','.join(items)}]" if several else f"{key}={items[0]}"
+        names = ",".join(in_quotes(name.strip()) for name in names.split(","))
+        return f"{key}=[{names}]" if several else f"{key}={names}"
     return f"{key}={in_quotes(value)}" if key in (*NAMES, *texts) and value[0] not in "'\"" else override
 
 

@@ -41,13 +41,7 @@ GIVEN = {
 
 
 def check(
-    lines: Sequence[str],
-    config_name: str,
-    renamed: Mapping[str, str],
-    folder: str | None,
-    *,
-    trusted: bool,
-    multirun: bool = False,
+    lines: list[str], config_name: str, renamed: Mapping[str, str], folder: str | None, *, trusted: bool, multirun: bool
 ) -> None:
     """Refuse overrides of a config that change nothing, or that no run can do with; a UserError names the nearest.
 
@@ -156,11 +150,8 @@ class Typed:
         """Return the options of a group that jobs of a sweep choose, typed or by a file in conf/sweep."""
         params = cfg.hydra.sweeper.get("params") or {}
         items = [*(self.parse(f"{key}={value}") for key, value in params.items()), *self.choices]
-        return [
-            option
-            for item in items if item.key_or_group == group and item.is_sweep_override()
-            for option in item.sweep_string_iterator()
-        ]  # fmt: skip
+        swept = (item for item in items if item.key_or_group == group and item.is_sweep_override())
+        return [option for item in swept for option in item.sweep_string_iterator()]
 
     def with_values(self, cfg: DictConfig) -> DictConfig:
         """Return a copy of a config with the single values that were typed."""
@@ -263,13 +254,12 @@ def refers(text: str, key: str) -> bool:
 
 def target(cfg: DictConfig, key: str) -> tuple[str, str] | None:
     """Return the class to which a key is an argument, and the argument; None outside of the node of a class."""
-    node, parts = key, []
+    node = key
     while node:
         node, _, part = node.rpartition(".")
-        parts.append(part)
         holder = OmegaConf.select(cfg, node, throw_on_missing=False) if node else None
         if isinstance(holder, DictConfig) and holder.get("_target_"):
-            return str(holder._target_), parts[-1]
+            return str(holder._target_), part
     return None
 
 

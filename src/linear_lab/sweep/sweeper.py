@@ -154,9 +154,7 @@ class GridSweeper:
         in_stack = results.read_results(self.folder, [typed], pl.col("name") == job["name"][0])
         assert in_stack is not None
         before = self.composer(in_stack["overrides"][0].to_list())
-        return (
-            ", ".join(differences(before, config)) or "what its overrides give has changed, by conf/ or a relative path"
-        )
+        return ", ".join(differences(before, config)) or "conf/, or a relative path, has changed"
 
     def run_jobs(self, planned: pl.DataFrame) -> None:
         """Train jobs until each has ended, failed, or is trained by another process; stacks first."""
