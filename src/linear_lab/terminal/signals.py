@@ -27,11 +27,10 @@ class EndOnSignal:
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.installed: list[signal.Signals] = []
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self.installed = [signum for signum, handler in ENDING.items() if signal.getsignal(signum) == handler]
+        main = threading.current_thread() is threading.main_thread()
+        self.installed = [signum for signum, handler in ENDING.items() if main and signal.getsignal(signum) == handler]
         for signum in self.installed:
             signal.signal(signum, self)
         return self
@@ -61,10 +60,8 @@ def raise_if_interrupted() -> None:
 
 def present_handlers() -> dict[signal.Signals, Any]:
     """Return the handlers of the signals that end a command; without SIGHUP where nohup has it ignored."""
-    handlers = {signum: signal.getsignal(signum) for signum in ENDING}
-    if handlers[signal.SIGHUP] == signal.SIG_IGN:
-        del handlers[signal.SIGHUP]
-    return handlers
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    return {signum: signal.getsignal(signum) for signum in ENDING.keys() - ignored}
 
 
 def hang_up() -> None:
