@@ -22,6 +22,7 @@ from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
+from linear_lab.command import entry as entry_of
 from linear_lab.fitting import build
 from linear_lab.runs.folder import Run
 from linear_lab.terminal import layout, signals
@@ -153,7 +154,7 @@ def test_ctrl_c_while_the_config_is_composed(arguments, when, monkeypatch, tmp_p
     register, begun = cli.register_resolvers, []
     monkeypatch.setattr(cli, "register_resolvers", lambda: (register(), when()))
     code, out, err = command(
-        SimpleNamespace(main=cli.entry("train")(begun.append)), *arguments, f"output_root={tmp_path}"
+        SimpleNamespace(main=entry_of("train")(begun.append)), *arguments, f"output_root={tmp_path}"
     )
     assert (code, begun) == (130, [])
     assert "interrupted" in err + out
@@ -258,7 +259,7 @@ def test_ctrl_c_while_a_task_imports(when, tmp_path):
             when()
         begun.append(cfg)
 
-    code, _, err = command(SimpleNamespace(main=cli.entry("train")(task)), f"output_root={tmp_path}")
+    code, _, err = command(SimpleNamespace(main=entry_of("train")(task)), f"output_root={tmp_path}")
     assert (code, err, begun) == (130, "interrupted\n", [])
 
 

@@ -28,8 +28,7 @@ from linear_lab.config import register_resolvers, saved_config
 from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import failure, flag, in_quotes, split
-from linear_lab.terminal.output import lasting_output
-from linear_lab.terminal.signals import EndOnSignal, raise_if_interrupted
+from linear_lab.terminal.signals import raise_if_interrupted
 
 TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
@@ -45,63 +44,49 @@ PACKAGES = {  # that some choices need
 }
 MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", *layout.OPTIONAL_VALUE, "--shell-completion", "-sc")
 SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
-Task = Callable[[DictConfig], Any]
 
 
-def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Task], Callable[[], None]]:
-    """Make a command of a task: a function of the config that conf/<name>.yaml and the command line compose.
+def run(task: Callable[[DictConfig], Any], name: str, renamed: Mapping[str, str]) -> None:
+    """Run the task of a command; see `command.entry`."""
 
-    Args:
-        name: of the command.
-        renamed: keys that Hydra would take for config groups, and the keys of the config that they stand for.
-    """
+    def run_task(cfg: DictConfig) -> Any:
+        logging.captureWarnings(True)  # into the log file: they are about libraries, not about what the user did
+        hydra_cfg: Any = HydraConfig.get()
+        with read_write(hydra_cfg):
+            hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning tells it to the processes that DDP adds
+        try:
+            raise_if_interrupted()
+            return task(cfg)
+        except Exception as error:
+            raise_if_interrupted()  # a library may have wrapped the KeyboardInterrupt in its own exception
+            error = explained(error)
+            if hydra_cfg.mode == RunMode.MULTIRUN:  # any process may have to unpickle it
+                raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
+            if not isinstance(error, UserError):
+                raise  # Hydra shows the traceback
+            raise failure(error) from error
 
-    def decorate(task: Task) -> Callable[[], None]:
-        def run_task(cfg: DictConfig) -> Any:
-            logging.captureWarnings(True)  # into the log file: they are about libraries, not about what the user did
-            hydra_cfg: Any = HydraConfig.get()
-            with read_write(hydra_cfg):
-                hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning tells it to the processes that DDP adds
-            try:
-                raise_if_interrupted()
-                return task(cfg)
-            except Exception as error:
-                raise_if_interrupted()  # a library may have wrapped the KeyboardInterrupt in its own exception
-                error = explained(error)
-                if hydra_cfg.mode == RunMode.MULTIRUN:  # any process may have to unpickle it
-                    raise UserError(str(error) if isinstance(error, UserError) else repr(error)) from None
-                if not isinstance(error, UserError):
-                    raise  # Hydra shows the traceback
-                raise failure(error) from error
-
-        @lasting_output()
-        def main() -> None:
-            typed = sys.argv
-            if any(option.startswith("error") for option in sys.warnoptions):
-                warnings.simplefilter("default")  # a warning of a library is no reason to end a run
-            if {"--help", "-h"} & {*typed[1:]}:
-                print(help_text(name))
-                return
-            arguments = in_order(typed[1:], renamed or {})
-            sys.argv = [typed[0], *arguments]
-            with EndOnSignal():
-                try:
-                    check_folders(arguments)
-                    check_flags(arguments, name)
-                    check_packages(arguments)
-                    register_resolvers()
-                    resume = value_of("resume", arguments) if name == "train" else None
-                    config_name = name if resume is None else store_saved_config(resume, arguments)
-                    check_typed(arguments, config_name, renamed or {})
-                    hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run_task)()
-                except (UserError, OmegaConfBaseException) as error:
-                    raise failure(explained(error)) from error
-                finally:
-                    sys.argv, HydraConfig.instance().cfg = typed, None  # Hydra forgets that of a run, not of a sweep
-
-        return main
-
-    return decorate
+    typed = sys.argv
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")  # a warning of a library is no reason to end a run
+    if {"--help", "-h"} & {*typed[1:]}:
+        print(help_text(name))
+        return
+    arguments = in_order(typed[1:], renamed)
+    sys.argv = [typed[0], *arguments]
+    try:
+        check_folders(arguments)
+        check_flags(arguments, name)
+        check_packages(arguments)
+        register_resolvers()
+        resume = value_of("resume", arguments) if name == "train" else None
+        config_name = name if resume is None else store_saved_config(resume, arguments)
+        check_typed(arguments, config_name, renamed)
+        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run_task)()
+    except (UserError, OmegaConfBaseException) as error:
+        raise failure(explained(error)) from error
+    finally:
+        sys.argv, HydraConfig.instance().cfg = typed, None  # Hydra forgets that of a run, not of a sweep
 
 
 @contextmanager
@@ -190,11 +175,11 @@ def quoted(override: str, texts: list[str]) -> str:
                 return override  # 1e3 would be a number
     if key in COLUMNS:
         several = value.startswith("[") and value.endswith("]")
-        items = value[1:-1].split(",") if several else [value]
-        if any(character in item for item in items for character in "[]{}'\"") or ("," in value and not several):
+        names = value[1:-1] if several else value
+        if set("[]{}'\"") & set(names) or ("," in names and not several):
             return override  # written as Hydra wants it, or a sweep
-        items = [in_quotes(item.strip()) for item in items]
-        return f"{key}=[{','.join(items)}]" if several else f"{key}={items[0]}"
+        names = ",".join(in_quotes(name.strip()) for name in names.split(","))
+        return f"{key}=[{names}]" if several else f"{key}={names}"
     return f"{key}={in_quotes(value)}" if key in (*NAMES, *texts) and value[0] not in "'\"" else override
 
 
@@ -221,17 +206,15 @@ def check_packages(arguments: list[str]) -> None:
     """Refuse an option whose package is missing, which Hydra would answer with a traceback."""
     for argument in arguments:
         if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
-            extra = {"sweep=search": "search"}.get(argument, argument.partition("=")[2])
-            raise UserError(f"{argument}: its package is not installed; {layout.installing(extra)}")
+            remedy = layout.installing(argument.partition("=")[2])
+            raise UserError(f"{argument}: its package is not installed; {remedy}")
 
 
 def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, str]) -> None:
     """Refuse overrides that no run reads, before Hydra composes: it advises to add such a key with ``+``."""
-    other_config = flag(arguments, "--config-path", "-cp", "--config-name", "-cn")
+    lines, folder = split(arguments)[1], flag(arguments, "--config-dir", "-cd")
     completion = {"-sc", "--shell-completion"} & {*arguments}
-    lines = split(arguments)[1]
-    if lines and other_config is None and not completion:
-        folder = flag(arguments, "--config-dir", "-cd")
+    if lines and not completion and flag(arguments, "--config-path", "-cp", "--config-name", "-cn") is None:
         multirun = bool({"-m", "--multirun"} & {*arguments})
         overrides.check(lines, config_name, renamed, folder, trusted=config_name != SAVED, multirun=multirun)
 
@@ -242,9 +225,7 @@ def check_folders(arguments: list[str]) -> None:
         try:
             Path(value := value_of(key, arguments) or "").expanduser()
         except RuntimeError:
-            raise UserError(
-                f"{key}={value}: there is no such user; write ./~ for a folder whose name begins so"
-            ) from None
+            raise UserError(f"{key}={value}: there is no such user; a folder of that name is ./{value}") from None
     try:
         Path.cwd()
     except FileNotFoundError:

@@ -31,7 +31,6 @@ OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which th
 LONGEST = 200  # characters of an override that cannot be read, in a message
 SEVERAL = ("experiment", "callbacks")  # groups of conf/ of which a list of options may be chosen
 DEEP = re.compile(r"(?:[\[{(][^\[{(\]})]*){40}")  # brackets in brackets, on which Python's stack would end
-SWEEPS = re.compile(r"[^=]+=(\w+\(.*\)$|[^\[{'\"]*,)")  # values to try, as far as one can tell without the grammar
 
 # Arguments that classes take, but that a run gives them itself, over what the config says.
 GIVEN = {
@@ -42,13 +41,7 @@ GIVEN = {
 
 
 def check(
-    lines: Sequence[str],
-    config_name: str,
-    renamed: Mapping[str, str],
-    folder: str | None,
-    *,
-    trusted: bool,
-    multirun: bool = False,
+    lines: list[str], config_name: str, renamed: Mapping[str, str], folder: str | None, *, trusted: bool, multirun: bool
 ) -> None:
     """Refuse overrides of a config that change nothing, or that no run can do with; a UserError names the nearest.
 
@@ -58,7 +51,7 @@ def check(
         typed = Typed(lines, config_name, folder)
         typed.check_options()
         try:
-            typed.check_keys({key: name for name, key in renamed.items()}, trusted=trusted, multirun=multirun)
+            typed.check_keys(renamed, trusted=trusted, multirun=multirun)
         except HydraException as error:  # of the choices alone
             raise UserError(" ".join(str(error).split())) from error
 
@@ -74,22 +67,17 @@ class Typed:
         self.values = [item for item in self.items if item not in self.choices]
 
     def parse(self, line: str) -> Override:
-        item = None
         with suppress(HydraException, ValueError):  # ValueError: of a number of thousands of digits
             if not DEEP.search(line):
                 item = OverridesParser.create(config_loader=self.loader).parse_override(line)
-        if item is None or not item.key_or_group:
-            if len(line) > LONGEST:
-                raise UserError(f"{line[:LONGEST]}...: cannot be read; give a shorter value, with fewer brackets")
-            if SWEEPS.match(line):
-                key = line.partition("=")[0]
-                raise UserError(
-                    f"{line}: cannot be read; values to try are typed as {key}=2,4,null or {key}=range(0,9)"
-                )
-            raise UserError(
-                f"{line}: cannot be read as key=value; quote a value with special characters, as in \"metric='a (b)'\""
-            )
-        return item
+                if item.key_or_group:
+                    return item
+        if len(line) > LONGEST:
+            raise UserError(f"{line[:LONGEST]}...: cannot be read; give a shorter value, with fewer brackets")
+        raise UserError(
+            f"{line}: cannot be read as key=value; values to try are typed as seed=2,4,null or seed=range(0,9), "
+            "special characters in quotes, as in \"metric='a (b)'\""
+        )
 
     def options(self, item: Override) -> list[str]:
         """Return the options of the group that an override chooses from; none for other keys."""
@@ -105,28 +93,27 @@ class Typed:
         """Refuse an option that a group does not have; the sweep refuses those that are swept, but for null."""
         for item in self.choices:
             group, value, options = item.key_or_group, item.value(), self.options(item)
-            if item.is_delete() and value is None and (group in OPTIONAL or not (CONF / group).is_dir()):
+            ours = (CONF / group).is_dir()
+            if item.is_delete() and value is None and (group in OPTIONAL or not ours):
                 continue
             if item.is_sweep_override():
                 if not (item.is_discrete_sweep() and "null" in item.sweep_string_iterator()):
                     continue
                 value = "null"
-            wrong = [one for one in (value if isinstance(value, list) else [value]) if one not in options]
-            single = (CONF / group).is_dir() and group not in SEVERAL
-            if wrong or value == [] or (single and isinstance(value, list) and len(value) > 1):
+            several = value if isinstance(value, list) else [value]
+            wrong = [one for one in several if one not in options]
+            if wrong or not several or (len(several) > 1 and ours and group not in SEVERAL):
                 near = nearest(str(wrong[0]), options) if wrong else None
                 hint = f"; did you mean {group}={near}?" if near else ""
                 raise UserError(f"{item.input_line}: choose one of {', '.join(options)}{hint}")
 
-    def check_keys(self, shown: Mapping[str, str], *, trusted: bool, multirun: bool) -> None:
-        """Refuse keys that nothing reads, and values in place of nodes; ``shown`` has the names of renamed keys."""
+    def check_keys(self, renamed: Mapping[str, str], *, trusted: bool, multirun: bool) -> None:
+        """Refuse keys that nothing reads, and values in place of nodes; ``renamed`` has keys by their typed names."""
         cfg = self.compose()
         node: Any = OmegaConf.to_container(cfg)  # as it stands: to resolve hydra.sweep.dir would make the folder
-        names = dict.fromkeys(dotted(node))
-        multirun |= bool(
-            {RunMode.MULTIRUN, "MULTIRUN"} & {cfg.hydra.mode, *(str(item.value()) for item in self.values)}
-        )
-        if several := next((item for item in self.items if item.is_sweep_override() and not multirun), None):
+        names = {*dotted(node)}
+        several = next((item for item in self.items if item.is_sweep_override()), None)
+        if several and not multirun and self.with_values(cfg).hydra.mode != RunMode.MULTIRUN:
             remedy = "are a sweep: add -m" if self.config_name == "train" else "where one is meant"
             raise UserError(f"{several.input_line}: several values {remedy}; a decimal is 0.1, a list [0,1]")
         for item in self.values:
@@ -135,9 +122,11 @@ class Typed:
                 check_value(item, functools.reduce(dict.__getitem__, key.split("."), node))
             for name in [key, *(dotted(value, f"{key}.") if key in names else ())]:  # also of {name: value}
                 if name not in names:
-                    self.check_key(item, name, cfg, shown, trusted=trusted)
+                    self.check_key(item, name, cfg, renamed, trusted=trusted)
 
-    def check_key(self, item: Override, key: str, cfg: DictConfig, shown: Mapping[str, str], *, trusted: bool) -> None:
+    def check_key(
+        self, item: Override, key: str, cfg: DictConfig, renamed: Mapping[str, str], *, trusted: bool
+    ) -> None:
         """Refuse a key that the chosen options do not have, unless it is added and read, or swept options have it."""
         line, group = str(item.input_line), key.partition(".")[0]
         if line.startswith(("+hydra.", "++hydra.")):  # Hydra's plugins read what they like
@@ -149,49 +138,42 @@ class Typed:
             for held in (OmegaConf.select(one, name, throw_on_missing=False) for one in cfgs):
                 if OmegaConf.is_list(held):
                     raise UserError(f"{line}: set the whole list, as in {name}={str(held).replace(', ', ',')}")
-        if isinstance(item.value(), dict):  # it may name another class
-            cfg = unlocked(cfg)
-            OmegaConf.update(cfg, item.key_or_group, item.value(), force_add=True)
+        cfgs = [*map(self.with_values, cfgs)]
         if key in names:
             if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default first
                 raise UserError(f"{line}: {group} is swept, so type {key}=choice({line.partition('=')[2]})")
         elif not (line.startswith("+") and self.is_read(key, cfgs, trusted=trusted)):
-            raise UserError(unknown(line, key, [shown.get(name, name) for name in names], cfg))
+            shown = {key: name for name, key in renamed.items()}
+            raise UserError(unknown(line, key, [shown.get(name, name) for name in names], cfgs[0]))
 
     def swept(self, cfg: DictConfig, group: str) -> list[str]:
         """Return the options of a group that jobs of a sweep choose, typed or by a file in conf/sweep."""
         params = cfg.hydra.sweeper.get("params") or {}
         items = [*(self.parse(f"{key}={value}") for key, value in params.items()), *self.choices]
-        return [
-            option
-            for item in items if item.key_or_group == group and item.is_sweep_override()
-            for option in item.sweep_string_iterator()
-        ]  # fmt: skip
+        swept = (item for item in items if item.key_or_group == group and item.is_sweep_override())
+        return [option for item in swept for option in item.sweep_string_iterator()]
+
+    def with_values(self, cfg: DictConfig) -> DictConfig:
+        """Return a copy of a config with the single values that were typed."""
+        cfg = copy.deepcopy(cfg)
+        OmegaConf.set_struct(cfg, False)
+        for item in self.values:
+            if not (item.is_sweep_override() or item.is_delete()):
+                with suppress(OmegaConfBaseException):  # composing will say what is wrong
+                    OmegaConf.update(cfg, item.key_or_group, item.value(), force_add=True)
+        return cfg
 
     def is_read(self, key: str, cfgs: Sequence[DictConfig], *, trusted: bool) -> bool:
         """Tell whether a key that is added is an argument of a class, or another value refers to it."""
         if key.startswith("callbacks.") and key.count(".") == 1:
             return True  # each one is built
-        cfgs, (group, _, name) = [*map(unlocked, cfgs)], key.partition(".")
-        given = name in GIVEN.get(group, ())
-        for cfg in cfgs:
-            for other in self.values:
-                if not (other.is_sweep_override() or other.is_delete()):
-                    with suppress(OmegaConfBaseException):  # composing will say what is wrong
-                        OmegaConf.update(cfg, other.key_or_group, other.value(), force_add=True)
-            of_class = target(cfg, key)
-            if of_class and not given and (not trusted or takes(*of_class)):
-                return True
-        typed = [str(other.input_line).partition("=")[2] for other in self.values]
-        held = (value for cfg in cfgs for _, value in leaves(OmegaConf.to_container(cfg)) if isinstance(value, str))
-        return any(refers(text, key) for text in [*typed, *held])
-
-
-def unlocked(cfg: DictConfig) -> DictConfig:
-    """Return a copy to which keys can be added."""
-    cfg = copy.deepcopy(cfg)
-    OmegaConf.set_struct(cfg, False)
-    return cfg
+        group, _, name = key.partition(".")
+        classes = [] if name in GIVEN.get(group, ()) else filter(None, (target(cfg, key) for cfg in cfgs))
+        if any(not trusted or takes(*of_class) for of_class in classes):
+            return True
+        texts = [str(item.input_line) for item in self.values]
+        texts += [str(value) for cfg in cfgs for _, value in leaves(OmegaConf.to_container(cfg))]
+        return any(refers(text, key) for text in texts)
 
 
 def check_value(item: Override, now: Any) -> None:
@@ -254,7 +236,7 @@ def unknown(line: str, key: str, names: Iterable[str], cfg: DictConfig) -> str:
     if near := nearest(key, [name for name in names if name.startswith("hydra.") == key.startswith("hydra.")]):
         return f"{line}: nothing reads {key}; did you mean {near}?"
     of_class = target(cfg, key)
-    if of_class and not line.startswith("+"):
+    if of_class and of_class[1] != "_target_" and not line.startswith("+"):
         added = "+" if line.startswith(f"{key}=") else "++"  # ++ of {name: value}
         return f"{line}: conf/ has no {key}; if {of_class[0]} takes it, type {added}{line}"
     return f"{line}: nothing reads {key}; --cfg job shows the keys that there are"
@@ -272,13 +254,12 @@ def refers(text: str, key: str) -> bool:
 
 def target(cfg: DictConfig, key: str) -> tuple[str, str] | None:
     """Return the class to which a key is an argument, and the argument; None outside of the node of a class."""
-    node, parts = key, []
+    node = key
     while node:
         node, _, part = node.rpartition(".")
-        parts.append(part)
         holder = OmegaConf.select(cfg, node, throw_on_missing=False) if node else None
         if isinstance(holder, DictConfig) and holder.get("_target_"):
-            return str(holder._target_), parts[-1]
+            return str(holder._target_), part
     return None
 
 
@@ -287,12 +268,10 @@ def takes(name: str, argument: str) -> bool:
     if argument.startswith("_"):  # Hydra reads it, as _convert_
         return True
     module, _, attribute = name.rpartition(".")
-    try:
+    with suppress(ImportError, AttributeError, ValueError, TypeError):  # building it will say what is wrong with it
         called = getattr(importlib.import_module(module), attribute)
         for kind in inspect.getmro(called) if inspect.isclass(called) else [called]:  # **others go to the base class
             parameters = inspect.signature(kind.__init__ if inspect.isclass(kind) else kind).parameters
             if argument in parameters or all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
                 return argument in parameters
-    except (ImportError, AttributeError, ValueError, TypeError):  # building it will say what is wrong with it
-        pass
     return True

@@ -25,9 +25,7 @@ def mistake(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Co
     for item in choices:
         if not _composes(compose, [item]):
             return f"{item}: choose one of {', '.join(compose.options(item.partition('=')[0]))}"
-    wrong = next((item for item in overrides if not _composes(compose, [*choices, item])), None)
-    if wrong is None:
-        return f"{' '.join(overrides)}: {error}"
+    wrong = next((item for item in overrides if not _composes(compose, [*choices, item])), " ".join(overrides))
     key = wrong.partition("=")[0]
     group, _, name = key.partition(".")
     option = compose.option(overrides, group)

@@ -1,10 +1,8 @@
 """A sweep from its command to its exit code: jobs that have not ended are launched, those that failed are listed."""
 
-import signal
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import polars as pl
@@ -27,7 +25,7 @@ from linear_lab.sweep.live import Watch
 from linear_lab.sweep.mistakes import changed, differences
 from linear_lab.sweep.plan import grid, overrides, plan_jobs, plan_lock, write_plan
 from linear_lab.terminal import layout
-from linear_lab.terminal.signals import hang_up, present_handlers, raise_if_interrupted
+from linear_lab.terminal.signals import raise_if_interrupted
 
 MOST = 100_000  # jobs of a grid that are launched one by one
 SHOWN = 20  # jobs that did not end well
@@ -55,9 +53,6 @@ class GridSweeper:
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs that have not ended, and show the leaderboard; exits with 1 if jobs failed."""
-        handlers = present_handlers()
-        for signum in handlers.keys() - {signal.SIGINT}:
-            signal.signal(signum, _exit)
         try:
             overrides = self.parse(arguments)
             self.check()
@@ -78,9 +73,6 @@ class GridSweeper:
                 self.screen.print("interrupted; what has ended stays, the rest is still to do\n")
             self.conclude(arguments, interrupted=True)
             raise SystemExit(code) from None
-        finally:
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
         if self.conclude(arguments):
             raise SystemExit(1)
 
@@ -162,9 +154,7 @@ class GridSweeper:
         in_stack = results.read_results(self.folder, [typed], pl.col("name") == job["name"][0])
         assert in_stack is not None
         before = self.composer(in_stack["overrides"][0].to_list())
-        return (
-            ", ".join(differences(before, config)) or "what its overrides give has changed, by conf/ or a relative path"
-        )
+        return ", ".join(differences(before, config)) or "conf/, or a relative path, has changed"
 
     def run_jobs(self, planned: pl.DataFrame) -> None:
         """Train jobs until each has ended, failed, or is trained by another process; stacks first."""
@@ -240,10 +230,5 @@ class GridSweeper:
         typed = [*arguments, *self.config.hydra.overrides.hydra]
         typed = [item for item in typed if not item.startswith(("name=", "overwrite=", "hydra.mode="))]
         named = any(item.startswith("hydra.sweep.dir=") for item in typed)
-        return layout.sweeping(typed if named else [f"name={self.folder.name}", *typed])
-
-
-def _exit(signum: int, frame: FrameType | None) -> None:
-    if signum == signal.SIGHUP:
-        hang_up()
-    raise SystemExit(128 + signum)
+        typed = typed if named else [f"name={self.folder.name}", *typed]
+        return " ".join([layout.module("train"), "-m", *map(layout.quoted, typed)])

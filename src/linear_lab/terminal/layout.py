@@ -158,10 +158,7 @@ def in_quotes(value: str) -> str:
 def looking(folder: Path) -> dict[str, str]:
     """Return the command that shows a run, and its address, which works on a dashboard of all runs too."""
     pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression
-    return {
-        "look": dashboard(folder),
-        "address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}",
-    }
+    return {"look": dashboard(folder), "address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}"}
 
 
 def failure(error: UserError) -> SystemExit:
@@ -170,11 +167,6 @@ def failure(error: UserError) -> SystemExit:
         raise error
     print("error:", one_line(str(error)), file=sys.stderr)
     return SystemExit(1)
-
-
-def sweeping(typed: Sequence[str]) -> str:
-    """Return the command of a sweep."""
-    return " ".join([module("train"), "-m", *map(quoted, typed)])
 
 
 def resuming(folder: Path) -> str:

@@ -22,18 +22,15 @@ class EndOnSignal:
     SIGTERM and SIGHUP, which a dropped connection sends, are a Ctrl-C with exit codes 143 and 129. Python drops an
     exception that is raised while it cleans up after an import, and OmegaConf breaks at it. So the first signal inside
     of OmegaConf is only noted, and `raise_if_interrupted` raises what was noted or lost. Outside the main thread, and
-    where a signal has another handler already, as within another block, nothing is changed.
+    where a signal has another handler already, nothing is changed.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.installed: list[signal.Signals] = []
-        self.nested = False
 
     def __enter__(self) -> Self:
-        self.nested = any(isinstance(signal.getsignal(signum), EndOnSignal) for signum in ENDING)
-        if threading.current_thread() is threading.main_thread():
-            self.installed = [signum for signum, handler in ENDING.items() if signal.getsignal(signum) == handler]
+        main = threading.current_thread() is threading.main_thread()
+        self.installed = [signum for signum, handler in ENDING.items() if main and signal.getsignal(signum) == handler]
         for signum in self.installed:
             signal.signal(signum, self)
         return self
@@ -48,9 +45,9 @@ class EndOnSignal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         for signum in self.installed:
             signal.signal(signum, ENDING[signum])
-        reported = self.nested or (isinstance(error, SystemExit) and error.code in [128 + signum for signum in ENDING])
-        if not reported and (self.signum or kind is KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
+        if self.signum or kind is KeyboardInterrupt:
+            if not (isinstance(error, SystemExit) and error.code in [128 + signum for signum in ENDING]):
+                print("interrupted", file=sys.stderr)
             raise SystemExit(128 + (self.signum or signal.SIGINT)) from None
 
 
@@ -63,10 +60,8 @@ def raise_if_interrupted() -> None:
 
 def present_handlers() -> dict[signal.Signals, Any]:
     """Return the handlers of the signals that end a command; without SIGHUP where nohup has it ignored."""
-    handlers = {signum: signal.getsignal(signum) for signum in ENDING}
-    if handlers[signal.SIGHUP] == signal.SIG_IGN:
-        del handlers[signal.SIGHUP]
-    return handlers
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    return {signum: signal.getsignal(signum) for signum in ENDING.keys() - ignored}
 
 
 def hang_up() -> None:
