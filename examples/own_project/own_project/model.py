@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassF1Score
 
+Build = Callable[[Iterable[Tensor]], Optimizer]  # a partial
+
 
 class StripesCNN(LightningModule):
     """Tells the direction of stripes; judged by the macro F1 score, which it logs as ``val/f1``."""
 
-    def __init__(self, optimizer: Callable[[Iterable[Tensor]], Optimizer], channels: int = 8, dropout: float = 0.2):
+    def __init__(self, optimizer: Build, channels: int = 8, dropout: float = 0.2) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.optimizer = optimizer

@@ -160,7 +160,7 @@ def show(screen: Console, board: Ranking, top: int = TOP) -> None:
     """Print both tables, of ``top`` rows at most, and how far the sweep is."""
     rows = _job_rows(board, top)
     hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names, which repeat the keys
-    hidden += [len(rows[0]) - 5] * board.ranked[EXCESS].is_null().all()
+    hidden += [len(rows[0]) - 5] * all(row[-5] == "-" for row in rows[1:])  # the excess loss
     _show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
     _show_rest(screen, len(board.jobs) - top, board.folder / TABLE)
     if len(board.groups):
