@@ -170,6 +170,22 @@ class Own(SupervisedModule):
         super().__init__(network, metrics={"f1": MulticlassF1Score(out_features)}, **training)
 
 
+class Six(SupervisedModule):
+    """What README shows: a network that has no bias to ask for."""
+
+    def __init__(self, in_features, out_features, **training):
+        super().__init__(nn.Linear(in_features, out_features), **training)
+
+
+def test_a_network_of_ones_own_on_a_table(tmp_path):
+    (tmp_path / "table.csv").write_text("a,c\n" + "".join(f"{k},{2 * k + 3}\n" for k in range(20)))
+    cfg = compose("data=table", f"data.path={tmp_path}/table.csv", "data.y=[c]", "logger=none", "optimizer.lr=0.3")
+    cfg.model = {"_target_": f"{__name__}.Six"}
+    run.train(cfg, tmp_path)
+    assert record(tmp_path)["parameters"] == {"weight": [[pytest.approx(2)]], "bias": [pytest.approx(3)]}
+    assert record(tmp_path)["optimum"]["bias"] == [pytest.approx(3)]
+
+
 CLASSES = ("data=toy_classes", "loss=cross_entropy", "trainer.max_epochs=6")
 
 

@@ -21,7 +21,8 @@ NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?
 PATH = "data.path"
 MARK = "\0{}\0"  # composed in place of a key's value, to find out where that value goes
 MARKS = re.compile("\0(\\d+)\0")
-RESOLVER = re.compile(r"\$\{[^{}]*:")  # a call of one of OmegaConf's resolvers, in a text
+# a call of one of OmegaConf's resolvers, in a text; but oc.select, which gives the value of another key as it is
+RESOLVER = re.compile(r"\$\{(?!oc\.select:[\w.]+,\w+\})[^{}]*:")
 Load = Callable[[list[str]], DictConfig]
 Options = Callable[[str], list[str]]
 
