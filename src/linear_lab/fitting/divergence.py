@@ -3,7 +3,8 @@
 import logging
 import math
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +16,8 @@ from linear_lab.runs.checkpoints import is_measured_without_validation
 from linear_lab.runs.record import Record
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking.summary import Summary
+
+V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +31,7 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence.
-
-    A metric of a module of one's own may be no number for some time; only the one that decides which weights are best
-    counts there.
-    """
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence."""
 
     def __init__(self, reference: Reference, metric: str | None, mode: str) -> None:
         self.reference, self.summary = reference, Summary(1, metric, mode)
@@ -50,11 +49,9 @@ class StopOnDivergence(Callback):
             raise DivergenceError("train/loss", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        supervised = isinstance(pl_module, SupervisedModule)
-        names = trainer.callback_metrics.keys() - {"step"} if supervised else {self.summary.metric}
-        metrics = {name: value for name, value in trainer.callback_metrics.items() if name in names}
+        metrics = deciding(trainer.callback_metrics, self.summary.metric)
         measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items()}
-        excess = self.reference.excess(pl_module.network) if supervised else None  # type: ignore[arg-type]
+        excess = self.reference.excess(pl_module.network) if self.reference.optimum else None  # type: ignore[arg-type]
         unknown = torch.tensor([math.nan])  # how small the loss is
         loss = measured.get("train/loss", unknown) if excess is None else torch.tensor([excess], dtype=torch.float64)
         if self.summary.after_validation(trainer.global_step, measured, loss):
@@ -70,6 +67,11 @@ class StopOnDivergence(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.summary.load_state_dict(state_dict)
+
+
+def deciding(metrics: Mapping[str, V], metric: str | None) -> dict[str, V]:
+    """Return the metrics that must be finite: losses, and the one that decides which weights are best."""
+    return {name: value for name, value in metrics.items() if name == metric or name.endswith("loss")}
 
 
 def loss_of(trainer: Trainer, outputs: Any) -> torch.Tensor | None:
@@ -137,8 +139,8 @@ def divergence(
     """
     metrics, steps = result["metrics"], result["steps"]
     grown = lr_is_unstable(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
-    counting = metrics if result["parameters"] else {cfg.metric: metrics[cfg.metric]} if cfg.metric else {}
-    not_finite = next((DivergenceError(name, v) for name, v in counting.items() if not math.isfinite(v)), None)
+    losses = deciding(metrics, cfg.metric)
+    not_finite = next((DivergenceError(name, v) for name, v in losses.items() if not math.isfinite(v)), None)
     diverged = diverged or not_finite or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
         return None
