@@ -21,7 +21,7 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types structure format bench peers \
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster wheel check style types structure format bench peers \
   digits lock clean
 
 help:  ## show this list
@@ -61,6 +61,9 @@ test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
 cluster: $(INSTALLED)  ## run the tests of Slurm's local executor and of Ray, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
 	@$(BIN)/python -m pytest -n0 -m cluster $(ARGS)
+
+wheel: $(INSTALLED)  ## build sdist and wheel, install the wheel elsewhere, and run its commands
+	@$(BIN)/python -m pytest -n0 -m wheel $(ARGS)
 
 check: style types structure test  ## everything that CI checks
 

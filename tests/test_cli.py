@@ -24,6 +24,7 @@ from linear_lab import predict as predict_entry
 from linear_lab import train as train_entry
 from linear_lab.command import entry as entry_of
 from linear_lab.fitting import build
+from linear_lab.runs import folder as run_folder
 from linear_lab.runs.folder import Run
 from linear_lab.terminal import layout, signals
 
@@ -553,6 +554,15 @@ def test_commands_in_the_checkout_are_those_of_make(tmp_path, monkeypatch):
     assert layout.installing("onnx").endswith(" -m pip install -e '.[onnx]'")
     monkeypatch.chdir(tmp_path)
     assert layout.installing("onnx").endswith(f" -m pip install -e '{cli.CONF.parent}[onnx]'")
+
+
+def test_commands_without_a_checkout_need_none(monkeypatch):
+    monkeypatch.setattr(layout, "CHECKOUT", None)
+    monkeypatch.setattr(run_folder, "CHECKOUT", None)
+    monkeypatch.chdir(cli.CONF.parent)
+    assert layout.dashboard(Path("outputs")).endswith(" -m linear_lab.dashboard outputs")
+    assert layout.installing("onnx").endswith(" -m pip install 'linear_lab[onnx]'")
+    assert run_folder.git_revision() is None
 
 
 def test_an_optimizer_without_a_rate_has_the_one_of_its_class(tmp_path):

@@ -1,6 +1,7 @@
 """What the terminal shows, in a terminal, a pipe, a narrow one, and without colour."""
 
 import io
+import logging
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -52,6 +53,17 @@ def test_the_limit_that_ended_the_run_is_the_one_to_raise(given, plan, more, tmp
     assert f"1 CPU, {plan} " in out
     assert out.rstrip().endswith(" ".join(["", *(f"trainer.{limit}=<more>" for limit in more)]))
     assert out.count("<more>") == len(more)
+
+
+@pytest.mark.parametrize("profiler", ["simple", "{_target_: lightning.pytorch.profilers.SimpleProfiler}"])
+def test_the_report_of_a_profiler_is_where_the_plan_says(profiler, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a command: pytest's would stand in for train.log
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        train(tmp_path, "trainer.max_epochs=2", f"trainer.profiler={profiler}")
+    assert "\nprofile    in train.log after training " in capsys.readouterr().out
+    assert "FIT Profiler Report" in (tmp_path / "train.log").read_text()
 
 
 def test_a_pipe_has_no_control_characters(tmp_path, capsys):

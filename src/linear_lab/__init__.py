@@ -3,7 +3,9 @@
 from pathlib import Path
 
 __version__ = "0.1.0"
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = None if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]  # None: installed from a wheel, which has conf/
+CONF = (CHECKOUT or PACKAGE) / "conf"
 
 
 class UserError(Exception):

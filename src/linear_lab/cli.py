@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from linear_lab import CONF, UserError, overrides
 from linear_lab.compat import without_collection
 from linear_lab.config import register_resolvers, saved_config
+from linear_lab.latest import with_latest
 from linear_lab.runs.folder import MissingError, Run
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import failure, flag, in_quotes, split
@@ -73,9 +74,10 @@ def run(task: Callable[[DictConfig], Any], name: str, renamed: Mapping[str, str]
         print(help_text(name))
         return
     arguments = in_order(typed[1:], renamed)
-    sys.argv = [typed[0], *arguments]
     try:
         check_folders(arguments)
+        arguments = with_latest(arguments, value_of("output_root", arguments) or "outputs")
+        sys.argv = [typed[0], *arguments]
         check_flags(arguments, name)
         check_packages(arguments)
         register_resolvers()
@@ -124,7 +126,7 @@ def help_text(name: str) -> str:
 def required(cfg: DictConfig, key: str) -> None:
     """Refuse a command without a key that it needs."""
     if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
-        raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>")
+        raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>, or latest")
 
 
 def options(group: str) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from linear_lab import UserError, __version__
+from linear_lab import CHECKOUT, UserError, __version__
 from linear_lab.runs import atomic
 from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, taken
 from linear_lab.runs.log import log_to_file
@@ -253,7 +253,9 @@ def release(version: str) -> tuple[int, ...]:
 
 def git_revision() -> str | None:
     """Return the commit of the project's own checkout, ``-dirty`` if files were changed since; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if CHECKOUT is None:  # an environment may lie in another project's checkout
+        return None
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from linear_lab import CONF, UserError
+from linear_lab import CHECKOUT, UserError
 from linear_lab.runs.folder import TARGET, TRUSTED
 from linear_lab.text import printable
 
@@ -132,13 +132,13 @@ def trusting() -> str:
 def dashboard(folder: Path) -> str:
     """Return the command that shows a folder in TensorBoard."""
     shown = quoted(str(short(folder)))
-    return f"make dashboard LOGDIR={shown}" if here() == CONF.parent else f"{python()} -m linear_lab.dashboard {shown}"
+    return f"make dashboard LOGDIR={shown}" if here() == CHECKOUT else f"{python()} -m linear_lab.dashboard {shown}"
 
 
 def installing(extra: str) -> str:
     """Return the command that installs what a choice needs."""
-    project = "." if here() == CONF.parent else CONF.parent
-    return f"{python()} -m pip install -e {shlex.quote(f'{project}[{extra}]')}"
+    project = "." if here() == CHECKOUT else CHECKOUT or "linear_lab"
+    return f"{python()} -m pip install {'-e ' if CHECKOUT else ''}{shlex.quote(f'{project}[{extra}]')}"
 
 
 def quoted(text: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from linear_lab.data import LinearData, Schema
 from linear_lab.models import SupervisedModule
+from linear_lab.runs.folder import LOG
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
 from linear_lab.theory.reference import Reference
@@ -94,6 +95,8 @@ def show_plan(
     if limit == "-1 epochs":
         limit = f"max_time {plain['trainer']['max_time']}" if plain["trainer"].get("max_time") else "without a limit"
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    profiler = plain["trainer"].get("profiler")
+    own_file = isinstance(profiler, dict) and profiler.get("filename")
     rows = {
         **of_data(data, plain["data"].get("batch_size")),
         "model": f"{formula(model)}, {trainer.precision}",
@@ -103,6 +106,7 @@ def show_plan(
         "stable lr": f"below {reference.stable_lr:.4g}" if reference.stable_lr else "",
         "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
         "folder": str(short(folder)),
+        "profile": f"in {short(folder / LOG)} after training" if profiler and not own_file else "",
         "left out": "" if reference.optimum else left_out(data, model),
     }
     console.print(pairs({name: value for name, value in rows.items() if value}))

@@ -1,0 +1,33 @@
+"""The folder that ``latest`` stands for, as in ``run=latest``."""
+
+from pathlib import Path
+
+from linear_lab import UserError
+from linear_lab.runs.folder import RESULT
+from linear_lab.sweep import SETTINGS
+from linear_lab.terminal.layout import flag, in_quotes, screen
+
+RECORDS = {"run": ("runs", RESULT), "resume": ("runs", RESULT), "folder": ("sweeps", SETTINGS)}  # by the key typed
+
+
+def with_latest(arguments: list[str], root: str) -> list[str]:
+    """Replace ``latest`` by the folder below ``root`` whose record was written last, and say which one it is.
+
+    Raises:
+        UserError: if no folder has a record.
+    """
+    replaced = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in RECORDS and value in ("latest", "'latest'"):
+            kind, name = RECORDS[key]
+            parent, typed = Path(root) / kind, "sweep" if key == "folder" else key
+            records = [path for path in parent.expanduser().glob(f"[!.]*/{name}") if path.is_file()]
+            if not records:
+                raise UserError(f"{typed}=latest: no folder in {parent} has a {name}; train first, or name a folder")
+            folder = max(records, key=lambda path: (path.stat().st_mtime_ns, path)).parent
+            argument = f"{key}={in_quotes(str(folder))}"
+            if flag(arguments, "--cfg", "-c") is None:  # which prints YAML alone
+                screen().print(f"{typed}=latest is {folder}", soft_wrap=True)
+        replaced.append(argument)
+    return replaced
