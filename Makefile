@@ -21,8 +21,8 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster check style types structure format bench peers \
-  digits lock clean
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster loggers check style types structure format \
+  bench peers digits lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ cluster: $(INSTALLED)  ## run the tests of Slurm's local executor and of Ray, wh
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
 	@$(BIN)/python -m pytest -n0 -m cluster $(ARGS)
 
+loggers: $(INSTALLED)  ## run the tests of wandb and MLflow, which it installs
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-loggers.lock
+	@$(BIN)/python -m pytest -n0 -m loggers $(ARGS)
+
 check: style types structure test  ## everything that CI checks
 
 style: $(INSTALLED)
@@ -99,6 +103,11 @@ lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' > requirements.lock
 	@$(BIN)/pip install --quiet --constraint requirements.lock hydra-ray-launcher
 	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-cluster.lock
+	@$(BIN)/pip uninstall --quiet --yes --requirement requirements-cluster.lock
+	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*d["wandb"], *d["mlflow"], sep="\n")' \
+	| $(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-cluster.lock --requirement /dev/stdin
+	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-loggers.lock
 
 clean:  ## remove .venv and caches; outputs stay
 	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -23,7 +23,8 @@ from linear_lab import UserError, evaluate, export, leaderboard, predict, train
         ("data.batchsize=1", "data.batch_size"),
         ("callbacks.checkpoints.mod=min", "callbacks.checkpoints.mode"),
         ("console.step=1", "console.steps"),
-        ("logger.picture=false", "logger.pictures"),
+        ("logger.picture=false", "logger.tensorboard.pictures"),
+        ("logger.pictures=false", "logger.tensorboard.pictures"),
     ],
 )
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])

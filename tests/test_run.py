@@ -490,7 +490,7 @@ RESUMED = {  # what is refused or fails before the first step, of a run of five 
 )
 def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status, tmp_path):
     first, changed, message = RESUMED[case]
-    train(tmp_path, *first, "trainer.max_epochs=5", "logger=tensorboard", "logger.pictures=false")
+    train(tmp_path, *first, "trainer.max_epochs=5", "logger=tensorboard", "logger.tensorboard.pictures=false")
     result = tmp_path / "result.json"
     result.write_text(result.read_text().replace("completed", status))  # running: it was killed
     kept = [tmp_path / "result.json", *tmp_path.glob("**/*.ckpt"), *tmp_path.glob(".hydra/*"), *tmp_path.glob("*.end")]

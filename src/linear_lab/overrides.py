@@ -29,14 +29,14 @@ from linear_lab.terminal.layout import in_quotes
 
 OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which there still is a run
 LONGEST = 200  # characters of an override that cannot be read, in a message
-SEVERAL = ("experiment", "callbacks")  # groups of conf/ of which a list of options may be chosen
+SEVERAL = ("experiment", "callbacks", "logger")  # groups of conf/ of which a list of options may be chosen
 DEEP = re.compile(r"(?:[\[{(][^\[{(\]})]*){40}")  # brackets in brackets, on which Python's stack would end
 SWEEPS = re.compile(r"[^=]+=(\w+\(.*\)$|[^\[{'\"]*,)")  # values to try, as far as one can tell without the grammar
 
 # Arguments that classes take, but that a run gives them itself, over what the config says.
 GIVEN = {
     "trainer": ("callbacks", "logger", "default_root_dir"),
-    "logger": ("save_dir", "purge_step"),
+    "logger.tensorboard": ("save_dir", "purge_step"),
     "model": ("in_features", "out_features", "metric", "schema", "loss", "optimizer", "scheduler"),
 }
 
@@ -170,10 +170,11 @@ class Typed:
 
     def is_read(self, key: str, cfgs: Sequence[DictConfig], *, trusted: bool) -> bool:
         """Tell whether a key that is added is an argument of a class, or another value refers to it."""
-        if key.startswith("callbacks.") and key.count(".") == 1:
+        cfgs, (node, _, name) = [*map(unlocked, cfgs)], key.rpartition(".")
+        specs = [other.key_or_group for other in self.values if isinstance(other.value(), dict)]
+        if node == "callbacks" or (node == "logger" and key in specs):
             return True  # each one is built
-        cfgs, (group, _, name) = [*map(unlocked, cfgs)], key.partition(".")
-        given = name in GIVEN.get(group, ())
+        given = name in GIVEN.get(node, ())
         for cfg in cfgs:
             for other in self.values:
                 if not (other.is_sweep_override() or other.is_delete()):

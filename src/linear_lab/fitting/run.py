@@ -18,6 +18,7 @@ from linear_lab.config import as_dict, make_paths_absolute, saved_config
 from linear_lab.fitting import bookkeeping, build, checks, divergence
 from linear_lab.fitting.accumulation import MeanOverRows
 from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, ResumeEarlyStopping, StopIfHopeless, StopOnSignal
+from linear_lab.fitting.loggers import build_loggers
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.trust import check_targets
@@ -88,7 +89,8 @@ def train_in(
         raise UserError(error)
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
     limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
-    report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None, limits=[*limits])
+    has_events = any(isinstance(logger, RunLogger) for logger in fitted.trainer.loggers)
+    report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits])
     return float(result["metrics"][fitted.cfg.metric])
 
 
@@ -106,18 +108,15 @@ def fit(
     checks.check_resume(cfg, data, model, path, checkpoint)
     reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
-    logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
+    loggers = build_loggers(cfg, run, step + (path is not None) if cfg.resume else None, at_the_end)
     stop_on_divergence = divergence.StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
-    tracker = None
-    if isinstance(logger, RunLogger):
-        at_the_end.callback(logger.close)  # it has still to log the outcome
-        config: Any = OmegaConf.to_container(cfg)
-        tracker = Tracker(logger, data, model, reference, config, stop_on_divergence.summary)
+    config: Any = OmegaConf.to_container(cfg)
+    tracker = Tracker(loggers, data, model, reference, config, stop_on_divergence.summary) if loggers else None
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
     start = functools.cache(lambda: bookkeeping.begin(run, fitted, plain, fingerprint, overrides))  # once
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start()), ResumeEarlyStopping()] if cfg.resume else []
     of_config = build.build_callbacks(cfg)
-    trainer = build.build_trainer(cfg, run.path, logger, [
+    trainer = build.build_trainer(cfg, run.path, loggers, [
         MeanOverRows(),                       # where one batch makes a step, it does nothing
         *resumed,                             # what fails before its first batch leaves a resumed run as it was
         *of_config,                           # the user's, and max_time: they may end training

@@ -47,7 +47,7 @@ def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> 
     for keys, target in targets(config):
         group, where = "".join(keys[:1]), ".".join([*keys, "_target_"])
         kinds: tuple[type, ...] = PARTS_OF_TRAINER if group == "trainer" else (nn.Module,)
-        if len(keys) <= (2 if group == "callbacks" else 1):
+        if len(keys) <= (2 if group in ("callbacks", "logger") else 1):
             kinds = (KINDS[group],) if group in KINDS else ()
         if not (target.startswith(TRUSTED) and "._" not in target) and target not in allowed:
             allowed |= named_by_user()

@@ -239,11 +239,11 @@ def group_hash(cfg: DictConfig) -> str:
 
 def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem: str = "") -> dict[str, Any]:
     """Return what a job's record says of it for its sweep; `problem_hash` gives the problem where it is empty."""
-    optimizer, logger = config["optimizer"], config["logger"] or {}
+    optimizer, tensorboard = config["optimizer"], (config["logger"] or {}).get("tensorboard") or {}
     lr = optimizer.get("lr")
     fields = {"overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group}
     fields |= {"problem": problem or problem_hash(config), "optimizer": str(optimizer["_target_"]).rpartition(".")[2]}
-    return fields | {"lr": lr if type(lr) in (int, float) else None, "pictures": bool(logger.get("pictures"))}
+    return fields | {"lr": lr if type(lr) in (int, float) else None, "pictures": bool(tensorboard.get("pictures"))}
 
 
 class Settings(Strict):

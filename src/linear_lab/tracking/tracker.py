@@ -1,15 +1,16 @@
-"""What a run logs to TensorBoard, and when."""
+"""What a run logs, and when."""
 
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from linear_lab.data import LinearData
 from linear_lab.data.datamodule import EVALUATION_ROWS
 from linear_lab.models import SupervisedModule
+from linear_lab.runs.fingerprints import decides, leaves
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking import hparams
 from linear_lab.tracking.graph import trace
@@ -29,26 +31,28 @@ STATE = ("path", "logged", "drawn", "lr")  # attributes that a checkpoint holds
 
 
 class Tracker(Callback):
-    """Logs a run's curves, HPARAMS row, pictures, histograms, graph and texts.
+    """Logs a run's curves to all loggers; HPARAMS row, pictures, histograms, graph and texts to TensorBoard alone.
 
     Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
-    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.pictures`` is true.
+    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.tensorboard.pictures`` is
+    true. Other loggers get the config as hyperparameters.
     ``config`` holds plain containers, interpolations not resolved. `StopOnDivergence`, which acts before, updates
     ``summary``.
     """
 
     def __init__(
         self,
-        logger: RunLogger,
+        loggers: Sequence[Logger],
         data: LinearData,
         model: SupervisedModule,
         reference: Reference,
         config: dict[str, Any],
         summary: Summary,
     ) -> None:
-        self.logger, self.data, self.model, self.reference = logger, data, model, reference
+        self.loggers, self.data, self.model, self.reference = loggers, data, model, reference
+        self.logger = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)  # for TensorBoard
         self.config, self.summary = config, summary
-        self.pictures = Pictures(data, model, reference) if logger.pictures else None
+        self.pictures = Pictures(data, model, reference) if self.logger and self.logger.pictures else None
         self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
         self.logged = -1  # the last step whose numbers were logged
         self.drawn = -1  # the last step that has pictures
@@ -60,9 +64,13 @@ class Tracker(Callback):
     def begin(self) -> None:
         """Log what does not change, and pictures of the initial model."""
         self.describe(0)
-        self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
-        with evaluation_mode(self.model):
-            self.logger.log_graph_of(trace(self.model, *(values[:1] for values in self.data.parts["train"])))
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
+        for logger in self.loggers:
+            logger.log_hyperparams({".".join(keys): value for keys, value in leaves(resolved) if decides(keys, value)})
+        if self.logger:
+            self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
+            with evaluation_mode(self.model):
+                self.logger.log_graph_of(trace(self.model, *(values[:1] for values in self.data.parts["train"])))
         self._log_pictures(0)
 
     def describe(self, step: int) -> None:
@@ -71,6 +79,8 @@ class Tracker(Callback):
         optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
         if self.lr is None:  # before the first step; a scheduler may have changed it already
             self.lr = optimizer.param_groups[0].get("lr")
+        if self.logger is None:
+            return
         columns = hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
         hparams.write_start(Path(self.logger.root_dir), columns)
         yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)
@@ -139,7 +149,9 @@ class Tracker(Callback):
         }
         if optimum:
             scalars |= {"optimum/loss": optimum.loss, **self._coefficients("optimum", optimum.learned())}
-        self.logger.log_metrics({name: number for name, number in scalars.items() if number is not None}, step)
+        numbers = {name: number for name, number in scalars.items() if number is not None}
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step)
 
     def _coefficients(self, group: str, parameters: dict[str, Any]) -> dict[str, float]:
         schema = self.data.schema
@@ -151,7 +163,9 @@ class Tracker(Callback):
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 
     def _log_pictures(self, step: int) -> None:
-        if self.pictures is None or step == self.drawn:  # a batch whose gradient is only accumulated takes no step
+        if (
+            self.pictures is None or self.logger is None or step == self.drawn
+        ):  # a batch whose gradient is only accumulated takes no step
             return
         self.drawn = step
         self._follow(step)
