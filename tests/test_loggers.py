@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import json
 import logging
+import signal
 import socket
 import struct
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import ClassVar
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from runs import command, compose, record, resume, scalars, train
@@ -20,6 +22,7 @@ from runs import command, compose, record, resume, scalars, train
 from linear_lab import UserError
 from linear_lab import train as train_entry
 from linear_lab.cli import check_packages
+from linear_lab.fitting.callbacks import Interrupted
 
 SHORT = ("trainer.max_epochs=6", "trainer.check_val_every_n_epoch=2")
 METHODS = ("log_metrics", "log_hyperparams", "save", "finalize")
@@ -74,6 +77,14 @@ class Elsewhere(Noting):
     @property
     def save_dir(self):
         return None
+
+
+class Interrupts(Callback):
+    """Sends SIGINT in the third epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
@@ -207,6 +218,17 @@ def test_a_run_that_diverges_ends_its_loggers_as_failed(tmp_path, calls):
     with pytest.raises(UserError, match="diverged"):
         train(tmp_path, "logger=none", noting(), "optimizer.lr=50", "trainer.max_epochs=100")
     assert calls[-1] == ("finalize", "failed")
+
+
+def test_an_interrupted_run_ends_its_loggers_and_goes_on(tmp_path, calls):
+    arguments = ("logger=none", noting(), "trainer.max_epochs=6")
+    with pytest.raises(Interrupted):
+        train(tmp_path, *arguments, f"+callbacks.stop._target_={__name__}.Interrupts")
+    assert record(tmp_path)["status"] == "interrupted"
+    assert calls[-1] == ("finalize", "failed")
+    resume(tmp_path, f"trust=[{__name__}.Interrupts,{__name__}.Noting]", "callbacks.stop=null")
+    assert calls[-1] == ("finalize", "success")
+    assert [step for method, *_, step in calls if method == "log_metrics"][-1] == 6
 
 
 def test_the_message_of_a_full_disk_stays(tmp_path, monkeypatch):
@@ -399,8 +421,9 @@ def test_mlflow_on_sqlite(tmp_path, mlflow_store, monkeypatch):
 
 @pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
-def test_jobs_of_a_sweep_with_mlflow(tmp_path, mlflow_store):
-    arguments = (f"output_root={tmp_path}", "name=study", "seed=0,1", "logger=[csv,mlflow]", *SHORT)
+@pytest.mark.parametrize("launch", ["local", "joblib"])  # whose jobs find no database, both at once
+def test_jobs_of_a_sweep_with_mlflow(launch, tmp_path, mlflow_store):
+    arguments = (f"output_root={tmp_path}", f"launch={launch}", "name=study", "seed=0,1", "logger=[csv,mlflow]", *SHORT)
     code, _, err = command(train_entry, "-m", *arguments)
     assert code == 0, err
     found, points, count = mlflow_store()

@@ -1,11 +1,12 @@
 """Loggers: built from the config, kept from ending the run, and ended with it."""
 
+import fcntl
 import functools
 import hashlib
 import logging
 import secrets
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 from hydra.utils import instantiate
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from linear_lab import UserError
 from linear_lab.overrides import takes
+from linear_lab.runs.atomic import no_link
 from linear_lab.runs.folder import Run
 from linear_lab.text import first_line
 from linear_lab.tracking.tensorboard import RunLogger
@@ -51,19 +53,22 @@ def given(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
         # hashed, so that a folder of somebody else cannot name a run that is there already
         key = hashlib.sha256(str(run.record.token).encode(errors="replace")).hexdigest()[:16]
         name = run.path.name
-        arguments |= {"name": name, "id": key} if kind == "WandbLogger" else mlflow_run(spec, key) | {"run_name": name}
+        arguments |= (
+            {"name": name, "id": key} if kind == "WandbLogger" else mlflow_run(spec, run, key) | {"run_name": name}
+        )
     return {key: value for key, value in arguments.items() if takes(target, key) and spec.get(key) is None}
 
 
-def mlflow_run(spec: DictConfig, key: str) -> dict[str, Any]:
+def mlflow_run(spec: DictConfig, run: Run, key: str) -> dict[str, Any]:
     """Find the run in MLflow's store by a tag of it, to go on with it; return what names the run, or a new one."""
-    from mlflow import MlflowClient, MlflowException
+    from mlflow import MlflowClient
 
-    client, name = MlflowClient(spec.tracking_uri), spec.experiment_name
-    with suppress(MlflowException):  # it is there; of jobs that begin at once, one makes it
-        client.create_experiment(name, spec.get("artifact_location"))
-    experiment = client.get_experiment_by_name(name)
-    for found in client.search_runs([experiment.experiment_id], f"tags.`linear_lab.run` = '{key}'"):
+    with open(run.path.parent / ".mlflow.lock", "a", opener=no_link) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of jobs that begin at once, one makes the database and the experiment
+        client, name = MlflowClient(spec.tracking_uri), spec.experiment_name
+        known = client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known else client.create_experiment(name, spec.get("artifact_location"))
+    for found in client.search_runs([experiment], f"tags.`linear_lab.run` = '{key}'"):
         client.update_run(found.info.run_id, "RUNNING")
         return {"run_id": found.info.run_id}
     return {"tags": {"linear_lab.run": key}}
