@@ -228,7 +228,7 @@ def test_an_interrupted_run_ends_its_loggers_and_goes_on(tmp_path, calls):
     assert calls[-1] == ("finalize", "failed")
     resume(tmp_path, f"trust=[{__name__}.Interrupts,{__name__}.Noting]", "callbacks.stop=null")
     assert calls[-1] == ("finalize", "success")
-    assert [step for method, *_, step in calls if method == "log_metrics"][-1] == 6
+    assert [call[2] for call in calls if call[0] == "log_metrics"][-1] == 6
 
 
 def test_the_message_of_a_full_disk_stays(tmp_path, monkeypatch):

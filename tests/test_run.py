@@ -450,7 +450,7 @@ def test_gpu_is_asked_for_with_gpu(monkeypatch):
     monkeypatch.setattr("lightning.pytorch.Trainer.__init__", init)
     cfg = compose("trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
     check(cfg)
-    build.build_trainer(cfg, Path("here"), None, [])
+    build.build_trainer(cfg, Path("here"), [], [])
     assert (given["accelerator"], given["devices"], given["precision"]) == ("gpu", 2, "bf16-mixed")
 
 
