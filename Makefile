@@ -21,8 +21,8 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster wheel check style types structure format bench peers \
-  digits lock clean
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster wheel loggers check style types structure format \
+  bench peers digits lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ cluster: $(INSTALLED)  ## run the tests of Slurm's local executor and of Ray, wh
 
 wheel: $(INSTALLED)  ## build sdist and wheel, install the wheel elsewhere, and run its commands
 	@$(BIN)/python -m pytest -n0 -m wheel $(ARGS)
+loggers: $(INSTALLED)  ## run the tests of wandb and MLflow, which it installs
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-loggers.lock
+	@$(BIN)/python -m pytest -n0 -m loggers $(ARGS)
 
 check: style types structure test  ## everything that CI checks
 
@@ -102,6 +105,11 @@ lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' > requirements.lock
 	@$(BIN)/pip install --quiet --constraint requirements.lock hydra-ray-launcher
 	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-cluster.lock
+	@$(BIN)/pip uninstall --quiet --yes --requirement requirements-cluster.lock
+	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*d["wandb"], *d["mlflow"], sep="\n")' \
+	| $(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-cluster.lock --requirement /dev/stdin
+	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-loggers.lock
 
 clean:  ## remove .venv and caches; outputs stay
 	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROUNDS = 7
-WAYS = {"logger=none": ("logger=none",), "without pictures": ("logger.pictures=false",), "default": ()}
+WAYS = {"logger=none": ("logger=none",), "without pictures": ("logger.tensorboard.pictures=false",), "default": ()}
 
 
 def timed(folder: str, *overrides: str) -> float:

@@ -70,7 +70,9 @@ WAYS = {
     "launch=stacked hydra.launcher.keep=0": ours("launch=stacked hydra.launcher.keep=0", MANY),
     "launch=stacked": ours("launch=stacked", [1000]),
     LOCAL: ours(LOCAL, [10]),
-    "launch=local logger.pictures=false": ours("launch=local logger.pictures=false", [10] if QUICK else [10, 100]),
+    "launch=local logger.tensorboard.pictures=false": ours(
+        "launch=local logger.tensorboard.pictures=false", [10] if QUICK else [10, 100]
+    ),
     "launch=joblib": ours("launch=joblib", [10]),
     "plain PyTorch loop": in_torch("plain_loop.py", [100]),
     "torch.func.vmap, eager": in_torch("vmap_loop.py", MANY),

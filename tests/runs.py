@@ -70,7 +70,7 @@ def train(folder, *overrides):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not any(override.startswith("logger") for override in overrides):
-        overrides += ("logger.pictures=false",)
+        overrides += ("logger.tensorboard.pictures=false",)
     run.train(compose(*overrides), folder)
     return record(folder)
 

@@ -209,7 +209,7 @@ def test_best_is_written_before_last_and_after_the_curves(tmp_path, monkeypatch)
         atomic, "replace", lambda path, *given, **named: (written.append(path.name), replace(path, *given, **named))
     )
     monkeypatch.setattr(SaveCheckpoints, "on_validation_end", lambda *given: (written.clear(), save(*given)))
-    train(tmp_path, *FULL_BATCH, "logger=tensorboard", "logger.pictures=false")
+    train(tmp_path, *FULL_BATCH, "logger=tensorboard", "logger.tensorboard.pictures=false")
     assert written[:3] == ["curves", "best.ckpt", "last.ckpt"]
     best, last = (torch.load(tmp_path / "checkpoints" / f"{k}.ckpt", weights_only=True) for k in ("best", "last"))
     assert best["global_step"] == last["global_step"] == 7

@@ -70,7 +70,7 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
         (["optimizer=[]"], ["error: optimizer=[]: choose one of adam"]),
         (["~optimizer"], ["error: ~optimizer: choose one of adam"]),
         (["callbacks=[1,2]"], ["error: callbacks=[1,2]: choose one of default, early_stopping"]),
-        (["logger=true"], ["error: logger=true: choose one of none, tensorboard"]),
+        (["logger=true"], ["error: logger=true: choose one of csv, mlflow, none, tensorboard, wandb"]),
         (["console=null"], ["error: console=null: console holds several values", "as in console.steps=0"]),
         (["metric=1e3"], ["error: metric=1e3: while training these data measure"]),
         (["metric=ünï"], ["error: metric=ünï: while training these data measure"]),

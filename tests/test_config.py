@@ -16,7 +16,11 @@ from linear_lab.fitting.checks import check
 
 GROUPS = [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"]
 OPTIONS = [f"{group}={path.stem}" for group in sorted(GROUPS) for path in sorted((CONF / group).glob("*.yaml"))]
-RAY = pytest.param("launch=ray", marks=pytest.mark.cluster)
+MARKED = {
+    "launch=ray": pytest.mark.cluster,
+    "logger=mlflow": pytest.mark.loggers,
+    "logger=wandb": pytest.mark.loggers,
+}
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
 
@@ -28,7 +32,7 @@ def test_the_groups_are_there():
     assert len(OPTIONS) > 25
 
 
-@pytest.mark.parametrize("option", [RAY if option == "launch=ray" else option for option in OPTIONS])
+@pytest.mark.parametrize("option", [pytest.param(option, marks=MARKED.get(option, ())) for option in OPTIONS])
 def test_every_option_composes_builds_and_trains(option, tmp_path):
     OmegaConf.to_container(compose(option), resolve=True, throw_on_missing=True)
     if option in ("trainer=gpu",) and not torch.cuda.is_available():

@@ -23,7 +23,8 @@ from linear_lab import UserError, evaluate, export, leaderboard, predict, train
         ("data.batchsize=1", "data.batch_size"),
         ("callbacks.checkpoints.mod=min", "callbacks.checkpoints.mode"),
         ("console.step=1", "console.steps"),
-        ("logger.picture=false", "logger.pictures"),
+        ("logger.picture=false", "logger.tensorboard.pictures"),
+        ("logger.pictures=false", "logger.tensorboard.pictures"),
     ],
 )
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
@@ -44,7 +45,7 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest(plus, typed, neare
         (("+scheduler.gamma=1",), "nothing reads scheduler.gamma"),
         (("+trainer.callbacks=[]",), "nothing reads trainer.callbacks"),  # a run gives them itself
         (("+trainer.default_root_dir=x",), "nothing reads trainer.default_root_dir"),
-        (("+model.in_features=2",), "nothing reads model.in_features"),
+        (("+model.schema=2",), "nothing reads model.schema"),
         (("+optimizer.own=1", "+other=${optimizer.own}"), "nothing reads other"),
         (("+note=1", "metric=val/note"), "nothing reads note"),
         (("+seed=2",), "there is seed already; leave the + out"),

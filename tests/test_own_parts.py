@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(  # of Lightning, for train.log
 )
 BORING = "lightning.pytorch.demos.boring_classes."
 NET, CLOUDS = {"_target_": "own.Net"}, {"_target_": "own.Clouds"}
-SHORT = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "logger.pictures=false")
+SHORT = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "logger.tensorboard.pictures=false")
 
 
 def config(*overrides, model=NET, data=CLOUDS):

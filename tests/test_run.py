@@ -339,6 +339,7 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: not there; check the path"),
         (["mode=max"], "mode=max: of val/loss choose mode=min"),
         (["data._target_=builtins.dict"], "data._target_=builtins.dict: is no LightningDataModule; name a class der"),
+        (["+model.in_features=2"], "model.in_features=2: the data say it; leave it out"),
         (["model._target_=torch.nn.Linear"], "model._target_=torch.nn.Linear: is no LightningModule; name a class der"),
         (["optimum=maybe"], "optimum must be true or false, got maybe"),
         (
@@ -454,7 +455,7 @@ def test_gpu_is_asked_for_with_gpu(monkeypatch):
     monkeypatch.setattr("lightning.pytorch.Trainer.__init__", init)
     cfg = compose("trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
     check(cfg)
-    build.build_trainer(cfg, Path("here"), None, [])
+    build.build_trainer(cfg, Path("here"), [], [])
     assert (given["accelerator"], given["devices"], given["precision"]) == ("gpu", 2, "bf16-mixed")
 
 
@@ -494,7 +495,7 @@ RESUMED = {  # what is refused or fails before the first step, of a run of five 
 )
 def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status, tmp_path):
     first, changed, message = RESUMED[case]
-    train(tmp_path, *first, "trainer.max_epochs=5", "logger=tensorboard", "logger.pictures=false")
+    train(tmp_path, *first, "trainer.max_epochs=5", "logger=tensorboard", "logger.tensorboard.pictures=false")
     result = tmp_path / "result.json"
     result.write_text(result.read_text().replace("completed", status))  # running: it was killed
     kept = [tmp_path / "result.json", *tmp_path.glob("**/*.ckpt"), *tmp_path.glob(".hydra/*"), *tmp_path.glob("*.end")]

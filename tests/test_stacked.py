@@ -224,7 +224,7 @@ def test_agrees_with_single_training(case, monkeypatch, tmp_path, without_page):
     path = str(tmp_path / "rows.csv")
     overrides = [o.replace("rows.csv", path) for o in CASES[case]] + [f"trainer.max_epochs={EPOCHS.get(case, 60)}"]
     for launch in ("stacked", "local"):
-        pictures = ["logger.pictures=false"] if "logger=none" not in overrides else []
+        pictures = ["logger.tensorboard.pictures=false"] if "logger=none" not in overrides else []
         code, said = sweep(monkeypatch, tmp_path / launch, *overrides, *pictures, launch=launch)
         assert code == 0, said
         assert "one by one" not in said

@@ -91,7 +91,13 @@ def test_what_a_checkpoint_keeps_restores_it(tmp_path):
 
 
 def test_a_run_shows_what_its_summary_has(tmp_path):
-    train(tmp_path, "optimizer.lr=0.05", "trainer.max_epochs=40", "logger=tensorboard", "logger.pictures=false")
+    train(
+        tmp_path,
+        "optimizer.lr=0.05",
+        "trainer.max_epochs=40",
+        "logger=tensorboard",
+        "logger.tensorboard.pictures=false",
+    )
     curves, steps = scalars(tmp_path), record(tmp_path)["steps"]
     first = curves["train/excess"][0][1]
     small = next(step for step, value in curves["train/excess"] if value <= 0.01 * first)

@@ -555,7 +555,9 @@ def test_memory_does_not_grow_with_the_jobs(trained, tmp_path):
             return train_in(*arguments)
 
         job.train_in = measured
-        code, _ = sweep(tmp_path, "seed=range(25)", "trainer.max_epochs=2", "logger.pictures=false", "name=study")
+        code, _ = sweep(
+            tmp_path, "seed=range(25)", "trainer.max_epochs=2", "logger.tensorboard.pictures=false", "name=study"
+        )
         (tmp_path / "used").write_text(json.dumps(used))
         return code
 

@@ -25,7 +25,7 @@ from linear_lab.tracking.tensorboard import event_files
 
 GRID = (
     "data=synthetic", "data.samples=60", "data.batch_size=8", "optimizer=sgd,adam", "optimizer.lr=0.1,0.01",
-    "trainer.max_epochs=20", "logger.pictures=false",
+    "trainer.max_epochs=20", "logger.tensorboard.pictures=false",
 )  # fmt: skip
 JOBS = ("sgd-lr=0.1", "sgd-lr=0.01", "adam-lr=0.1", "adam-lr=0.01")
 LIKE = (

@@ -206,7 +206,7 @@ def test_a_run_leaves_no_file_open(tmp_path):
         (["data=toy_classes", "loss=cross_entropy"], {"decision_regions"}),
         (["model.bias=false"], {"fit"}),
         (["loss=mae"], {"fit", "loss_surface"}),
-        (["logger.pictures=false"], set()),
+        (["logger.tensorboard.pictures=false"], set()),
     ],
 )
 def test_pictures_suit_the_data(overrides, pictures, tmp_path):
@@ -227,8 +227,8 @@ def test_classes_of_other_features_than_two_have_a_confusion_matrix(tmp_path):
 
 
 def test_pictures_are_on_or_off(tmp_path):
-    with pytest.raises(UserError, match="logger: pictures must be true or false, got 7"):
-        train(tmp_path, "logger.pictures=7")
+    with pytest.raises(UserError, match=r"logger\.tensorboard: pictures must be true or false, got 7"):
+        train(tmp_path, "logger.tensorboard.pictures=7")
 
 
 def test_steps_of_pictures_and_of_the_path():

@@ -65,7 +65,7 @@ EVIL = {
     "optimizer": {"_target_": "torch.load", "f": "mark"},
     "scheduler": {"_target_": "pathlib.Path.write_text"},
     "callbacks": {"own": {"_target_": SPAWN, "cmd": ["touch", "mark"]}},
-    "logger": {"_target_": "linear_lab.runs.folder.Run", "path": "mark"},
+    "logger": {"tensorboard": {"_target_": "linear_lab.runs.folder.Run", "path": "mark"}},
     "trainer": {"plugins": [{"_target_": SPAWN, "cmd": ["touch", "mark"]}]},
 }
 
@@ -101,6 +101,8 @@ def test_a_config_from_disk_builds_only_classes_of_the_right_kind(group, strange
             {"callbacks": {"_target_": "torch.optim.SGD", "_partial_": True}},
             "callbacks._target_=torch.optim.SGD is no Callback",
         ),
+        ({"logger": {"_target_": "torch.optim.SGD"}}, "logger._target_=torch.optim.SGD is no Logger"),
+        ({"logger": {"csv": {"_target_": "torch.optim.SGD"}}}, "logger.csv._target_=torch.optim.SGD is no Logger"),
         ({"_target_": "torch.nn.MSELoss"}, "_target_=torch.nn.MSELoss is no part of a run"),
         ({"x": {"_target_": "torch.nn.MSELoss"}}, "x._target_=torch.nn.MSELoss is no part of a run"),
         ({"loss": {"_target_": "torch.utils.model_dump.__main__.X"}}, "comes from this file alone"),

@@ -42,6 +42,8 @@ PACKAGES = {  # that some choices need
     "launch=slurm": "hydra_plugins.hydra_submitit_launcher",
     "launch=ray": "hydra_plugins.hydra_ray_launcher",
     "sweep=search": "optuna",
+    "logger=wandb": "wandb",
+    "logger=mlflow": "mlflow",
 }
 MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", *layout.OPTIONAL_VALUE, "--shell-completion", "-sc")
 SAVED = "saved"  # the name under which Hydra finds the config of a run that is resumed
@@ -207,9 +209,11 @@ def check_flags(arguments: list[str], name: str) -> None:
 def check_packages(arguments: list[str]) -> None:
     """Refuse an option whose package is missing, which Hydra would answer with a traceback."""
     for argument in arguments:
-        if argument in PACKAGES and importlib.util.find_spec(PACKAGES[argument]) is None:
-            remedy = layout.installing(argument.partition("=")[2])
-            raise UserError(f"{argument}: its package is not installed; {remedy}")
+        group, _, options = argument.partition("=")
+        for option in options.strip("[]").split(","):
+            package = PACKAGES.get(f"{group}={option.strip()}")
+            if package and importlib.util.find_spec(package) is None:
+                raise UserError(f"{argument}: its package is not installed; {layout.installing(option.strip())}")
 
 
 def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, str]) -> None:

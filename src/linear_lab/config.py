@@ -79,9 +79,10 @@ def absolute(path: Any, folder: str | Path) -> Any:
 
 
 def make_paths_absolute(cfg: DictConfig, folder: str | Path) -> None:
-    """Let a config find its data file from any folder: relative paths start at ``folder``."""
+    """Let a config find its files from any folder: relative paths start at ``folder``."""
     if path := OmegaConf.select(cfg, "data.path"):
         cfg.data.path = absolute(path, folder)
+    cfg.output_root = absolute(cfg.get("output_root"), folder)  # loggers may write there
 
 
 def register_resolvers() -> None:

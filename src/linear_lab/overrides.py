@@ -29,13 +29,13 @@ from linear_lab.terminal.layout import in_quotes
 
 OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which there still is a run
 LONGEST = 200  # characters of an override that cannot be read, in a message
-SEVERAL = ("experiment", "callbacks")  # groups of conf/ of which a list of options may be chosen
+SEVERAL = ("experiment", "callbacks", "logger")  # groups of conf/ of which a list of options may be chosen
 DEEP = re.compile(r"(?:[\[{(][^\[{(\]})]*){40}")  # brackets in brackets, on which Python's stack would end
 
 # Arguments that classes take, but that a run gives them itself, over what the config says.
 GIVEN = {
     "trainer": ("callbacks", "logger", "default_root_dir"),
-    "logger": ("save_dir", "purge_step"),
+    "logger.tensorboard": ("save_dir", "purge_step"),
     "model": ("metric", "schema"),
 }
 
@@ -165,10 +165,11 @@ class Typed:
 
     def is_read(self, key: str, cfgs: Sequence[DictConfig], *, trusted: bool) -> bool:
         """Tell whether a key that is added is an argument of a class, or another value refers to it."""
-        if key.startswith("callbacks.") and key.count(".") == 1:
+        node, _, name = key.rpartition(".")
+        specs = [other.key_or_group for other in self.values if isinstance(other.value(), dict)]
+        if node == "callbacks" or (node == "logger" and key in specs):
             return True  # each one is built
-        group, _, name = key.partition(".")
-        classes = [] if name in GIVEN.get(group, ()) else filter(None, (target(cfg, key) for cfg in cfgs))
+        classes = [] if name in GIVEN.get(node, ()) else filter(None, (target(cfg, key) for cfg in cfgs))
         if any(not trusted or takes(*of_class) for of_class in classes):
             return True
         texts = [str(item.input_line) for item in self.values]

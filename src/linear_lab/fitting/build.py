@@ -211,15 +211,6 @@ def build_reference(cfg: DictConfig, data: LightningDataModule, model: Lightning
     return result if cfg.trainer.gradient_clip_val is None else result._replace(stable_lr=None)
 
 
-def build_logger(cfg: DictConfig, folder: Path, purge_step: int | None) -> Logger | None:
-    """Build the logger; it forgets what was logged from ``purge_step`` on."""
-    if not cfg.logger:
-        return None
-    with user_errors("logger"):
-        logger: Logger = instantiate(cfg.logger, save_dir=str(folder), purge_step=purge_step)
-    return logger
-
-
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the config's callbacks, and the timer of ``trainer.max_time``, which Lightning would add behind ours."""
     with user_errors("callbacks"):
@@ -242,7 +233,7 @@ def at_validation(spec: Any) -> dict[str, bool]:
     return {key: False} if early and spec.get(key) is None else {}
 
 
-def build_trainer(cfg: DictConfig, folder: Path, logger: Logger | None, callbacks: Sequence[Callback]) -> Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
     """Build the trainer; Lightning moves checkpoint callbacks behind all others."""
     parameters = {key: value for key, value in inspect.signature(Trainer).parameters.items() if key != EVERY}
     with user_errors("trainer"):
@@ -250,7 +241,7 @@ def build_trainer(cfg: DictConfig, folder: Path, logger: Logger | None, callback
         given = {
             "default_root_dir": str(folder),
             "callbacks": list(callbacks),
-            "logger": logger or False,
+            "logger": list(loggers) or False,
             "max_time": None,
         }
         trainer: Trainer = instantiate(cfg.trainer, **own | given)

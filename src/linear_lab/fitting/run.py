@@ -26,6 +26,7 @@ from linear_lab.fitting.callbacks import (
     StopIfHopeless,
     StopOnSignal,
 )
+from linear_lab.fitting.loggers import build_loggers
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seeding import SeedEpochs, seed_all
 from linear_lab.fitting.seven_steps import SevenSteps
@@ -99,7 +100,8 @@ def train_in(
         raise UserError(error)
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
     limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
-    report.show_outcome(screen, run.record, run.path, dashboard=fitted.tracker is not None, limits=[*limits])
+    has_events = any(isinstance(logger, RunLogger) for logger in fitted.trainer.loggers)
+    report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits])
     return float(result["metrics"].get(fitted.cfg.metric, math.nan))
 
 
@@ -118,20 +120,17 @@ def fit(
     checks.check_resume(cfg, data, model, path, checkpoint)
     reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
-    logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)
+    loggers = build_loggers(cfg, run, step + (path is not None) if cfg.resume else None, at_the_end)
     stop_on_divergence = divergence.StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
-    tracker: Curves | None = None
-    if isinstance(logger, RunLogger):
-        at_the_end.callback(logger.close)  # it has still to log the outcome
-        config: Any = OmegaConf.to_container(cfg)
-        tracker = Curves(logger, config, stop_on_divergence.summary)
-        if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
-            tracker = Tracker(logger, config, stop_on_divergence.summary, data, model, reference)
+    config: Any = OmegaConf.to_container(cfg)
+    tracker = Curves(loggers, config, stop_on_divergence.summary) if loggers else None
+    if loggers and isinstance(data, LinearData) and isinstance(model, SupervisedModule):
+        tracker = Tracker(loggers, config, stop_on_divergence.summary, data, model, reference)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
     start = functools.cache(lambda: bookkeeping.begin(run, fitted, composed, overrides))  # once
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start())] if cfg.resume else []
     of_config = build.build_callbacks(cfg)
-    trainer = build.build_trainer(cfg, run.path, logger, [
+    trainer = build.build_trainer(cfg, run.path, loggers, [
         SeedEpochs(cfg.seed),                 # before anything of an epoch is drawn
         *([MeanOverRows()] if isinstance(data, LinearData) else []),  # where one batch makes a step, it does nothing
         *resumed,                             # what fails before its first batch leaves a resumed run as it was

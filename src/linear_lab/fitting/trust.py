@@ -52,10 +52,9 @@ def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> 
     for keys, target in targets(config):
         group, where = "".join(keys[:1]), ".".join([*keys, "_target_"])
         own = not target.startswith(TRUSTED) or "._" in target
-        kinds = (
-            (object,) if own else PARTS.get(group, (nn.Module,))
-        )  # nothing is known of the parts of a class of one's own
-        if len(keys) <= (2 if group == "callbacks" else 1):
+        # nothing is known of what the parts of a class of one's own must be
+        kinds = (object,) if own else PARTS.get(group, (nn.Module,))
+        if len(keys) <= (2 if group in ("callbacks", "logger") else 1):
             kinds = (KINDS[group],) if group in KINDS else ()
         if own and target not in allowed:
             allowed |= named_by_user()

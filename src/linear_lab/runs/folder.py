@@ -101,7 +101,7 @@ class Run:
             HeldError: if another process holds it.
             UserError: if it cannot be written to, or a symbolic link leads from it to a place that would be.
         """
-        for path in ((self.path / CONFIG).parent, (self.path / LAST).parent, self.path / LOG):
+        for path in ((self.path / CONFIG).parent, (self.path / LAST).parent, self.path / LOG, self.path / "wandb"):
             refuse_link(path)
         try:
             file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # network file systems lock no folders
@@ -199,7 +199,8 @@ class Run:
         others = [*self.path.glob("events.out.tfevents.*"), self.path / PREDICTIONS, self.path / OVERRIDES]
         for path in [self.path / RESULT, *others]:
             path.unlink(missing_ok=True)
-        shutil.rmtree((self.path / LAST).parent, ignore_errors=True)
+        for folder in ((self.path / LAST).parent, *self.path.glob("version_*")):  # checkpoints, and those of CSVLogger
+            shutil.rmtree(folder, ignore_errors=True)
         self.record = type(self.record)()
 
     def begin(self, config: str, overrides: Sequence[str], **fields: Any) -> None:

@@ -86,6 +86,7 @@ class Record(Strict):
     status: Literal["running", "interrupted", "failed", "diverged", "pruned", "completed"] | None = None
     error: Text | None = None
     versions: dict[Text, Text] = {}
+    token: Text | None = None  # by which loggers find the run again
     seed: Whole | None = None
     config_hash: Text | None = None
     job: Job | None = None

@@ -225,11 +225,11 @@ def group_hash(cfg: DictConfig) -> str:
 
 def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem: str = "") -> dict[str, Any]:
     """Return what a job's record says of it for its sweep; `problem_hash` gives the problem where it is empty."""
-    optimizer, logger = config["optimizer"], config["logger"] or {}
+    optimizer, tensorboard = config["optimizer"], (config["logger"] or {}).get("tensorboard") or {}
     lr, name = optimizer.get("lr"), optimizer.get("_target_")
     fields = {"overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group}
     fields |= {"problem": problem or problem_hash(config), "optimizer": name and str(name).rpartition(".")[2]}
-    return fields | {"lr": lr if type(lr) in (int, float) else None, "pictures": bool(logger.get("pictures"))}
+    return fields | {"lr": lr if type(lr) in (int, float) else None, "pictures": bool(tensorboard.get("pictures"))}
 
 
 class Settings(Strict):

@@ -1,14 +1,17 @@
-"""What TensorBoard shows of any run: its HPARAMS row, its config, its learning rate and speed beside what it logs."""
+"""What loggers get of any run: its HPARAMS row, its config, its learning rate and speed beside what it logs."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
 from linear_lab.runs.checkpoints import is_measured_without_validation
+from linear_lab.runs.fingerprints import decides, leaves
 from linear_lab.tracking import hparams
 from linear_lab.tracking.summary import Summary
 from linear_lab.tracking.tensorboard import RunLogger
@@ -17,14 +20,16 @@ from linear_lab.tracking.tensorboard import RunLogger
 class Curves(Callback):
     """Logs of a run, after each validation, what its module does not log by itself.
 
+    Scalars go to all loggers, the HPARAMS row and the config to TensorBoard; others get it as hyperparameters.
     ``config`` holds plain containers, interpolations not resolved. `StopOnDivergence`, which acts before, updates
     ``summary``.
     """
 
     state: tuple[str, ...] = ("logged", "lr")  # attributes that a checkpoint holds
 
-    def __init__(self, logger: RunLogger, config: dict[str, Any], summary: Summary) -> None:
-        self.logger, self.config, self.summary = logger, config, summary
+    def __init__(self, loggers: Sequence[Logger], config: dict[str, Any], summary: Summary) -> None:
+        self.loggers, self.config, self.summary = loggers, config, summary
+        self.logger = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)  # for TensorBoard
         self.logged = -1  # the last step whose numbers were logged
         self.caught_up = False  # whether `finish` logged the last numbers, and not a validation
         self.lr: float | None = None  # of the last step
@@ -34,10 +39,16 @@ class Curves(Callback):
     def begin(self) -> None:
         """Log what does not change."""
         self.describe(0)
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
+        for logger in self.loggers:
+            logger.log_hyperparams({".".join(keys): value for keys, value in leaves(resolved) if decides(keys, value)})
 
     def describe(self, step: int) -> None:
         """Write the hyperparameters into the run's row, and log the config; a resumed run may have changed them."""
-        hparams.write_start(Path(self.logger.root_dir), self.hyperparameters())
+        columns = self.hyperparameters()
+        if self.logger is None:
+            return
+        hparams.write_start(Path(self.logger.root_dir), columns)
         yaml = OmegaConf.to_yaml(OmegaConf.create(self.config), resolve=True)
         self.logger.log_text("config", f"```yaml\n{yaml}```", step)
 
@@ -75,7 +86,8 @@ class Curves(Callback):
     def log_scalars(self, step: int, metrics: dict[str, float]) -> None:
         self.logged = step
         numbers = {"optim/lr": self.lr, "time/steps_per_second": self.speed, **self.row(step, metrics)}
-        self.logger.log_metrics({name: number for name, number in numbers.items() if number is not None}, step)
+        for logger in self.loggers:
+            logger.log_metrics({name: number for name, number in numbers.items() if number is not None}, step)
 
     def row(self, step: int, metrics: dict[str, float], excess: float | None = None) -> dict[str, float]:
         """Return the numbers of the run's row."""

@@ -1,14 +1,15 @@
-"""What a run logs to TensorBoard, and when."""
+"""What a run logs, and when."""
 
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from linear_lab.data import LinearData
@@ -20,41 +21,42 @@ from linear_lab.tracking.curves import Curves
 from linear_lab.tracking.graph import trace
 from linear_lab.tracking.pictures.of_run import Pictures, is_plain
 from linear_lab.tracking.summary import Summary
-from linear_lab.tracking.tensorboard import RunLogger
 
 MOST_CURVES = 16  # coefficients with a curve each; of more coefficients only the norm is logged
 
 
 class Tracker(Curves):
-    """Logs a run's curves, HPARAMS row, pictures, histograms, graph and texts: of a SupervisedModule on LinearData.
+    """Logs curves, pictures, histograms, graph and texts of a run of a SupervisedModule on LinearData.
 
     Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
-    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.pictures`` is true.
+    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.tensorboard.pictures`` is true.
+    All but the curves go to TensorBoard alone.
     """
 
     state = ("path", "logged", "drawn", "lr")
 
     def __init__(
         self,
-        logger: RunLogger,
+        loggers: Sequence[Logger],
         config: dict[str, Any],
         summary: Summary,
         data: LinearData,
         model: SupervisedModule,
         reference: Reference,
     ) -> None:
-        super().__init__(logger, config, summary)
+        super().__init__(loggers, config, summary)
         self.data, self.model, self.reference = data, model, reference
-        self.pictures = Pictures(data, model, reference) if logger.pictures else None
+        self.pictures = Pictures(data, model, reference) if self.logger and self.logger.pictures else None
         self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
         self.drawn = -1  # the last step that has pictures
 
     def begin(self) -> None:
         """Log what does not change, and pictures of the initial model."""
         super().begin()
-        self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
-        with evaluation_mode(self.model):
-            self.logger.log_graph_of(trace(self.model, *(values[:1] for values in self.data.parts["train"])))
+        if self.logger:
+            self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
+            with evaluation_mode(self.model):
+                self.logger.log_graph_of(trace(self.model, *(values[:1] for values in self.data.parts["train"])))
         self._log_pictures(0)
 
     def hyperparameters(self) -> dict[str, hparams.Cell]:
@@ -109,7 +111,9 @@ class Tracker(Curves):
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 
     def _log_pictures(self, step: int) -> None:
-        if self.pictures is None or step == self.drawn:  # a batch whose gradient is only accumulated takes no step
+        if self.pictures is None or self.logger is None:
+            return
+        if step == self.drawn:  # a batch whose gradient is only accumulated takes no step
             return
         self.drawn = step
         self._follow(step)

@@ -1,0 +1,100 @@
+"""Loggers: built from the config, kept from ending the run, and ended with it."""
+
+import fcntl
+import functools
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
+
+from linear_lab import UserError
+from linear_lab.overrides import takes
+from linear_lab.runs.atomic import no_link
+from linear_lab.runs.folder import Run
+from linear_lab.text import first_line
+from linear_lab.tracking.tensorboard import RunLogger
+
+log = logging.getLogger(__name__)
+
+
+def build_loggers(cfg: DictConfig, run: Run, purge_step: int | None, at_the_end: ExitStack) -> list[Logger]:
+    """Build the loggers, which end with the run; ours forgets what was logged from ``purge_step`` on."""
+    loggers: list[Logger] = []
+    specs: Any = cfg.logger or {}
+    for name, spec in ({"tensorboard": specs} if "_target_" in specs else specs).items():  # as in older runs
+        if not spec:
+            continue
+        try:
+            logger = instantiate(spec, **given(spec, run, purge_step), _convert_="all")
+            if not isinstance(logger, Logger):
+                raise TypeError(f"{spec} is no logger; see conf/logger for some")
+            getattr(logger, "experiment", None)  # what cannot be opened raises here, and not in mid-run
+        except Exception as error:  # of any package; Hydra wraps it
+            raise UserError(f"logger.{name}: {first_line(error.__cause__ or error)}") from error
+        at_the_end.callback(logger.close if isinstance(logger, RunLogger) else guard(name, logger, run))
+        loggers.append(logger)
+    return loggers
+
+
+def given(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
+    """Return the arguments that a run gives a logger, as far as its spec leaves them open."""
+    target = str(getattr(spec, "_target_", None))
+    kind, arguments = target.rpartition(".")[2], {"save_dir": str(run.path)}
+    if kind == "RunLogger":
+        return arguments | {"purge_step": purge_step}
+    if kind in ("WandbLogger", "MLFlowLogger"):
+        run.write(token=run.record.token or secrets.token_hex(16))
+        # hashed, so that a folder of somebody else cannot name a run that is there already
+        key = hashlib.sha256(str(run.record.token).encode(errors="replace")).hexdigest()[:16]
+        name = run.path.name
+        arguments |= (
+            {"name": name, "id": key} if kind == "WandbLogger" else mlflow_run(spec, run, key) | {"run_name": name}
+        )
+    return {key: value for key, value in arguments.items() if takes(target, key) and spec.get(key) is None}
+
+
+def mlflow_run(spec: DictConfig, run: Run, key: str) -> dict[str, Any]:
+    """Find the run in MLflow's store by a tag of it, to go on with it; return what names the run, or a new one."""
+    from mlflow import MlflowClient
+
+    with open(run.path.parent / ".mlflow.lock", "a", opener=no_link) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of jobs that begin at once, one makes the database and the experiment
+        client, name = MlflowClient(spec.tracking_uri), spec.experiment_name
+        known = client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known else client.create_experiment(name, spec.get("artifact_location"))
+    for found in client.search_runs([experiment], f"tags.`linear_lab.run` = '{key}'"):
+        client.update_run(found.info.run_id, "RUNNING")
+        return {"run_id": found.info.run_id}
+    return {"tags": {"linear_lab.run": key}}
+
+
+def guard(name: str, logger: Logger, run: Run) -> Callable[[], None]:
+    """Keep a logger that raises from ending the run: its first error is a warning. Return what ends the logger."""
+    errors: list[Exception] = []
+
+    def attempt(method: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        try:
+            method(*arguments, **named)
+        except Exception as error:  # of any package
+            if not errors:
+                what = f"{method.__name__} failed ({type(error).__name__}: {first_line(error)})"
+                log.warning("logger.%s: %s; the run goes on", name, what)
+            errors.append(error)
+
+    def end() -> None:
+        ended = run.record.status in ("completed", "pruned")
+        attempt(finalize, "success" if ended else "failed")
+        if isinstance(logger, WandbLogger):  # otherwise the next run in this process would go on in it
+            attempt(logger.experiment.finish, int(not ended))
+
+    finalize = logger.finalize
+    for method in ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint"):
+        setattr(logger, method, functools.partial(attempt, getattr(logger, method)))
+    setattr(logger, "finalize", lambda _: logger.save())  # noqa: B010 - Lightning calls it after validate too
+    return end
