@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import deque
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from linear_lab.tracking.summary import Summary
 
 log = logging.getLogger(__name__)
 
+KEPT = 50  # losses, of the last batches, that a run shows if it diverges
+
 
 class DivergenceError(Exception):
     """Ends a run whose loss ``metric`` is not finite, or has grown beyond all bounds."""
@@ -26,14 +29,23 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence."""
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence.
+
+    ``losses`` are those of the last batches, each with the number of steps that were taken before.
+    """
 
     def __init__(self, reference: Reference, metric: str, mode: str) -> None:
         self.reference, self.summary = reference, Summary(1, metric, mode)
+        self.losses: deque[tuple[int, torch.Tensor]] = deque(maxlen=KEPT)
+        self.step = 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         # Lightning has divided the loss by the number of batches whose gradients add up
         loss = outputs["loss"].detach().cpu().reshape(1) * trainer.accumulate_grad_batches
+        self.losses.append((self.step, loss))
         diverged = self.summary.after_step(trainer.global_step, loss)
         if trainer.world_size > 1:  # each process has seen its own rows
             diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)

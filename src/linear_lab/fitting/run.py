@@ -127,7 +127,7 @@ def fit(
         MeasureLastStep(),                    # after all that may end training
         stop,                                 # a signal waits until the last step was measured
     ])  # fmt: skip
-    fitted = bookkeeping.Fit(cfg, data, model, trainer, reference, tracker)
+    fitted = bookkeeping.Fit(cfg, data, model, trainer, reference, tracker, stop_on_divergence.losses)
     if not cfg.resume:
         start()
     report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)
