@@ -31,7 +31,7 @@ class DivergenceError(Exception):
 class StopOnDivergence(Callback):
     """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence.
 
-    ``losses`` are those of the last batches, each with the number of steps that were taken before.
+    ``losses`` are those of the last batches, each with the step that the batch belongs to.
     """
 
     def __init__(self, reference: Reference, metric: str, mode: str) -> None:
@@ -40,7 +40,7 @@ class StopOnDivergence(Callback):
         self.step = 0
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.step = trainer.global_step
+        self.step = trainer.global_step + 1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         # Lightning has divided the loss by the number of batches whose gradients add up
