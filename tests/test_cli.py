@@ -191,6 +191,18 @@ def test_flags_may_stand_anywhere_and_a_group_may_have_a_plus(tmp_path):
     assert "max_epochs: 2" in out
 
 
+@pytest.mark.parametrize(
+    "typed", ["experiment=debug", "callbacks=early_stopping", "callbacks=[default,early_stopping]"]
+)
+def test_a_plus_before_a_group_changes_nothing(typed):
+    without, with_plus = (command(train_entry, f"{plus}{typed}", "--cfg", "job") for plus in ("", "+"))
+    assert with_plus == without
+    assert without[::2] == (0, "")
+    assert command(train_entry, "+experiment=debg", "--cfg", "job")[2].startswith(
+        "error: experiment=debg: choose one of "
+    )
+
+
 def at(moment):
     """Patch a function to be called as at a moment of a command, before it does what it does."""
 

@@ -21,7 +21,7 @@ from linear_lab.fitting.callbacks import Interrupted, MeasureLastStep, ResumeEar
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.trust import check_targets
-from linear_lab.runs.checkpoints import readable_checkpoint
+from linear_lab.runs.checkpoints import load_weights, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import CONFIG, Run
 from linear_lab.terminal import layout, report
@@ -104,6 +104,8 @@ def fit(
     model = build.build_model(cfg, data)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
     checks.check_resume(cfg, data, model, path, checkpoint)
+    if path is None and cfg.get("ckpt_path"):
+        load_weights(model, cfg.ckpt_path)
     reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
     logger = build.build_logger(cfg, run.path, step + (path is not None) if cfg.resume else None)

@@ -28,7 +28,7 @@ STEERING = {
 }  # keys that no job is trained with
 NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
 TEXTS = ("status", "error", "config_hash")
-OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # fields of a record's `job`
+OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "tags", "pictures")  # fields of a record's `job`
 KEYS = "key:"  # prefix of the columns with what was typed for a key
 SCHEMA: dict[str, Any] = {
     **{"name": pl.String, "folder": pl.Boolean, "trained": pl.Boolean, "typed": pl.List(pl.String)},
@@ -65,7 +65,7 @@ def read_jobs(folder: Path) -> tuple[pl.DataFrame, list[str]]:
           is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
         - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides where a record or
           the results of an unplanned job have it;
-        - for each key that was typed ``key:<key>``, its value as text.
+        - for each key that was typed ``key:<key>``, its value as text; ``key:tags`` if a job was trained with tags.
     """
     with _reading:
         records, stamps = _read_folders(folder)
@@ -146,7 +146,8 @@ def _with_keys(jobs: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
     rows = [{"name": name} | _keys(typed) for name, typed in recorded.select("name", "typed").iter_rows()]
     of_records = pl.DataFrame(rows or {"name": []}, infer_schema_length=None)
     keys = pl.concat([of_plan.join(recorded, on="name", how="anti"), of_records], how="diagonal_relaxed")
-    return jobs.join(keys, on="name", how="left", maintain_order="left")
+    jobs = jobs.join(keys, on="name", how="left", maintain_order="left").drop(KEYS + "tags", strict=False)
+    return jobs.with_columns(jobs["tags"].alias(KEYS + "tags")) if jobs["tags"].is_not_null().any() else jobs
 
 
 def _keys(typed: list[str]) -> dict[str, str]:

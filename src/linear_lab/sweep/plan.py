@@ -25,7 +25,7 @@ from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
 from linear_lab.terminal import layout
 from linear_lab.terminal.signals import raise_if_interrupted
-from linear_lab.text import first_line
+from linear_lab.text import first_line, joined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -242,6 +242,7 @@ def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem
     optimizer, logger = config["optimizer"], config["logger"] or {}
     lr = optimizer.get("lr")
     fields = {"overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group}
+    fields |= {"tags": joined(config.get("tags")) or None}
     fields |= {"problem": problem or problem_hash(config), "optimizer": str(optimizer["_target_"]).rpartition(".")[2]}
     return fields | {"lr": lr if type(lr) in (int, float) else None, "pictures": bool(logger.get("pictures"))}
 

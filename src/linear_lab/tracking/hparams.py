@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
-from linear_lab.text import printable
+from linear_lab.text import joined, printable
 from linear_lab.tracking.tensorboard import event_files
 
 # Event files of their own: TensorBoard uses the first start and the first end that it reads, in the order of names
@@ -58,6 +58,7 @@ def hyperparameters(plain: dict[str, Any], optimizer: Optimizer, train_rows: int
         "data": _class_name(plain["data"]),
         "loss": _class_name(plain["loss"]),
         "scheduler": _class_name(plain["scheduler"]) if plain["scheduler"] else "-",
+        "tags": joined(plain.get("tags")) or "-",
     }
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer"):
         for key, value in (plain[group] or {}).items():
