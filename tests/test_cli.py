@@ -60,6 +60,19 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
+    script = """
+        eval "$(linear-lab-train -sc install=bash)"
+        COMP_LINE="linear-lab-train seed=1 optimizer=ada"
+        COMP_WORDS=($COMP_LINE) COMP_CWORD=2
+        hydra_bash_completion
+        echo "${COMPREPLY[@]}"
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = run("bash", "-c", script, cwd=tmp_path, env={"PATH": path})
+    assert (result.stdout, result.stderr) == ("optimizer=adam optimizer=adamw\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

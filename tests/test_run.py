@@ -570,7 +570,7 @@ def of_another_model(path):
     ],
 )
 def test_a_file_without_the_weights_of_the_model_is_refused(spoil, message, tmp_path):
-    path = tmp_path / "some=what.ckpt"
+    path = tmp_path / "some=what, else.ckpt"
     spoil(path)
     with pytest.raises(UserError, match=f"^ckpt_path={path}: .*{message}") as refused:
         train(tmp_path / "run", f"ckpt_path='{path}'", *SHORT)
@@ -580,7 +580,7 @@ def test_a_file_without_the_weights_of_the_model_is_refused(spoil, message, tmp_
 
 def test_a_run_that_goes_on_has_weights_of_its_own(tmp_path):
     train(tmp_path, *SHORT)
-    for typed in ("ckpt_path=a=b.ckpt", "+ckpt_path=x"):
+    for typed in ("ckpt_path=a=b, c.ckpt", "+ckpt_path=x"):
         code, _, err = command(train_entry, typed, f"resume={tmp_path}")
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith(f"error: resume={tmp_path}: it goes on with weights of its own; leave out ")

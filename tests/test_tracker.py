@@ -379,6 +379,7 @@ def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
         ("tags=[two words,007]", "two words, 007", ["two words", "007"]),
         ("tags=one", "one", "one"),
         ("tags=null", "-", None),
+        ("tags=[a\udcff,\x1b]", "a?, ?", ["a\udcff", "\x1b"]),
         ("seed=0", "-", []),
     ],
 )

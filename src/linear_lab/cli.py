@@ -186,7 +186,8 @@ def quoted(override: str, texts: list[str]) -> str:
         return override
     if key in NAMES:
         with suppress(HydraException, ValueError, RecursionError):
-            if "," in value or OverridesParser.create().parse_override(override).value() == value:
+            parsed = OverridesParser.create().parse_override(override).value()
+            if "," in value or parsed == value:
                 return override  # 1e3 would be a number
     if key in COLUMNS:
         several = value.startswith("[") and value.endswith("]")

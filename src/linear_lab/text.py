@@ -22,7 +22,7 @@ def joined(tags: Any) -> str:
     >>> joined(["a", "b"]), joined("a"), joined(None)
     ('a, b', 'a', '')
     """
-    return ", ".join(map(str, tags)) if isinstance(tags, list) else str(tags or "")
+    return printable(", ".join(map(str, tags)) if isinstance(tags, list) else str(tags or ""))
 
 
 def first_line(error: BaseException) -> str:
