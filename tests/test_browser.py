@@ -22,6 +22,9 @@ from browser import (
 )
 from omegaconf import OmegaConf
 from runs import record
+from test_tracker import cells
+
+from linear_lab.tracking import hparams
 
 SIZE = 1500, 2400  # of the window: what is out of sight is not drawn
 KILLED = "killed-adam"
@@ -32,6 +35,11 @@ EVERY_ROW = {
     "aggregationType": "AGGREGATION_AVG",
     "colParams": [],
 }
+
+
+def trial_ids(names, folder):
+    """How the rows of jobs begin on HPARAMS."""
+    return [hparams.trial(folder / name) for name in names]
 
 
 def jobs(folder):
@@ -70,11 +78,12 @@ def with_a_killed_one(swept, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed") / "sweep"
     shutil.copytree(swept, folder, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copytree(folder / jobs(folder)[-1], folder / KILLED, ignore=shutil.ignore_patterns("*.end"))
+    hparams.write_start(folder / KILLED, cells(folder / KILLED))  # a copy would share the row of the other
     return folder
 
 
 @pytest.mark.parametrize("loader", ["true", "false"])
-def test_hparams_have_a_row_a_job_that_agrees_with_its_record(with_a_killed_one, loader):
+def test_hparams_have_a_row_a_job_that_agrees_with_its_record(with_a_killed_one, swept, loader):
     folder = with_a_killed_one
     with served(folder, f"--load_fast={loader}") as address:
 
@@ -84,11 +93,14 @@ def test_hparams_have_a_row_a_job_that_agrees_with_its_record(with_a_killed_one,
             found = ask(address, "plugin/hparams/session_groups", EVERY_ROW)["sessionGroups"]
             return read_so_far == {*jobs(folder), "_sweep", "_least_squares"} and found
 
-        groups = {group["name"]: group for group in stable(rows)}
+        groups = {group["sessions"][0]["name"]: group for group in stable(rows)}
         experiment = ask(address, "plugin/hparams/experiment", {})
         tags = ask(address, "plugin/timeseries/tags")["scalars"]["runTagInfo"]
     assert sorted(groups) == jobs(folder)
     assert len(groups) == 7
+    for name, group in groups.items():
+        written_in = folder if name == KILLED else swept
+        assert group["name"].startswith(hparams.trial(written_in / name))
     for name, group in groups.items():
         wanted = hyperparameters(folder / name)
         assert {key: group["hparams"][key] for key in wanted} == wanted
@@ -130,11 +142,18 @@ def page(window):
 def test_the_table_ranks_the_runs(page, swept):
     driver, address = page
     visit(driver, address, "hparams")
-    assert [row["Trial ID"] for row in trials(driver)] == jobs(swept)
+
+    def shown():
+        """Trial IDs without the time, which makes them unique."""
+        return [row["Trial ID"].rsplit(" ", 2)[0] for row in trials(driver)]
+
+    assert shown() == sorted(trial_ids(jobs(swept), swept))
+    assert len({name[:13] for name in shown()}) == 6  # so many characters are seen
     sort(driver, "hp/val_loss", "Ascending")
     ranked = sorted(jobs(swept), key=lambda name: record(swept / name)["metrics"]["val/loss"])
-    rows = stable(lambda: (found := trials(driver))[0]["Trial ID"] == ranked[0] and found, times=1)
-    assert [row["Trial ID"] for row in rows] == ranked
+    names = trial_ids(ranked, swept)
+    rows = stable(lambda: shown()[0] == names[0] and trials(driver), times=1)
+    assert shown() == names
     assert list(rows[0])[2:5] == ["lr", "momentum", "optimizer"]
     for row, name in zip(rows, ranked, strict=True):
         wanted = {**hyperparameters(swept / name), **metrics(swept / name)}

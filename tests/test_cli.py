@@ -62,6 +62,19 @@ def test_what_needs_no_torch_does_without_it(arguments, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
+    script = """
+        eval "$(linear-lab-train -sc install=bash)"
+        COMP_LINE="linear-lab-train seed=1 optimizer=ada"
+        COMP_WORDS=($COMP_LINE) COMP_CWORD=2
+        hydra_bash_completion
+        echo "${COMPREPLY[@]}"
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = run("bash", "-c", script, cwd=tmp_path, env={"PATH": path})
+    assert (result.stdout, result.stderr) == ("optimizer=adam optimizer=adamw\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -191,6 +204,18 @@ def test_flags_may_stand_anywhere_and_a_group_may_have_a_plus(tmp_path):
     code, out, err = command(train_entry, "seed=0", "--cfg", "job", "+experiment=debug", f"output_root={tmp_path}")
     assert (code, err) == (0, "")
     assert "max_epochs: 2" in out
+
+
+@pytest.mark.parametrize(
+    "typed", ["experiment=debug", "callbacks=early_stopping", "callbacks=[default,early_stopping]"]
+)
+def test_a_plus_before_a_group_changes_nothing(typed):
+    without, with_plus = (command(train_entry, f"{plus}{typed}", "--cfg", "job") for plus in ("", "+"))
+    assert with_plus == without
+    assert without[::2] == (0, "")
+    assert command(train_entry, "+experiment=debg", "--cfg", "job")[2].startswith(
+        "error: experiment=debg: choose one of "
+    )
 
 
 def at(moment):

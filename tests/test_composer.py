@@ -159,6 +159,8 @@ GRIDS = {
     "a reference in a list": "optimizer=adam optimizer.betas=[0.8,'${optimizer.lr}'] optimizer.lr=0.1,0.2",
     "a reference among lists": "optimizer=adam optimizer.betas=[0.8,'${optimizer.lr}'],[0.8,0.1] optimizer.lr=0.1,0.2",
     "paths": "data=table data.path=a.csv,/b.csv,null,a.csv",
+    "checkpoints": "data=table data.path=a.csv,b.csv ckpt_path=a.ckpt,/b.ckpt,null",
+    "tags": "tags=[a,b] seed=1,2",
     "a path that is referred to": "data=table data.path=a.csv,b.csv +note='${data.path}' seed=1,2",
     "one key twice": "seed=1,2 optimizer.lr=0.1,0.2 seed=3,4",
     "one in another": "console.steps=1,2 console={steps:2}",
@@ -282,3 +284,11 @@ def test_the_hash_is_of_what_decides_the_numbers():
     same = {"console": {"steps": 2}, "output_root": "b", "optimizer": {"_target_": "SGD", "lr": 0.1}, "seed": 0}
     assert fingerprints.config_hash(config) == fingerprints.config_hash(same)
     assert fingerprints.config_hash(config) != fingerprints.config_hash(config | {"seed": 1})
+
+
+def test_a_config_without_checkpoint_and_tags_has_the_fingerprint_of_one_from_before_there_were_any():
+    config = shared()(["seed=1"])
+    assert (config.pop("ckpt_path"), config.pop("tags")) == (None, [])
+    before = fingerprints.config_hash(config)
+    assert fingerprints.config_hash(shared()(["seed=1", "tags=[a]"])) == before
+    assert fingerprints.config_hash(shared()(["seed=1", "ckpt_path=a.ckpt"])) != before

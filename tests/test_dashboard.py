@@ -145,7 +145,7 @@ def test_a_browser_opens_where_there_is_a_screen(logdir, tmp_path, monkeypatch, 
     monkeypatch.setattr(dashboard.time, "sleep", interrupted)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert dashboard.main([str(logdir)]) == 0
-    address = "http://127.0.0.1:6006/" + dashboard.view()
+    address = "http://127.0.0.1:6006/" + dashboard.view(logdir)
     assert capsys.readouterr().out.splitlines()[1:] == [address, ""]
     assert opened == ([address] if display else [])
 
@@ -157,6 +157,14 @@ def test_a_browser_opens_where_there_is_a_screen(logdir, tmp_path, monkeypatch, 
     assert len(opened) == (display is not None)
 
 
+def query_of(folder):
+    """What the address says, and the regular expression that groups runs by colour, or None."""
+    query = {key: value for key, [value] in parse_qs(dashboard.view(folder)[1:], strict_parsing=True).items()}
+    kind, _, colour = query.pop("runColorGroup", "run").partition(":")
+    assert kind == ("regex" if colour else "run")
+    return query, colour or None
+
+
 def test_the_address_pins_the_losses_and_colours_by_optimizer(logdir, tmp_path, monkeypatch):
     options = tmp_path / "optimizer"
     options.mkdir()
@@ -164,15 +172,32 @@ def test_the_address_pins_the_losses_and_colours_by_optimizer(logdir, tmp_path, 
     for name in names:
         (options / f"{name}.yaml").touch()
     monkeypatch.setattr(dashboard, "CONF", tmp_path)
-    query = {key: value for key, [value] in parse_qs(dashboard.view()[1:], strict_parsing=True).items()}
+    query, colour = query_of(logdir)
     assert query["smoothing"] == "0"
     assert [card["tag"] for card in json.loads(query["pinnedCards"])] == ["val/loss", "train/log10_excess"]
-    kind, _, colour = query["runColorGroup"].partition(":")
-    assert kind == "regex"
     for name in names:
         for run in (f"runs/20261123-062841-9i1e-{name}", f"sweeps/20261123-070000-ab12/0-{name}-lr=0.1-seed=2"):
             assert re.search(colour, run)[1] == name
     assert re.search(colour, "runs/20261123-062841-9i1e-sgdx")[1] is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "by_optimizer"),
+    [
+        (["sgd-lr=0.1", "sgd-lr=0.2", "_sweep", "_least_squares"], False),
+        (["sgd-lr=0.1", "adam-lr=0.1"], True),
+        (["mine", "another"], False),
+        ([""], False),
+        ([], False),
+    ],
+)
+def test_runs_of_one_optimizer_have_a_colour_each(tmp_path, runs, by_optimizer):
+    folder = tmp_path / "adam-study"  # its name is no part of the runs'
+    for run in runs:
+        (folder / run).mkdir(parents=True)
+        (folder / run / "events.out.tfevents.1.host").touch()
+    folder.mkdir(exist_ok=True)
+    assert (query_of(folder)[1] is not None) == by_optimizer
 
 
 def test_the_optimizers_are_those_of_the_config():

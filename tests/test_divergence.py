@@ -41,6 +41,51 @@ def test_it_stops_at_once_and_says_why(tmp_path, caplog):
     assert curve[-1] == (step, pytest.approx(loss))
 
 
+def losses_of_steps(folder):
+    return scalars(folder)["train/loss_of_step"]
+
+
+def test_the_losses_of_the_last_fifty_steps_show_how_it_grew(tmp_path):
+    rate = 0.1265  # a little above the largest stable one: it takes more than fifty steps
+    shared = (f"optimizer.lr={rate}", "trainer.max_epochs=500")
+    _, result = diverges(tmp_path / "rare", *shared, "trainer.check_val_every_n_epoch=1000")
+    steps, curve = result["steps"], losses_of_steps(tmp_path / "rare")
+    assert steps > 60
+    assert [step for step, _ in curve] == [*range(steps - 49, steps + 1)]
+    assert curve[-1][1] > 1e12
+    diverges(tmp_path / "often", *shared, "trainer.check_val_every_n_epoch=1")
+    measured = dict(scalars(tmp_path / "often")["train/loss"])
+    assert curve == [(step, pytest.approx(measured[step - 1], rel=1e-5)) for step, _ in curve]
+
+
+def test_a_run_that_diverges_early_has_the_losses_of_all_its_steps(tmp_path):
+    for logger, last in (("sgd", 8), ("adam", 2)):
+        overrides = {"sgd": ["optimizer.lr=0.5"], "adam": ["optimizer=adam", "optimizer.lr=1e30"]}[logger]
+        _, result = diverges(tmp_path / logger, *overrides)
+        assert result["steps"] == last
+    first = result["initial"]["train/loss"]
+    assert [step for step, _ in losses_of_steps(tmp_path / "sgd")] == [*range(1, 9)]
+    assert losses_of_steps(tmp_path / "adam") == [(1, pytest.approx(first))]  # the next one is infinite
+
+
+def test_each_batch_of_a_step_has_a_loss(tmp_path):
+    batches = ("data.batch_size=1", "trainer.accumulate_grad_batches=3")  # of four rows, so that the fourth is alone
+    diverges(tmp_path, *batches, "optimizer.lr=0.5", "model.weight=0", "model.bias=0")
+    curve = losses_of_steps(tmp_path)
+    assert [step for step, _ in curve[:7]] == [1, 1, 1, 2, 3, 3, 3]
+    assert {loss for _, loss in curve[:3]} < {4, 16, 36, 64}  # y^2
+
+
+def test_a_run_that_does_not_diverge_has_no_losses_of_steps(tmp_path):
+    train(tmp_path, "trainer.max_epochs=3")
+    assert "train/loss_of_step" not in scalars(tmp_path)
+
+
+def test_slow_growth_is_logged_too(tmp_path):
+    diverges(tmp_path, "optimizer.lr=0.1205", "trainer.max_epochs=100")
+    assert [step for step, _ in losses_of_steps(tmp_path)] == [*range(51, 101)]
+
+
 def test_a_loss_that_is_not_finite_is_no_number_anywhere(tmp_path):
     message, result = diverges(tmp_path, "optimizer=adam", "optimizer.lr=1e30")
     assert message == "diverged at step 2 (train/loss inf): try a smaller rate than 1e+30, as in optimizer.lr=1e+29"

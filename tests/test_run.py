@@ -10,10 +10,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
-from runs import compose, record, resume, train
+from runs import command, compose, record, resume, train
 from torch import nn
 
 from linear_lab import UserError
+from linear_lab import train as train_entry
 from linear_lab.fitting import build, run
 from linear_lab.fitting.checks import check, user_errors
 from linear_lab.inference.remeasure import evaluate
@@ -526,3 +527,66 @@ def test_a_class_that_is_not_there_is_named_in_one_line():
     with pytest.raises(UserError) as refused, user_errors("optimizer"):
         raise ModuleNotFoundError("no module x\nAre you sure that it is installed?")
     assert str(refused.value) == "optimizer: no module x"
+
+
+def test_a_run_starts_from_the_weights_of_a_checkpoint(tmp_path):
+    first = train(tmp_path / "first", *SHORT)
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    other = ("optimizer=adam", "data.batch_size=2", "seed=5", "model.weight=7")  # of all that, no weight
+    second = train(tmp_path / "second", f"ckpt_path={checkpoint}", *other, *SHORT)
+    assert second["initial"]["weight"] == state["network.weight"].tolist() == first["parameters"]["weight"]
+    assert second["initial"]["train/loss"] == first["metrics"]["train/loss"]
+    assert second["steps"] == 6  # counted anew
+    checkpoint.rename(tmp_path / "elsewhere")
+    assert evaluate(str(tmp_path / "second"), "last") == second["metrics"]  # needs it no more
+    whole = train(tmp_path / "whole", f"ckpt_path={tmp_path / 'elsewhere'}", *other, "trainer.max_epochs=4")
+    assert resume(tmp_path / "second", "trainer.max_epochs=4")["parameters"] == whole["parameters"]
+
+
+def test_the_path_of_a_checkpoint_is_saved_absolute(tmp_path, monkeypatch):
+    train(tmp_path / "first", *SHORT)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(
+        train_entry, "output_root=out", "ckpt_path=first/checkpoints/best.ckpt", "logger=none", *SHORT
+    )
+    assert (code, err) == (0, ""), out
+    (saved,) = tmp_path.glob("out/runs/*/.hydra/config.yaml")
+    assert OmegaConf.load(saved).ckpt_path == str(tmp_path / "first" / "checkpoints" / "best.ckpt")
+
+
+def of_another_model(path):
+    torch.save({"state_dict": {"network.weight": torch.zeros(1, 3), "network.bias": torch.zeros(1)}}, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: None, "is no checkpoint \\(there is no such file\\); name one such as outputs/runs/"),
+        (lambda path: path.mkdir(), "is no checkpoint \\(there is no such file\\)"),
+        (lambda path: os.mkfifo(path), "is no checkpoint \\(there is no such file\\)"),
+        (lambda path: path.touch(), "is no checkpoint \\(EOFError|Ran out of input\\)"),
+        (lambda path: path.write_bytes(b"PK\3\4cut"), "is no checkpoint \\(.+\\)"),
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is no checkpoint \\(it has no state_dict\\)"),
+        (lambda path: torch.save({"state_dict": {"network.weight": 1}}, path), "is no checkpoint \\(.+\\)"),
+        (lambda path: torch.save({"state_dict": nn.Linear(1, 1)}, path), "is no checkpoint \\(.+\\)"),  # runs no code
+        (of_another_model, r"network.weight is \(1, 3\) there, and \(1, 1\) here\); choose model and data as it was"),
+        (lambda path: torch.save({"state_dict": {}}, path), r"network.bias is missing there, and \(1,\) here"),
+    ],
+)
+def test_a_file_without_the_weights_of_the_model_is_refused(spoil, message, tmp_path):
+    path = tmp_path / "some=what, else.ckpt"
+    spoil(path)
+    with pytest.raises(UserError, match=f"^ckpt_path={path}: .*{message}") as refused:
+        train(tmp_path / "run", f"ckpt_path='{path}'", *SHORT)
+    assert "\n" not in str(refused.value)
+    assert record(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_run_that_goes_on_has_weights_of_its_own(tmp_path):
+    train(tmp_path, *SHORT)
+    for typed in ("ckpt_path=a=b, c.ckpt", "+ckpt_path=x"):
+        code, _, err = command(train_entry, typed, f"resume={tmp_path}")
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith(f"error: resume={tmp_path}: it goes on with weights of its own; leave out ")
+    assert record(tmp_path)["status"] == "completed"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from processes import end, fork
 from runs import command, compose, record
+from test_tracker import cells
 from torch import nn
 from torch.func import vmap
 from torch.optim import SGD, Adam, AdamW, RMSprop
@@ -463,11 +465,32 @@ def test_what_cannot_be_stacked_runs_alone_and_says_why(monkeypatch, tmp_path, w
     assert "one by one  2 jobs: optimizer is linear_lab.models.lbfgs.LBFGS" in said
     assert record(tmp_path / "outputs/sweeps/study/lbfgs-seed=0")["status"] == "completed"
     assert set(rows(tmp_path)) == {f"{kind}-seed={seed}" for kind in ("sgd", "adam") for seed in (0, 1)}
+    checkpoint = tmp_path / "outputs/sweeps/study/lbfgs-seed=0/checkpoints/last.ckpt"
+    code, said = sweep(monkeypatch, tmp_path, f"ckpt_path={checkpoint}", *overrides[1:], name="started")
+    assert code == 0, said
+    assert f"one by one  2 jobs: ckpt_path={checkpoint}" in said
     code, said = sweep(monkeypatch, tmp_path, "optimizer.lr=0.1,-1,0.05", *overrides[2:], name="wrong")
     assert code == 1
     assert "failed  sgd-lr=-1: optimizer: lr must be a positive number, got -1" in said
     assert "one by one  1 job: optimizer.lr=-1" in said
     assert "3 jobs: 2 completed, 1 failed" in said
+
+
+def test_jobs_of_a_stack_have_tags(monkeypatch, tmp_path, without_page):
+    typed = ("optimizer.lr=0.1,0.05", "seed=0,1", "trainer.max_epochs=4", "logger.pictures=false")
+    code, said = sweep(monkeypatch, tmp_path, *typed, "tags=[a,b]", "hydra.launcher.keep=1")
+    assert code == 0, said
+    assert "one by one" not in said
+    assert re.search(r"rank +lr +seed +tags +val/loss", said)
+    assert {row["job"]["tags"] for row in rows(tmp_path).values()} == {"a, b"}
+    folder = tmp_path / "outputs/sweeps/study"
+    shown = [path.parent for path in folder.glob("**/events.out.tfevents.*.start")]
+    assert len(shown) == 4
+    assert {cells(path)["tags"] for path in shown} == {"a, b"}
+    before = results.read_results(folder)
+    code, said = sweep(monkeypatch, tmp_path, *typed, "tags=[c]", "hydra.launcher.keep=1")
+    assert code == 0, said
+    assert results.read_results(folder).equals(before)
 
 
 class WithDropout(SupervisedModule):

@@ -242,6 +242,7 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
         (("optimizer=sgdd,adam",), "sgdd"),
         (("name=a,b",), "name=a,b: cannot differ between the jobs of a sweep; give one value"),
         (("overwrite=true,false",), "overwrite=true,false: cannot differ"),
+        (("tags=a,b",), "tags=a,b: cannot differ"),
         (("fail_fast=true,false",), "fail_fast=true,false: cannot differ"),
         (("output_root='a','b'",), "output_root='a','b': cannot differ"),
         (("overwrite=flase", "seed=0,1"), "overwrite=flase: choose true or false"),
@@ -276,6 +277,45 @@ def test_what_a_sweep_refuses_before_anything_is_trained(overrides, message, tra
     assert "Traceback" not in said
     assert not trained
     assert not [*tmp_path.glob("sweeps/*")]
+
+
+def test_tags_are_on_the_leaderboard_and_change_no_job(trained, tmp_path):
+    done = dict.fromkeys(["sgd-lr=0.1", "sgd-lr=0.01"], "completed")
+    check(tmp_path, "optimizer.lr=0.1,0.01", jobs=done)
+    header = (tmp_path / "sweeps/study/leaderboard.csv").read_text().splitlines()[0]
+    assert "tags" not in header
+    jobs = done | dict.fromkeys(["sgd-lr=0.1-seed=1", "sgd-lr=0.01-seed=1"], "completed")
+    said = check(tmp_path, "optimizer.lr=0.1,0.01", "seed=0,1", "tags=[new data,007]", jobs=jobs)
+    assert len(trained) == 4
+    assert re.search(r"rank +lr +seed +tags +val/loss", said)
+    tags = dict(board.read(tmp_path / "sweeps/study").jobs.select("name", "key:tags").iter_rows())
+    assert tags == {name: "new data, 007" if "seed" in name else None for name in jobs}
+    assert "seed,tags,val/loss" in (tmp_path / "sweeps/study/leaderboard.csv").read_text()
+    check(tmp_path, "optimizer.lr=0.1,0.01", "tags=other", jobs=jobs)
+    assert len(trained) == 4
+    check(tmp_path, "optimizer.lr=0.2", "tags=other", jobs=jobs | {"sgd": "completed"})
+    assert record(tmp_path / "sweeps/study/sgd")["job"]["tags"] == "other"
+
+
+def test_each_job_starts_from_the_checkpoint(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = dict.fromkeys(["sgd-lr=0.1", "sgd-lr=0.01"], "completed")
+    assert sweep(tmp_path, *FAST, "name=first", "seed=3")[0] == 0
+    first = record(tmp_path / "sweeps/first/sgd")
+    typed = ("optimizer.lr=0.1,0.01", "ckpt_path=sweeps/first/sgd/checkpoints/last.ckpt")
+    check(tmp_path, *typed, jobs=done)
+    for name in done:
+        assert record(tmp_path / "sweeps/study" / name)["initial"]["weight"] == first["parameters"]["weight"]
+    config = OmegaConf.load(tmp_path / "sweeps/study/sgd-lr=0.1/.hydra/config.yaml")
+    assert config.ckpt_path == str(tmp_path / "sweeps/first/sgd/checkpoints/last.ckpt")
+    trained.clear()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    check(tmp_path, typed[0], f"ckpt_path={config.ckpt_path}", jobs=done)
+    assert not trained  # it is the same checkpoint
+    _, said = sweep(tmp_path, *FAST, "name=study", typed[0])
+    assert "ckpt_path was" in said
+    assert "2 of 2 jobs were trained with another config" in said
 
 
 def test_hostile_values(trained, tmp_path):

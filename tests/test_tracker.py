@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from runs import compose, events, record, resume, scalars, train
+from omegaconf import OmegaConf
+from runs import command, compose, events, record, resume, scalars, train
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -18,6 +19,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from torch import nn
 
 from linear_lab import UserError
+from linear_lab import train as train_entry
 from linear_lab.fitting.build import build, build_reference
 from linear_lab.fitting.callbacks import Interrupted
 from linear_lab.models import LinearModule
@@ -369,6 +371,24 @@ def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
     assert cells(tmp_path)["trainer.max_epochs"] == 71
     assert [step for step, _ in scalars(tmp_path)["param/weight"]][-1] == 71
     assert [image.step for image in events(tmp_path).Images("pictures/loss_surface")][-1] == 71
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown", "saved"),
+    [
+        ("tags=[two words,007]", "two words, 007", ["two words", "007"]),
+        ("tags=one", "one", "one"),
+        ("tags=null", "-", None),
+        ("tags=[a\udcff,\x1b]", "a?, ?", ["a\udcff", "\x1b"]),
+        ("seed=0", "-", []),
+    ],
+)
+def test_tags_are_a_column_of_the_row(typed, shown, saved, tmp_path):
+    folder = tmp_path / "run"
+    code, _, err = command(train_entry, typed, f"hydra.run.dir={folder}", "logger.pictures=false", *SHORT)
+    assert (code, err) == (0, "")
+    assert cells(folder)["tags"] == shown
+    assert OmegaConf.load(folder / ".hydra" / "config.yaml").tags == saved
 
 
 def test_a_run_that_goes_on_otherwise_says_so(tmp_path):

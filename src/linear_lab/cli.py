@@ -35,8 +35,8 @@ TEXTS = (  # overrides whose value is one text, in which any character may stand
     "run", "resume", "output_root", "data.path", "input", "output", "data.separator", "data.decimal", "data.encoding",
     "separator", "decimal", "encoding", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
-NAMES = ("name", "metric")  # overrides whose value is one text, or a sweep of some
-COLUMNS = ("data.x", "data.y", "data.split")  # overrides that name a column, or a list of columns
+NAMES = ("name", "metric", "ckpt_path")  # overrides whose value is one text, or a sweep of some
+COLUMNS = ("data.x", "data.y", "data.split", "tags")  # overrides that name a column, or a list of columns; or tags
 PACKAGES = {  # that some choices need
     "launch=joblib": "hydra_plugins.hydra_joblib_launcher",
     "launch=slurm": "hydra_plugins.hydra_submitit_launcher",
@@ -175,7 +175,8 @@ def quoted(override: str, texts: list[str]) -> str:
         return override
     if key in NAMES:
         with suppress(HydraException, ValueError, RecursionError):
-            if "," in value or OverridesParser.create().parse_override(override).value() == value:
+            parsed = OverridesParser.create().parse_override(override).value()
+            if "," in value or parsed == value:
                 return override  # 1e3 would be a number
     if key in COLUMNS:
         several = value.startswith("[") and value.endswith("]")
@@ -227,7 +228,7 @@ def check_typed(arguments: list[str], config_name: str, renamed: Mapping[str, st
 
 def check_folders(arguments: list[str]) -> None:
     """Refuse folders of unknown users, a working directory that is gone, and a hydra.run.dir that cannot be made."""
-    for key in ("output_root", "run", "resume", "data.path", "input", "output", "folder"):
+    for key in ("output_root", "run", "resume", "ckpt_path", "data.path", "input", "output", "folder"):
         try:
             Path(value := value_of(key, arguments) or "").expanduser()
         except RuntimeError:
@@ -267,6 +268,8 @@ def store_saved_config(folder: str, arguments: list[str]) -> str:
         group, equals, _ = argument.partition("=")
         if argument in ("-m", "--multirun"):
             raise UserError(f"resume={run.path}: one run goes on; {argument} starts many, so leave it out")
+        if equals and group.lstrip("+") == "ckpt_path":
+            raise UserError(f"resume={run.path}: it goes on with weights of its own; leave out {argument}, or resume=")
         if equals and is_group(group):
             raise UserError(
                 f"resume={run.path}: the run goes on with its own {group}, so {argument} cannot be chosen; "

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from linear_lab.text import first_line
 GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 OF_HYDRA = ("hydra", "defaults")  # nodes of a config that only Hydra reads, and acts upon
 CALL = re.compile(r"\$\{(?![\w.\[\]]+\})")  # a resolver: an interpolation other than ${key}
+PATHS = ("data.path", "ckpt_path", "output_root")  # keys that name what a run reads, or where its loggers write
 BUILT = ("data", "model", "loss", "optimizer", "trainer")  # groups that cannot be empty
 
 
@@ -78,11 +79,11 @@ def absolute(path: Any, folder: str | Path) -> Any:
     return str(Path(folder, Path(str(path)).expanduser()).absolute()) if path else path
 
 
-def make_paths_absolute(cfg: DictConfig, folder: str | Path) -> None:
+def make_paths_absolute(cfg: DictConfig, folder: str | Path, keys: Iterable[str] = PATHS) -> None:
     """Let a config find its files from any folder: relative paths start at ``folder``."""
-    if path := OmegaConf.select(cfg, "data.path"):
-        cfg.data.path = absolute(path, folder)
-    cfg.output_root = absolute(cfg.get("output_root"), folder)  # loggers may write there
+    for key in keys:
+        if path := OmegaConf.select(cfg, key):
+            OmegaConf.update(cfg, key, absolute(path, folder))
 
 
 def register_resolvers() -> None:

@@ -1,6 +1,7 @@
 """TensorBoard on a folder of runs, with a view that compares them: ``python -m linear_lab.dashboard [LOGDIR]``.
 
-The address presets the view: the losses are pinned to the top and not smoothed, and a run has its optimizer's colour.
+The address presets the view: the losses are pinned to the top and not smoothed, and a run has its optimizer's colour,
+or one of its own where all have the same optimizer.
 Imports the standard library alone until the arguments are right.
 """
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in a script's background, it is ignored
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # cleans up, as Ctrl-C does
         with tempfile.TemporaryDirectory() as parent:
-            address = serve(with_named_runs(folder, Path(parent)), options.port, others) + view()
+            address = serve(with_named_runs(folder, Path(parent)), options.port, others) + view(folder)
             print(f"TensorBoard on {folder}; Ctrl-C ends it\n{address}", flush=True)
             if not options.no_browser and has_graphical_browser():
                 webbrowser.open(address)
@@ -121,18 +122,20 @@ def serve(folder: Path, number: int | None, others: Sequence[str]) -> str:
     return address
 
 
-def view() -> str:
-    """Return the query of the address that presets the view.
+def view(folder: Path) -> str:
+    """Return the query of the address that presets the view of the runs in a folder.
 
     A regular expression groups runs by colour: by the optimizer's name, which stands at the beginning or the end of the
     folder's name below LOGDIR, or between dashes. All other runs match the bare ``$``, and share a colour; runs without
-    a match would be pale grey.
+    a match would be pale grey. Where there are no two optimizers, TensorBoard gives each run a colour.
     """
     cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     query = {"smoothing": "0", "pinnedCards": json.dumps(cards, separators=(",", ":"))}
     names = sorted((file.stem for file in (CONF / "optimizer").glob("*.yaml")), key=len, reverse=True)
-    if names:
-        query["runColorGroup"] = f"regex:(?:^|[-/])({'|'.join(map(re.escape, names))})(?:-|$)|$"
+    by_optimizer = f"(?:^|[-/])({'|'.join(map(re.escape, names))})(?:-|$)|$"
+    runs = {str(file.parent.relative_to(folder)) for file in folder.rglob(EVENTS)}
+    if len({match[1] for run in runs if (match := re.search(by_optimizer, run))} - {None}) > 1:
+        query["runColorGroup"] = f"regex:{by_optimizer}"
     return "?" + "&".join(f"{key}={quote(value, safe='/:,-')}" for key, value in query.items())
 
 

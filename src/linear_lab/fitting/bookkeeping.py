@@ -1,7 +1,7 @@
 """What a run notes beside training: how it begins, its last checkpoint, and its outcome."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from linear_lab import UserError
 from linear_lab.config import without_calls
@@ -41,6 +42,7 @@ class Fit:
     trainer: Trainer
     reference: Reference
     tracker: Curves | None
+    losses: Iterable[tuple[int, Tensor]]  # of the last batches, see `StopOnDivergence`
     diverged: DivergenceError | None = None
 
 
@@ -159,7 +161,10 @@ def log_outcome(fitted: Fit, record: Record) -> None:
     everything = fitted.diverged or (fitted.tracker and fitted.tracker.caught_up)  # no validation has measured it
     new = record.metrics if everything else {"test/loss", "test/accuracy"}
     metrics = {name: value for name, value in record.metrics.items() if name in new and value is not None}
+    curve = fitted.losses if record.status == "diverged" else ()
     for logger in fitted.trainer.loggers:
+        for step, loss in curve:
+            logger.log_metrics({"train/loss_of_step": loss.item()}, step)
         logger.log_metrics(metrics, record.steps)
         if isinstance(logger, RunLogger):
             logger.log_text("outcome", report.outcome_text(record), fitted.trainer.global_step)

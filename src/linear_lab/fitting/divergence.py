@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
+KEPT = 50  # losses, of the last batches, that a run shows if it diverges
+
 
 class DivergenceError(Exception):
     """Ends a run whose loss ``metric`` is not finite, or has grown beyond all bounds."""
@@ -31,15 +34,24 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence."""
+    """Keeps the `Summary` of a run, and raises `DivergenceError` after the step or validation that shows divergence.
+
+    ``losses`` are those of the last batches, each with the step that the batch belongs to.
+    """
 
     def __init__(self, reference: Reference, metric: str | None, mode: str) -> None:
         self.reference, self.summary = reference, Summary(1, metric, mode)
+        self.losses: deque[tuple[int, torch.Tensor]] = deque(maxlen=KEPT)
+        self.step = 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.step = trainer.global_step + 1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         loss = loss_of(trainer, outputs)
         if loss is None:
             return
+        self.losses.append((self.step, loss))
         if not isinstance(pl_module, SupervisedModule):  # whose loss may have any scale
             self.summary.bound = torch.tensor([sys.float_info.max])
         diverged = self.summary.after_step(trainer.global_step, loss)

@@ -32,7 +32,7 @@ from linear_lab.fitting.seeding import SeedEpochs, seed_all
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.trust import check_targets
 from linear_lab.models import SupervisedModule
-from linear_lab.runs.checkpoints import readable_checkpoint
+from linear_lab.runs.checkpoints import load_weights, readable_checkpoint
 from linear_lab.runs.folder import CONFIG, Run
 from linear_lab.terminal import layout, report
 from linear_lab.terminal.progress import ProgressBar
@@ -118,6 +118,8 @@ def fit(
     model = build.build_model(cfg, data)
     path, checkpoint = readable_checkpoint(run, "last") if cfg.resume else (None, {})
     checks.check_resume(cfg, data, model, path, checkpoint)
+    if path is None and cfg.get("ckpt_path"):
+        load_weights(model, cfg.ckpt_path)
     reference = build.build_reference(cfg, data, model)
     step = checkpoint.get("global_step", 0)
     loggers = build_loggers(cfg, run, step + (path is not None) if cfg.resume else None, at_the_end)
@@ -142,7 +144,7 @@ def fit(
         MeasureLastStep(),                    # after all that may end training
         stop,                                 # a signal waits until the last step was measured
     ])  # fmt: skip
-    fitted = bookkeeping.Fit(cfg, data, model, trainer, reference, tracker)
+    fitted = bookkeeping.Fit(cfg, data, model, trainer, reference, tracker, stop_on_divergence.losses)
     if not cfg.resume:
         start()
     report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)

@@ -162,6 +162,25 @@ CONTENT = {  # what Lightning writes, as far as it is read here
 }  # fmt: skip
 
 
+def load_weights(model: LightningModule, path: str) -> None:
+    """Give a model the weights of a checkpoint; raise UserError for another model's, and for no checkpoint."""
+    try:
+        if not Path(path).is_file():
+            raise ValueError("there is no such file")
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise ValueError("it has no state_dict")
+        saved = {name: (*values.shape,) for name, values in content["state_dict"].items()}
+    except Exception as error:  # a damaged file raises anything
+        remedy = "name one such as outputs/runs/<id>/checkpoints/best.ckpt"
+        raise UserError(f"ckpt_path={path}: is no checkpoint ({first_line(error)}); {remedy}") from error
+    own = {name: (*values.shape,) for name, values in model.state_dict().items()}
+    if wrong := min((name for name, _ in own.items() ^ saved.items()), default=None):
+        shapes = f"{wrong} is {saved.get(wrong, 'missing')} there, and {own.get(wrong, 'missing')} here"
+        raise UserError(f"ckpt_path={path}: holds another model ({shapes}); choose model and data as it was trained")
+    model.load_state_dict(content["state_dict"])
+
+
 class LostError(UserError):
     """A run has checkpoints, of which none can be read."""
 

@@ -12,7 +12,7 @@ from typing import Any
 Path = tuple[str, ...]  # the keys that lead to a leaf; positions in a list count as keys
 
 # top-level keys of a config that decide no number
-FREE = ("output_root", "resume", "trust", "console", "logger", "name", "overwrite", "fail_fast")
+FREE = ("output_root", "resume", "trust", "console", "logger", "name", "tags", "overwrite", "fail_fast")
 SAME_DATA = ("batch_size", "order_seed")  # keys of data that change no row
 
 
@@ -52,7 +52,7 @@ def problem_hash(config: dict[str, Any]) -> str:
 
 def decides(path: Path, value: Any) -> bool:
     """Tell whether a leaf decides a run's numbers."""
-    return path[0] not in FREE
+    return path[0] not in FREE and (path, value) != (("ckpt_path",), None)  # which older configs do not have
 
 
 def poses(path: Path, value: Any) -> bool:

@@ -48,6 +48,7 @@ class Job(Strict):
     problem: Text | None = None
     optimizer: Text | None = None
     lr: Number = None
+    tags: Text | None = None
     pictures: bool = False
 
 

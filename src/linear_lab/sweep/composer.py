@@ -13,12 +13,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from linear_lab.config import absolute, make_paths_absolute
+from linear_lab.config import PATHS, absolute, make_paths_absolute
 from linear_lab.runs import fingerprints
 from linear_lab.runs.fingerprints import leaves
 
 NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-PATH = "data.path"
 MARK = "\0{}\0"  # composed in place of a key's value, to find out where that value goes
 MARKS = re.compile("\0(\\d+)\0")
 # a call of one of OmegaConf's resolvers, in a text; but oc.select, which gives the value of another key as it is
@@ -117,7 +116,7 @@ class Composer:
 
     def value(self, key: str, text: str) -> Any:
         patch = self.patcher.parse(f"{key}={text}")
-        return absolute(patch.value, self.folder) if patch.key == PATH else patch.value
+        return absolute(patch.value, self.folder) if patch.key in PATHS else patch.value
 
     def is_column(self, key: str, text: str) -> bool:
         """Whether an override sets a single value, which can be put into a config that is composed already."""
@@ -140,8 +139,7 @@ class Composer:
             OmegaConf.update(cfg, key, MARK.format(number), merge=True)
         if keys and any(RESOLVER.search(str(value)) for _, value in leaves(OmegaConf.to_container(cfg))):
             return set(keys)  # what a resolver makes of a mark says nothing
-        if PATH not in keys:
-            make_paths_absolute(cfg, self.folder)
+        make_paths_absolute(cfg, self.folder, {*PATHS} - {*keys})
         try:
             resolved = [*leaves(OmegaConf.to_container(cfg, resolve=True))]
         except OmegaConfBaseException:  # for example of a reference to an element of a list

@@ -20,7 +20,7 @@ from linear_lab.sweep.plan import COLUMNS, EMPTY, read_plan
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "trust", "hydra"}
 NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
 TEXTS = ("status", "error", "config_hash")
-OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "pictures")  # fields of a record's `job`
+OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "tags", "pictures")  # fields of a record's `job`
 KEYS = "key:"  # prefix of the columns with what was typed for a key
 SCHEMA: dict[str, Any] = {
     **{"name": pl.String, "folder": pl.Boolean, "trained": pl.Boolean, "typed": pl.List(pl.String)},
@@ -57,7 +57,7 @@ def read_jobs(folder: Path) -> tuple[pl.DataFrame, list[str]]:
           is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
         - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides where a record or
           the results of an unplanned job have it;
-        - for each key that was typed ``key:<key>``, its value as text.
+        - for each key that was typed ``key:<key>``, its value as text; ``key:tags`` if a job was trained with tags.
     """
     with _reading:
         records, stamps = _read_folders(folder)
@@ -141,7 +141,8 @@ def _with_keys(jobs: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
         rows.append({"name": name} | {KEYS + key: value for key, value in pairs})
     of_records = pl.DataFrame(rows or {"name": []}, infer_schema_length=None)
     keys = pl.concat([of_plan.join(recorded, on="name", how="anti"), of_records], how="diagonal_relaxed")
-    return jobs.join(keys, on="name", how="left", maintain_order="left")
+    jobs = jobs.join(keys, on="name", how="left", maintain_order="left").drop(KEYS + "tags", strict=False)
+    return jobs.with_columns(jobs["tags"].alias(KEYS + "tags")) if jobs["tags"].is_not_null().any() else jobs
 
 
 def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:

@@ -92,7 +92,7 @@ def pictures(jobs: pl.DataFrame, board: Ranking) -> dict[str, bytes]:
 
 def mapped(jobs: pl.DataFrame, board: Ranking) -> Map | None:
     """Make the map of a grid of two numbers; None for other sweeps. Several seeds in one place show their median."""
-    keys = [key for key in board.differing if key != "seed"]
+    keys = [key for key in board.differing if key not in ("seed", "tags")]
     if len(keys) != 2:
         return None
     x, y = keys

@@ -25,7 +25,7 @@ from linear_lab.sweep.composer import Composer, Places
 from linear_lab.sweep.mistakes import mistake
 from linear_lab.terminal import layout
 from linear_lab.terminal.signals import raise_if_interrupted
-from linear_lab.text import first_line
+from linear_lab.text import first_line, joined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -228,6 +228,7 @@ def job_fields(config: dict[str, Any], typed: Sequence[str], group: str, problem
     optimizer, tensorboard = config["optimizer"], (config["logger"] or {}).get("tensorboard") or {}
     lr, name = optimizer.get("lr"), optimizer.get("_target_")
     fields = {"overrides": list(typed), "metric": config["metric"], "mode": config.get("mode", "min"), "group": group}
+    fields |= {"tags": joined(config.get("tags")) or None}
     fields |= {"problem": problem or problem_hash(config), "optimizer": name and str(name).rpartition(".")[2]}
     return fields | {"lr": lr if type(lr) in (int, float) else None, "pictures": bool(tensorboard.get("pictures"))}
 

@@ -85,9 +85,9 @@ class Ranking:
 
     @cached_property
     def differing(self) -> list[str]:
-        """Keys whose values differ between the jobs whose overrides are recorded or planned."""
+        """Keys whose values differ between the jobs whose overrides are recorded or planned, and tags."""
         typed = self.jobs.filter(pl.col("typed").is_not_null() | pl.col("planned").is_not_null())
-        return [key for key in self.keys if typed[KEYS + key].n_unique() > 1]
+        return [key for key in self.keys if key == "tags" or typed[KEYS + key].n_unique() > 1]
 
     @cached_property
     def groups(self) -> pl.DataFrame:

@@ -22,7 +22,7 @@ NUMBERS = {"seed", "steps", "seconds", "excess_loss", "stable_lr", "steps_above_
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("job", "metrics", "rows", "best", "initial"), pl.Struct),
     **dict.fromkeys(("name", "status", "error", "config_hash", "data"), pl.String),
-    **dict.fromkeys((f"job.{name}" for name in ("metric", "mode", "group", "problem", "optimizer")), pl.String),
+    **dict.fromkeys((f"job.{name}" for name in ("metric", "mode", "group", "problem", "optimizer", "tags")), pl.String),
     **{"job.overrides": pl.List(pl.String), "job.pictures": pl.Boolean},
 }
 UNREADABLE = ".unreadable"  # suffix of a file that was put aside

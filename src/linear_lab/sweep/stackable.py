@@ -151,6 +151,8 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
         allowed = TRAINER.get(key, (defaults("trainer/auto").get(key),))
         if key not in TRAINER_ANY and (value not in allowed or (value is True and True not in allowed)):
             yield f"trainer.{key}={value}"
+    if config.get("ckpt_path"):
+        yield f"ckpt_path={config['ckpt_path']}"
     if trainer["check_val_every_n_epoch"] is None:
         yield "trainer.check_val_every_n_epoch=null"
     if config["console"].get("steps"):

@@ -29,7 +29,7 @@ from linear_lab.terminal.signals import raise_if_interrupted
 
 MOST = 100_000  # jobs of a grid that are launched one by one
 SHOWN = 20  # jobs that did not end well
-FIXED = STEERING | {"output_root"}  # keys that cannot differ between the jobs of a sweep
+FIXED = STEERING | {"output_root", "tags"}  # keys that cannot differ between the jobs of a sweep
 
 
 class GridSweeper:

@@ -6,8 +6,10 @@ collects the columns of all runs itself. It shows the first five of each kind, b
 """
 
 import io
+import re
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.optim import Optimizer
 
 from linear_lab import UserError
 from linear_lab.runs import atomic
+from linear_lab.text import joined, printable
 from linear_lab.tracking.tensorboard import event_files
 
 # Event files of their own: TensorBoard uses the first start and the first end that it reads, in the order of names
@@ -60,6 +63,7 @@ def hyperparameters(
         "model": _class_name(plain["model"]),
         "loss": _class_name(plain["loss"]),
         "scheduler": _class_name(plain["scheduler"]),
+        "tags": joined(plain.get("tags")) or "-",
     }
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer"):
         for key, value in (plain[group] or {}).items():
@@ -90,7 +94,7 @@ def metrics(
 
 def write_start(folder: Path, columns: dict[str, Cell]) -> None:
     """Write the start of a run's row, or replace it; until the row has an end, its status is UNKNOWN."""
-    _write(folder / START, _start_record(columns))
+    _write(folder / START, _start_record(folder, columns))
 
 
 def write_end(folder: Path, status: str | None) -> None:
@@ -110,17 +114,34 @@ def take_back_end(folder: Path) -> None:
 def write_row(folder: Path, columns: dict[str, Cell], numbers: dict[str, float], step: int, status: str) -> None:
     """Write the whole row of a run that has ended."""
     values = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()])
-    _write(folder / START, _start_record(columns), values, _end_record(status), step=step)
+    _write(folder / START, _start_record(folder, columns), values, _end_record(status), step=step)
 
 
 def _ends(folder: Path) -> list[Path]:
     return list(folder.glob(f"events.out.tfevents.*{END}"))
 
 
-def _start_record(columns: dict[str, Cell]) -> Summary:
-    # Without a trial's name TensorBoard names the row by the run's folder, so that runs with equal columns and copies
-    # of a folder are rows of their own. Its `hparams_pb` always writes one, by default a hash of the columns.
-    info = SessionStartInfo(start_time_secs=time.time())
+def trial(folder: Path) -> str:
+    """Name the row of a run: TensorBoard shows some 14 characters of it, so what differs comes first.
+
+    A job's row begins with its values, and a run's with its time without the year.
+
+    >>> trial(Path("sweeps/study1/sgd-lr=0.01-batch_size=2"))
+    '0.01-2-sgd study1'
+    >>> trial(Path("runs/20261123-011658-e61x-adam"))
+    '1123-011658-e61x-adam runs'
+    """
+    name = re.sub(r"^\d{4}(?=\d{4}-\d{6}-)", "", folder.name)
+    optimizer, *values = re.split(r"-[A-Za-z_][\w.]*=", name)
+    sweep = next(parent.name for parent in folder.absolute().parents if not parent.name.startswith("_"))
+    return printable("-".join([*values, optimizer]) + " " + re.sub(r"^\d{8}-\d{6}-", "", sweep))
+
+
+def _start_record(folder: Path, columns: dict[str, Cell]) -> Summary:
+    # Runs whose trials have one name share a row, so the time makes it unique. `hparams_pb` would take a hash of the
+    # columns. Without a name TensorBoard shows the folder below LOGDIR, whose beginning most rows have in common.
+    now = datetime.now(UTC)
+    info = SessionStartInfo(start_time_secs=now.timestamp(), group_name=f"{trial(folder)} {now:%Y-%m-%d %H:%M:%S.%f}")
     for name, value in columns.items():
         kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(info.hparams[name], kind, value)
