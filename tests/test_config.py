@@ -1,15 +1,15 @@
 """Every option of every config group, found by listing the folders."""
 
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
-from runs import compose, train
+from runs import command, compose, train
 
 from linear_lab import UserError
+from linear_lab import train as train_entry
 from linear_lab.cli import CONF
 from linear_lab.fitting.build import build
 from linear_lab.fitting.checks import check
@@ -73,13 +73,14 @@ def test_every_value_says_what_it_is():
         assert "#" in path.read_text() or path.parent.parent.name == "hydra", path
 
 
-def test_an_optimizer_is_a_file_of_a_few_lines(tmp_path, monkeypatch):
-    option = Path(CONF / "optimizer" / "nadam_for_a_test.yaml")
+def test_an_optimizer_is_a_file_of_a_few_lines(tmp_path):
+    option = tmp_path / "conf" / "optimizer" / "nadam.yaml"
+    option.parent.mkdir(parents=True)
     option.write_text("_target_: torch.optim.NAdam\nlr: 0.1\n")
-    try:
-        assert train(tmp_path, "optimizer=nadam_for_a_test", *SHORT)["status"] == "completed"
-    finally:
-        option.unlink()
+    typed = ("--config-dir", tmp_path / "conf", "optimizer=nadam", f"hydra.run.dir={tmp_path}/run", *SHORT)
+    code, out, err = command(train_entry, *typed)
+    assert code == 0, err
+    assert "NAdam lr=0.1" in out
 
 
 @pytest.mark.parametrize("lr", [-1, 0, "abc", float("nan"), float("inf"), True, None])

@@ -477,7 +477,7 @@ def test_what_cannot_be_stacked_runs_alone_and_says_why(monkeypatch, tmp_path, w
 
 
 def test_jobs_of_a_stack_have_tags(monkeypatch, tmp_path, without_page):
-    typed = ("optimizer.lr=0.1,0.05", "seed=0,1", "trainer.max_epochs=4", "logger.pictures=false")
+    typed = ("optimizer.lr=0.1,0.05", "seed=0,1", "trainer.max_epochs=4", "logger.tensorboard.pictures=false")
     code, said = sweep(monkeypatch, tmp_path, *typed, "tags=[a,b]", "hydra.launcher.keep=1")
     assert code == 0, said
     assert "one by one" not in said

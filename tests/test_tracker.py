@@ -385,7 +385,7 @@ def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
 )
 def test_tags_are_a_column_of_the_row(typed, shown, saved, tmp_path):
     folder = tmp_path / "run"
-    code, _, err = command(train_entry, typed, f"hydra.run.dir={folder}", "logger.pictures=false", *SHORT)
+    code, _, err = command(train_entry, typed, f"hydra.run.dir={folder}", "logger.tensorboard.pictures=false", *SHORT)
     assert (code, err) == (0, "")
     assert cells(folder)["tags"] == shown
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").tags == saved

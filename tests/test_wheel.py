@@ -142,7 +142,7 @@ def test_evaluate_predict_and_export_of_the_latest_run(installed, place):
 
 @pytest.mark.parametrize("launch", ["local", "stacked"])
 def test_a_sweep_and_its_leaderboard(launch, installed, place):
-    typed = (f"name={launch}", f"launch={launch}", "optimizer.lr=0.01,0.1", *SHORT, "logger.pictures=false")
+    typed = (f"name={launch}", f"launch={launch}", "optimizer.lr=0.01,0.1", *SHORT, "logger.tensorboard.pictures=false")
     said = run(installed / "linear-lab-train", "-m", *typed, cwd=place)
     assert "2 jobs: 2 completed" in said
     assert "make" not in said

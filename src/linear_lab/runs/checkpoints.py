@@ -33,9 +33,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options are not supported")
         content = io.BytesIO()
         # a module may keep parts of itself as hyperparameters; they are built from the config
-        if arguments := checkpoint.get("hyper_parameters"):
-            plain = {key: value for key, value in arguments.items() if is_plain(value)}
-            checkpoint = checkpoint | {"hyper_parameters": plain}
+        if "state_dict" in checkpoint:
+            arguments = checkpoint.get("hyper_parameters", {})
+            checkpoint["hyper_parameters"] = {key: value for key, value in arguments.items() if is_plain(value)}
         try:
             torch.save(checkpoint, content)
             if not self.checked:
@@ -201,7 +201,6 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             continue
         try:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-            checkpoint.setdefault("hyper_parameters", {})  # a module of one's own may keep none
             wrong = [key for key, kind in CONTENT.items() if not isinstance(checkpoint[key], kind)]
             if wrong or {*map(type, checkpoint["state_dict"].values())} != {Tensor}:
                 raise ValueError(f"{wrong or ['state_dict']} not as in a checkpoint")
