@@ -56,6 +56,17 @@ def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: b
     return trainer.enable_validation
 
 
+def is_measured_without_validation(trainer: "Trainer") -> bool:
+    """Tell whether the end of this epoch stands for a validation, as there is nothing to validate on.
+
+    Without it, a module that logs in training alone would have neither checkpoints nor a best one.
+    """
+    every = trainer.check_val_every_n_epoch
+    due = every is None or not (trainer.current_epoch + 1) % every or trainer.should_stop
+    validates = trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))
+    return due and not validates and trainer.limit_val_batches != 0
+
+
 def resumed_at_last_batch(trainer: "Trainer") -> bool:
     """Tell whether training goes on from a checkpoint that was taken after the last batch of an epoch."""
     return trainer.is_last_batch and not trainer.fit_loop.epoch_loop.restarted_on_train_batch_end

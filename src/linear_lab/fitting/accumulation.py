@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from linear_lab.data import LinearData
+
 
 class MeanOverRows(Callback):
-    """Makes the gradient of a step the mean over the rows of all its batches.
+    """Makes the gradient of a step the mean over the rows of all its batches, of `LinearData`.
 
     Lightning divides the loss of each batch by ``accumulate_grad_batches``: also where an epoch ends with fewer
     batches, and whatever the number of rows in each. A checkpoint that is taken within a step holds its gradient.
@@ -25,7 +27,7 @@ class MeanOverRows(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         together, taken = trainer.accumulate_grad_batches, batch_idx + 1
-        if together == 1:
+        if together == 1 or not isinstance(trainer.datamodule, LinearData):  # type: ignore[attr-defined]
             return
         own = torch.tensor(float(len(batch[0])), device=pl_module.device)
         rows = float(trainer.strategy.reduce(own, reduce_op="sum"))

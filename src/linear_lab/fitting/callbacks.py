@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from linear_lab import UserError, compat
-from linear_lab.runs.checkpoints import SaveCheckpoints, goes_on_within_epochs, is_measured_without_validation
+from linear_lab.runs.checkpoints import SaveCheckpoints, goes_on_within_epochs
 from linear_lab.runs.folder import LAST
 from linear_lab.terminal.signals import hang_up, present_handlers
 
@@ -109,7 +109,7 @@ class StopIfHopeless(Callback):
             self.hopeless = trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_measured_without_validation(trainer):
+        if compat.is_measured_without_validation(trainer):
             self.on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -234,6 +234,19 @@ def user_errors(group: str, *specs: dict[str, Any] | None) -> Iterator[None]:
 
 
 @contextmanager
+def training_errors(trainer: Trainer) -> Iterator[None]:
+    """Turn what Lightning refuses into a UserError; all else may be a defect, and passes unchanged."""
+    try:
+        yield
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+        raise UserError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        if trainer.optimizers:
+            raise
+        raise UserError(f"model: {first_line(error)}") from error  # of what it configures, as two optimizers
+
+
+@contextmanager
 def data_errors() -> Iterator[None]:
     """As `user_errors`, with DataError for what the data refuse."""
     try:

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
+from linear_lab import compat
 from linear_lab.data import LinearData
 from linear_lab.models import SupervisedModule
-from linear_lab.runs.checkpoints import is_measured_without_validation
 from linear_lab.runs.record import Record
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking.summary import Summary
@@ -71,7 +71,7 @@ class StopOnDivergence(Callback):
             raise DivergenceError(name, value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_measured_without_validation(trainer):
+        if compat.is_measured_without_validation(trainer):
             self.on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

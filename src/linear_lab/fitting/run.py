@@ -5,9 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
@@ -16,31 +14,20 @@ from rich.console import Console
 
 from linear_lab import UserError
 from linear_lab.config import as_dict, make_paths_absolute, saved_config
-from linear_lab.data import LinearData
 from linear_lab.fitting import bookkeeping, build, checks, divergence
 from linear_lab.fitting.accumulation import MeanOverRows
-from linear_lab.fitting.callbacks import (
-    GuideEarlyStopping,
-    Interrupted,
-    MeasureLastStep,
-    StopIfHopeless,
-    StopOnSignal,
-)
+from linear_lab.fitting.callbacks import GuideEarlyStopping, Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
 from linear_lab.fitting.loggers import build_loggers
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.seeding import SeedEpochs, seed_all
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.trust import check_targets
-from linear_lab.models import SupervisedModule
 from linear_lab.runs.checkpoints import load_weights, readable_checkpoint
 from linear_lab.runs.folder import CONFIG, Run
 from linear_lab.terminal import layout, report
 from linear_lab.terminal.progress import ProgressBar
-from linear_lab.text import first_line
 from linear_lab.tracking import hparams
-from linear_lab.tracking.curves import Curves
-from linear_lab.tracking.tensorboard import RunLogger
-from linear_lab.tracking.tracker import Tracker
+from linear_lab.tracking.tracker import track
 
 
 def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) -> float:
@@ -100,7 +87,7 @@ def train_in(
         raise UserError(error)
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
     limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
-    has_events = any(isinstance(logger, RunLogger) for logger in fitted.trainer.loggers)
+    has_events = bool(fitted.tracker and fitted.tracker.logger)
     report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits])
     return float(result["metrics"].get(fitted.cfg.metric, math.nan))
 
@@ -124,17 +111,14 @@ def fit(
     step = checkpoint.get("global_step", 0)
     loggers = build_loggers(cfg, run, step + (path is not None) if cfg.resume else None, at_the_end)
     stop_on_divergence = divergence.StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
-    config: Any = OmegaConf.to_container(cfg)
-    tracker = Curves(loggers, config, stop_on_divergence.summary) if loggers else None
-    if loggers and isinstance(data, LinearData) and isinstance(model, SupervisedModule):
-        tracker = Tracker(loggers, config, stop_on_divergence.summary, data, model, reference)
+    tracker = track(loggers, OmegaConf.to_container(cfg), stop_on_divergence.summary, data, model, reference)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
     start = functools.cache(lambda: bookkeeping.begin(run, fitted, composed, overrides))  # once
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start())] if cfg.resume else []
     of_config = build.build_callbacks(cfg)
     trainer = build.build_trainer(cfg, run.path, loggers, [
         SeedEpochs(cfg.seed),                 # before anything of an epoch is drawn
-        *([MeanOverRows()] if isinstance(data, LinearData) else []),  # where one batch makes a step, it does nothing
+        MeanOverRows(),                       # where one batch makes a step, it does nothing
         *resumed,                             # what fails before its first batch leaves a resumed run as it was
         GuideEarlyStopping(),
         *of_config,                           # the user's, and max_time: they may end training
@@ -150,23 +134,18 @@ def fit(
     report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)
     divergence.warn_if_lr_unstable(cfg, reference)
     try:
-        if path is None:
-            bookkeeping.measure_start(run, fitted)
-        checks.check_monitors(cfg, run.record.initial or {})
-        seed_all(cfg.seed)  # data of one's own may be split at random when they are set up
-        trainer.fit(model, data, ckpt_path=path, weights_only=True)
-        start()  # of a resumed run that had no batch left
+        with checks.training_errors(trainer):
+            if path is None:
+                bookkeeping.measure_start(run, fitted)
+            checks.check_monitors(cfg, run.record.initial or {})
+            seed_all(cfg.seed)  # data of one's own may be split at random when they are set up
+            trainer.fit(model, data, ckpt_path=path, weights_only=True)
+            start()  # of a resumed run that had no batch left
         checks.check_trained(trainer, data)
         if path and trainer.global_step == step:
             bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)
     except divergence.DivergenceError as diverged:
         fitted.diverged = diverged
-    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:  # all else may be a defect
-        raise UserError(f"trainer: {error}") from error
-    except RuntimeError as error:
-        if trainer.optimizers:
-            raise
-        raise UserError(f"model: {first_line(error)}") from error  # as of two optimizers
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)
     bookkeeping.save_last(run, fitted)

@@ -92,7 +92,7 @@ class SaveCheckpoints(callbacks.Checkpoint):
                 self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.due or is_measured_without_validation(trainer):
+        if self.due or compat.is_measured_without_validation(trainer):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -146,14 +146,6 @@ def not_measured(metric: str, measured: Iterable[str]) -> str:
 def goes_on_within_epochs(trainer: Trainer) -> bool:
     """Tell whether a checkpoint can be taken within an epoch: whether the data know where they were."""
     return isinstance(getattr(trainer, "datamodule", None), LinearData)
-
-
-def is_measured_without_validation(trainer: Trainer) -> bool:
-    """Tell whether the end of this epoch stands for a validation, as there is nothing to validate on."""
-    every = trainer.check_val_every_n_epoch
-    due = every is None or not (trainer.current_epoch + 1) % every or trainer.should_stop
-    validates = trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))
-    return due and not validates and trainer.limit_val_batches != 0
 
 
 CONTENT = {  # what Lightning writes, as far as it is read here

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
-from linear_lab.runs.checkpoints import is_measured_without_validation
+from linear_lab import compat
 from linear_lab.runs.fingerprints import decides, leaves
 from linear_lab.tracking import hparams
 from linear_lab.tracking.summary import Summary
@@ -73,7 +73,7 @@ class Curves(Callback):
         self.lr = optimizer.param_groups[0].get("lr")  # after the step, a scheduler may set that of the next one
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_measured_without_validation(trainer):
+        if compat.is_measured_without_validation(trainer):
             self.on_validation_start(trainer, pl_module)
             self.on_validation_end(trainer, pl_module)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
@@ -127,6 +127,22 @@ class Tracker(Curves):
             self.logger.log_picture(f"pictures/{tag}", png, step)
         for tag, values in histograms.items():
             self.logger.log_histogram(f"train/{tag}", values, step)
+
+
+def track(
+    loggers: Sequence[Logger],
+    config: Any,
+    summary: Summary,
+    data: LightningDataModule,
+    model: LightningModule,
+    reference: Reference,
+) -> Curves | None:
+    """Make what logs of a run all that is known of it; None without loggers."""
+    if not loggers:
+        return None
+    if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
+        return Tracker(loggers, config, summary, data, model, reference)
+    return Curves(loggers, config, summary)
 
 
 def on_path(step: int) -> bool:
