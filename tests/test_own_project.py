@@ -1,5 +1,6 @@
 """examples/own_project, as its README uses it: from its own folder, with linear_lab as a dependency."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from processes import start
 from runs import command, record, scalars
+from test_launch import ENVIRONMENT, LAUNCHES
 
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import leaderboard as leaderboard_entry
@@ -85,11 +87,34 @@ def test_it_is_swept_and_ranked_by_its_own_metric(project):
     is_ranked_by_f1(project)
 
 
-def test_joblib_sweeps_it(project):
-    typed = [sys.executable, "-m", "linear_lab.train", *RATES, "launch=joblib"]
-    done = subprocess.run(typed, check=False, capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_other_processes_sweep_it(launch, project):
+    typed = [sys.executable, "-m", "linear_lab.train", *RATES, *launch]
+    done = subprocess.run(typed, check=False, capture_output=True, text=True, timeout=300, env=os.environ | ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     is_ranked_by_f1(project)
+
+
+def test_without_a_metric_none_is_ranked(project):
+    code, out, err = command(train_entry, *SHORT, "metric=null", "-m", "optimizer.lr=0.01,0.02")
+    assert code == 0, err
+    assert "metric=null ranks none" in out
+
+
+def test_a_search_learns_from_its_metric(project):
+    code, _, err = command(train_entry, *SHORT, "-m", "sweep=search", "hydra.sweeper.trials=3", "name=found")
+    assert code == 0, err
+    table = pl.read_csv(project / "outputs" / "sweeps" / "found" / "leaderboard.csv")
+    assert len(table["val/f1"].drop_nulls()) == 3
+    code, _, err = command(train_entry, *SHORT, "-m", "sweep=search", "metric=null")
+    assert (code, err) == (1, "error: metric=null: a search learns from a metric; name one\n")
+
+
+def test_two_processes_train_it(project):
+    typed = [sys.executable, "-m", "linear_lab.train", *SHORT, "trainer=ddp", "hydra.run.dir=two"]
+    done = subprocess.run(typed, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert record(project / "two")["metrics"]["val/f1"] > 0.2
 
 
 def test_a_stack_says_why_it_takes_none(project):

@@ -199,7 +199,7 @@ def check_value(item: Override, now: Any) -> None:
     if isinstance(now, dict) and not isinstance(value, dict) and not (nested and value is None):
         first = str(next(iter(now), ""))
         raise UserError(f"{line}: {key} holds several values; set one of them, as in {key}.{first}={now.get(first)}")
-    if isinstance(now, str) and value is None and not nested:
+    if isinstance(now, str) and value is None and not nested and key != "metric":
         raise UserError(f"{line}: it needs a value, as in {key}={now}")
 
 

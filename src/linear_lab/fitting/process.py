@@ -29,8 +29,7 @@ def restored_process(folder: str | Path, threads: int | None = None) -> Iterator
         yield
     finally:
         torch.set_num_threads(threads_before)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave_group()
         sys.argv = arguments
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
@@ -39,3 +38,9 @@ def restored_process(folder: str | Path, threads: int | None = None) -> Iterator
                 os.environ[name] = value
         torch.set_rng_state(rng_state)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+
+
+def leave_group() -> None:
+    """Part with the other processes of a run, which end after training: nothing waits for them from now on."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -18,7 +18,7 @@ from linear_lab.fitting import bookkeeping, build, checks, divergence
 from linear_lab.fitting.accumulation import MeanOverRows
 from linear_lab.fitting.callbacks import GuideEarlyStopping, Interrupted, MeasureLastStep, StopIfHopeless, StopOnSignal
 from linear_lab.fitting.loggers import build_loggers
-from linear_lab.fitting.process import restored_process
+from linear_lab.fitting.process import leave_group, restored_process
 from linear_lab.fitting.seeding import SeedEpochs, seed_all
 from linear_lab.fitting.seven_steps import SevenSteps
 from linear_lab.fitting.trust import check_targets
@@ -149,4 +149,5 @@ def fit(
     if first_steps.recorded:
         run.write(first_step=first_steps.recorded)
     bookkeeping.save_last(run, fitted)
+    leave_group()
     return fitted
