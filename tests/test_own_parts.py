@@ -102,6 +102,8 @@ def test_without_validation_the_training_loss_decides(tmp_path):
     assert set(result["metrics"]) == {"train_loss"}
     assert result["best"]["metrics"]["train_loss"] <= result["metrics"]["train_loss"]
     assert len(scalars(tmp_path)["hp/train_loss"]) == 4
+    again = resume(tmp_path, "trust=[own.TrainingAlone,own.WithoutValidation]")  # nothing is left to train
+    assert (again["status"], again["metrics"], again["best"]) == ("completed", result["metrics"], result["best"])
 
 
 @pytest.mark.parametrize("name", ["BoringModel", "DemoModel", "ManualOptimBoringModel"])

@@ -129,7 +129,9 @@ def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
         UserError: if the metric that decides which weights are best is not measured.
     """
     model, steps, optimum = fitted.model, fitted.trainer.global_step, fitted.reference.optimum
-    metric, logged = fitted.cfg.metric, measured(fitted.trainer)  # of a module of one's own, in training too
+    # what a module of one's own logged in training, now or, if there was nothing to train, before
+    before = run.record.metrics if run.record.steps == steps else {}
+    metric, logged = fitted.cfg.metric, before | measured(fitted.trainer)
     final = {"metrics": logged | measure(fitted.cfg, fitted.data, model), **learned(fitted)}
     if metric is not None and metric not in final["metrics"]:
         raise UserError(not_measured(metric, final["metrics"]))

@@ -80,7 +80,9 @@ class Tracker(Curves):
         """Log pictures of the final model, and its numbers if no validation has, as in a run that diverged."""
         if step != self.logged:
             excess = self.reference.excess(self.model.network)
-            self.summary.note_small(step, torch.tensor([metrics["train/loss"] if excess is None else excess]))
+            self.summary.note_small(
+                step, torch.tensor([metrics.get("train/loss", math.nan) if excess is None else excess])
+            )
         super().finish(step, metrics)
         self._log_pictures(step)
 
