@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 class Net(LightningModule):
     """A classifier with dropout, that configures itself and logs under names of its own."""
 
-    def __init__(self, width=8, lr=0.05):
+    def __init__(self, width=8, lr=0.05, scheduler="step", nan_in=None):
         super().__init__()
         self.save_hyperparameters()
         self.layers = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 3))
@@ -25,14 +25,43 @@ class Net(LightningModule):
     def validation_step(self, batch, batch_idx):
         logits = self.layers(batch[0])
         self.log("val/loss", nn.functional.cross_entropy(logits, batch[1]))
-        self.log("val/hits", (logits.argmax(1) == batch[1]).float().mean())
+        hits = (logits.argmax(1) == batch[1]).float().mean()
+        known = (
+            self.trainer.sanity_checking or self.trainer.state.fn != "fit" or self.current_epoch != self.hparams.nan_in
+        )
+        self.log("val/hits", hits if known else hits * float("nan"))
 
     def test_step(self, batch, batch_idx):
         self.log("test/hits", (self.layers(batch[0]).argmax(1) == batch[1]).float().mean())
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)]
+        optimizer, kinds = torch.optim.Adam(self.parameters(), lr=self.hparams.lr), torch.optim.lr_scheduler
+        if self.hparams.scheduler == "plateau":
+            scheduler = {
+                "scheduler": kinds.ReduceLROnPlateau(optimizer, patience=0, threshold=1),
+                "monitor": "val/loss",
+            }
+        elif self.hparams.scheduler == "one_cycle":
+            steps = self.trainer.estimated_stepping_batches
+            scheduler = {"scheduler": kinds.OneCycleLR(optimizer, 0.1, steps), "interval": "step"}
+        else:
+            scheduler = {"scheduler": kinds.StepLR(optimizer, 1, gamma=0.9)}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+class Fail(Callback):
+    """Fails once, at a batch."""
+
+    armed = False
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batch -= 1
+        if self.batch == 0 and Fail.armed:
+            Fail.armed = False
+            raise RuntimeError("as wanted")
 
 
 class TrainingAlone(LightningModule):

@@ -1,10 +1,12 @@
 """The run folder: one for each launch, held by one process, whole at any moment."""
 
 import json
+import multiprocessing
 import os
 import re
 import resource
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -245,3 +247,16 @@ def test_overrides_are_added_as_yaml(tmp_path):
         held.begin("seed: 1\n", typed[:1])
         held.begin("seed: 1\n", typed[1:])
     assert yaml.safe_load((tmp_path / ".hydra/overrides.yaml").read_text()) == typed
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_does_not_keep_the_folder(tmp_path):
+    """As the workers of a DataLoader, which outlive a killed run for seconds."""
+    with Run(tmp_path).lock():
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+    try:
+        assert not is_held(tmp_path)
+    finally:
+        worker.kill()
+        worker.join()

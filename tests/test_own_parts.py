@@ -2,6 +2,7 @@
 
 import shutil
 
+import own
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -60,7 +61,8 @@ def test_a_module_and_data_of_ones_own(tmp_path, capsys):
     assert "SGD" not in shown
     assert "predict" not in shown.rpartition("go on")[0].rpartition("evaluate")[2]
     curves = scalars(tmp_path)
-    assert [value for _, value in curves["val/hits"]][-1] == pytest.approx(result["metrics"]["val/hits"])
+    assert curves["val/hits"][-1] == (24, pytest.approx(result["metrics"]["val/hits"]))
+    assert curves["train_loss"][-1] == (24, pytest.approx(result["metrics"]["train_loss"]))
     assert {"train_loss", "val/loss", "hp/val_loss", "hp/best_val_loss", "optim/lr"} <= set(curves)
 
 
@@ -71,10 +73,37 @@ def test_its_metric_decides_which_weights_are_best(tmp_path):
     assert evaluate(str(tmp_path), trust=["own.Net", "own.Clouds"]).items() <= result["best"]["metrics"].items()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["data.workers=2"],
+        ["trainer.accumulate_grad_batches=4", "trainer.gradient_clip_val=0.5"],
+        ["model.scheduler=plateau"],
+        ["model.scheduler=one_cycle"],
+        ["model.scheduler=one_cycle", "data.workers=2", "trainer.max_steps=25"],
+        ["trainer.val_check_interval=0.5"],
+    ],
+)
+def test_a_run_that_fails_within_an_epoch_goes_on_to_the_same_bits(more, tmp_path):
+    overrides = ("trainer.max_epochs=5", *more)
+    expected = train(tmp_path / "whole", *overrides)
+    cfg, folder = config(*overrides), tmp_path / "cut"
+    cfg.callbacks.fail = {"_target_": "own.Fail", "batch": 15}
+    folder.mkdir()
+    own.Fail.armed = True
+    with pytest.raises(RuntimeError, match="as wanted"):
+        run.train(cfg, folder)
+    assert record(folder)["status"] == "failed"
+    result = resume(folder, "trust=[own.Net,own.Clouds,own.Fail]")
+    assert (result["steps"], result["metrics"], result["best"]) == tuple(
+        expected[k] for k in ("steps", "metrics", "best")
+    )
+    assert all(map(torch.equal, weights(folder).values(), weights(tmp_path / "whole").values()))
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_goes_on_to_the_same_bits(epochs, workers, tmp_path):
-    overrides = (f"data.workers={workers}", "trainer.max_epochs=5")
+def test_goes_on_to_the_same_bits(epochs, tmp_path):
+    overrides = ("trainer.max_epochs=5",)
     expected = train(tmp_path / "whole", *overrides)
     folder = tmp_path / "cut"
     train(folder, *overrides, f"trainer.max_epochs={epochs}")
@@ -130,6 +159,23 @@ def test_optimizer_and_loss_reach_a_module_as_partials_or_specs(tmp_path):
 
 
 LINEAR, BORING_DATA = "linear_lab.models.linear.LinearModule", {"_target_": f"{BORING}BoringDataModule"}
+TEMPLATE = GIVEN | {"optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01}}
+
+
+def test_an_optimizer_that_the_module_s_own_file_says_is_shown(tmp_path, capsys):
+    cfg = config(model=TEMPLATE)
+    run.train(cfg, tmp_path)
+    assert "Adam lr=0.01" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"optimizer\.lr=0\.5: Given takes no optimizer, so it changes nothing"):
+        train(tmp_path / "other", "optimizer.lr=0.5", model=TEMPLATE)
+
+
+def test_a_metric_that_is_no_number_for_an_epoch_ends_nothing(tmp_path):
+    result = train(tmp_path, "metric=val/hits", "mode=max", model=NET | {"nan_in": 0})
+    assert result["status"] == "completed"
+    assert result["best"]["metrics"]["val/hits"] > 0
+
+
 MISTAKES = {  # overrides, module, data, message
     "no validation": ([], None, {"_target_": "own.WithoutValidation"}, "metric=val/loss: is not .* train_loss, or"),
     "nothing logged": (
@@ -145,7 +191,18 @@ MISTAKES = {  # overrides, module, data, message
     "no batch": ([], None, {"_target_": "own.Empty"}, "data: train_dataloader of Empty has no batch"),
     "an optimizer that nobody takes": (["optimizer=adam"], "own.Net", CLOUDS, "=adam: Net takes no optimizer, so it"),
     "a rate that nobody takes": (["optimizer.lr=0.3"], "own.Net", CLOUDS, "optimizer.lr=0.3: Net takes no optimizer"),
-    "early stopping by nothing": (["callbacks=early_stopping", "metric=nope"], "own.Net", CLOUDS, "nope: is not meas"),
+    "early stopping by nothing": (
+        ["callbacks=early_stopping", "metric=nope"],
+        "own.Net",
+        CLOUDS,
+        "by nope, which is not",
+    ),
+    "loaders of its own": (
+        [],
+        f"{BORING}BoringModel",
+        compose("data=toy").data,
+        "a train_dataloader of its own, which data=To",
+    ),
     "no features": ([], LINEAR, CLOUDS, "wants in_features, which data of Clouds do not say"),
 }
 

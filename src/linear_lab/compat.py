@@ -67,6 +67,18 @@ def is_measured_without_validation(trainer: "Trainer") -> bool:
     return due and not validates and trainer.limit_val_batches != 0
 
 
+def begin_next_epoch(trainer: "Trainer") -> None:
+    """Have a run that goes on from the end of an epoch begin with the next one, also under ``max_steps``.
+
+    Lightning would end that epoch a second time and count it twice, so that the run reaches ``max_epochs`` too early.
+    """
+    loop: Any = trainer.fit_loop
+    loop.epoch_progress.current.completed = loop.epoch_progress.current.processed
+    for part in (loop, loop.epoch_loop):
+        part._restarting = False
+        part.reset_restart_stage()
+
+
 def resumed_at_last_batch(trainer: "Trainer") -> bool:
     """Tell whether training goes on from a checkpoint that was taken after the last batch of an epoch."""
     return trainer.is_last_batch and not trainer.fit_loop.epoch_loop.restarted_on_train_batch_end

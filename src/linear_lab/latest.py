@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from linear_lab import UserError
-from linear_lab.runs.folder import RESULT
+from linear_lab.runs.folder import LAST, RESULT
 from linear_lab.sweep import SETTINGS
 from linear_lab.terminal.layout import flag, in_quotes, screen
 
-RECORDS = {"run": ("runs", RESULT), "resume": ("runs", RESULT), "folder": ("sweeps", SETTINGS)}  # by the key typed
+RECORDS = {"run": ("runs", LAST), "resume": ("runs", RESULT), "folder": ("sweeps", SETTINGS)}  # by the key typed
 
 
 def with_latest(arguments: list[str], root: str) -> list[str]:
@@ -30,4 +30,6 @@ def with_latest(arguments: list[str], root: str) -> list[str]:
             if flag(arguments, "--cfg", "-c") is None:  # which prints YAML alone
                 screen().print(f"{typed}=latest is {folder}", soft_wrap=True)
         replaced.append(argument)
+    if replaced != arguments:  # it says where to look, and the folder has its own
+        replaced = [argument for argument in replaced if not argument.startswith("output_root=")]
     return replaced

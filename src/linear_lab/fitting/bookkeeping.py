@@ -50,9 +50,8 @@ def begin(run: Run, fitted: Fit, composed: dict[str, Any], overrides: Sequence[s
     """Record that training begins, and with which config; ``composed`` is all of it, without interpolations."""
     cfg, data = fitted.cfg, fitted.data
     saved: Any = OmegaConf.merge(cfg, {"resume": None, "trust": None})
-    for group in TRAINING:  # a model may not take them all; T_max of cosine does not follow max_epochs on resume
-        if group == "scheduler" or not cfg[group]:
-            saved[group] = composed[group]
+    for group in TRAINING:  # a model may have its own; T_max of cosine does not follow max_epochs on resume
+        saved[group] = composed[group]
     hparams.take_back_end(run.path)
     if cfg.resume and len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
         fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -28,7 +29,9 @@ from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import names
 from linear_lab.theory.reference import Reference, reference
 
-logging.getLogger("lightning").handlers.clear()  # its own handler puts tips on the terminal; train.log has all messages
+for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # handlers that put tips on the terminal
+    logging.getLogger(name).handlers.clear()
+    logging.getLogger(name).propagate = True  # train.log has all messages
 
 TRAINING = ("loss", "optimizer", "scheduler")
 EVERY = "check_val_every_n_epoch"  # of which null is no default: validations then count batches across epochs
@@ -67,22 +70,23 @@ def arguments_of(cls: type) -> set[str]:
 
 
 def without_unread(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the config without loss, optimizer and scheduler that the model does not take, as it has its own.
+    """Return the config with loss, optimizer and scheduler as the model gets them; empty where it takes none.
 
     Raises:
         UserError: if one of them was typed.
     """
     cls, text = class_of(cfg, "model", LightningModule), OmegaConf.to_yaml(cfg)
-    taken = arguments_of(cls)
+    own: Any = OmegaConf.to_container(cfg.model)  # its YAML file may say which
+    own = {group: own[group] for group in TRAINING if group in own and not str(own[group]).startswith("${")}
+    taken = arguments_of(cls) - own.keys()
     unread = [group for group in TRAINING if group not in taken and not re.search(rf"\$\{{{group}\b", text)]
     for override in overrides:
         if override.lstrip("+~").startswith(tuple(unread)):
-            raise UserError(
-                f"{override}: {cls.__name__} takes no {re.split('[.=]', override)[0]}, so it changes nothing"
-            )
+            group = re.split("[.=]", override.lstrip("+~"))[0]
+            raise UserError(f"{override}: {cls.__name__} takes no {group}, so it changes nothing; leave it out")
     cfg = cfg.copy()
     for group in unread:
-        cfg[group] = {}
+        cfg[group] = own[group] if isinstance(own.get(group), dict) else {}
     return cfg
 
 
@@ -151,7 +155,7 @@ def build_model(cfg: DictConfig, data: LightningDataModule) -> LightningModule:
     node = plain["model"]
     specs = {name: node.pop(name, plain[name]) or None for name in TRAINING}
     import_targets(specs)
-    given = {name: instantiate(spec) if spec and spec.get("_partial_") else spec for name, spec in specs.items()}
+    given: dict[str, Any] = {name: built(spec) for name, spec in specs.items()}
     given["metric"] = cfg.metric
     if isinstance(data, LinearData):
         given |= {"in_features": data.in_features, "out_features": data.out_features, "schema": asdict(data.schema)}
@@ -171,6 +175,11 @@ def build_model(cfg: DictConfig, data: LightningDataModule) -> LightningModule:
     with user_errors("model"), DoublePrecision().module_init_context() if is_double(cfg) else nullcontext():
         # in two steps: Hydra would resolve a ${...} in the name of a column
         model: LightningModule = instantiate(node, _partial_=True, _convert_="all")(**given)
+    if isinstance(data, LinearData) and is_overridden("train_dataloader", model):
+        raise UserError(
+            f"model: {cls.__name__} has a train_dataloader of its own, which data={type(data).__name__} would take the "
+            "place of; put it into a LightningDataModule and name that as data"
+        )
     if isinstance(model, SupervisedModule):
         check_supervised(cfg, data, model, specs)
     return model
@@ -191,10 +200,15 @@ def check_supervised(
     check_length(cfg, data, getattr(scheduler, "total_steps", None))
 
 
+def built(spec: Any) -> Any:
+    """Build a partial; give a dict, or a value that a module of one's own has by that name, as it is."""
+    return instantiate(spec) if isinstance(spec, dict) and spec.get("_partial_") else spec
+
+
 def import_targets(specs: dict[str, Any]) -> None:
     """Import the classes of loss, optimizer and scheduler: the module builds only classes that are imported."""
     for name in TRAINING:
-        if specs[name]:
+        if isinstance(specs[name], dict):
             with user_errors(name):
                 get_class(specs[name]["_target_"])
 

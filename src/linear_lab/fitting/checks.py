@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from linear_lab import UserError, compat
 from linear_lab.config import BUILT, GROUPS
 from linear_lab.data import LinearData
+from linear_lab.models import SupervisedModule
 from linear_lab.terminal.report import describe
 from linear_lab.text import first_line
 
@@ -99,6 +100,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             f"resume={cfg.resume}: the run goes on as it began, so {', '.join(fixed)} cannot change; "
             "trainer, callbacks and console can, as in trainer.max_epochs=1000; start a new run for the rest"
         )
+    weight, bias = (cfg.model.get(key) for key in ("weight", "bias"))
+    if cfg.get("ckpt_path") and (weight is not None or not isinstance(bias, bool | None)):
+        raise UserError(f"model.weight={weight} model.bias={bias}: ckpt_path gives the weights; leave out one of them")
     check_accelerator(cfg)
 
 
@@ -189,20 +193,27 @@ def check_length(cfg: DictConfig, data: LightningDataModule, total: int | None) 
         )
 
 
-def check_monitors(cfg: DictConfig, initial: dict[str, Any]) -> None:
-    """Refuse checkpoints and early stopping by a metric that is not measured at the start, or for its worst value."""
-    measured = [name for name in initial if "/" in name]
+def check_monitors(cfg: DictConfig, initial: dict[str, Any], model: Any) -> None:
+    """Refuse checkpoints and early stopping by a metric for its worst value, or by none that there is at the start.
+
+    A module of one's own may log others in training.
+    """
+    measured = [name for name in initial if "/" in name] if isinstance(model, SupervisedModule) else []
     for name, spec in cfg.callbacks.items():
-        at_validation = spec and str(spec.get("_target_")).endswith((".SaveCheckpoints", ".EarlyStopping"))
-        no_best = cfg.metric is None and spec and spec.get("monitor", ...) is None
-        if at_validation and not no_best and measured and spec.monitor not in initial and spec.get("strict", True):
-            key = f"callbacks.{name}.monitor"
+        if not (spec and str(spec.get("_target_")).endswith((".SaveCheckpoints", ".EarlyStopping"))):
+            continue
+        if spec.monitor is None and str(spec._target_).endswith(".SaveCheckpoints"):  # it keeps last.ckpt alone
+            continue
+        key = f"callbacks.{name}.monitor"
+        if spec.monitor is None:
+            raise UserError(f"{key}=null: it stops by a metric; name one")
+        of_mode = "mode" if spec.monitor == cfg.metric else f"callbacks.{name}.mode"
+        if measured and spec.monitor not in initial and spec.get("strict", True):
             names = ", ".join(measured)
             raise UserError(f"{key}={spec.monitor}: is not measured; choose one of {names}, as in {key}={measured[-1]}")
-        mode = BETTER.get(str(spec.monitor).rpartition("/")[2]) if at_validation else None
+        mode = BETTER.get(str(spec.monitor).rpartition("/")[2])
         if mode and spec.get("mode", "min") != mode:
-            key = f"callbacks.{name}.mode"
-            raise UserError(f"{key}={spec.get('mode', 'min')}: of {spec.monitor} choose {key}={mode}")
+            raise UserError(f"{of_mode}={spec.get('mode', 'min')}: of {spec.monitor} choose {of_mode}={mode}")
 
 
 def check_same(cfg: DictConfig, data: LightningDataModule, model: Any, checkpoint: dict[str, Any]) -> None:

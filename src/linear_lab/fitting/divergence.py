@@ -4,8 +4,7 @@ import logging
 import math
 import sys
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,8 +16,6 @@ from linear_lab.models import SupervisedModule
 from linear_lab.runs.record import Record
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking.summary import Summary
-
-V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +58,10 @@ class StopOnDivergence(Callback):
             raise DivergenceError("train/loss", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = deciding(trainer.callback_metrics, self.summary.metric)
-        measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items()}
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name != "step"}
+        measured = {name: value.detach().cpu().reshape(1) for name, value in metrics.items() if value.numel() == 1}
         excess = self.reference.excess(pl_module.network) if self.reference.optimum else None  # type: ignore[arg-type]
-        unknown = torch.tensor([math.nan])  # how small the loss is
+        unknown = torch.tensor([math.nan], dtype=torch.float64)  # how small the loss is
         loss = measured.get("train/loss", unknown) if excess is None else torch.tensor([excess], dtype=torch.float64)
         if self.summary.after_validation(trainer.global_step, measured, loss):
             name, value = self.summary.metrics[int(self.summary.diverged_by)], float(self.summary.diverged_value)
@@ -79,11 +76,6 @@ class StopOnDivergence(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.summary.load_state_dict(state_dict)
-
-
-def deciding(metrics: Mapping[str, V], metric: str | None) -> dict[str, V]:
-    """Return the metrics that must be finite: losses, and the one that decides which weights are best."""
-    return {name: value for name, value in metrics.items() if name == metric or name.endswith("loss")}
 
 
 def loss_of(trainer: Trainer, outputs: Any) -> torch.Tensor | None:
@@ -151,8 +143,8 @@ def divergence(
     """
     metrics, steps = result["metrics"], result["steps"]
     grown = lr_is_unstable(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
-    losses = deciding(metrics, cfg.metric)
-    not_finite = next((DivergenceError(name, v) for name, v in losses.items() if not math.isfinite(v)), None)
+    wrong = (item for item in metrics.items() if item[0].endswith("loss") and not math.isfinite(item[1]))
+    not_finite = next((DivergenceError(*item) for item in wrong), None)
     diverged = diverged or not_finite or (DivergenceError("train/loss", metrics["train/loss"]) if grown else None)
     if not diverged:
         return None

@@ -45,7 +45,8 @@ def build_loggers(cfg: DictConfig, run: Run, purge_step: int | None, at_the_end:
 def given(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
     """Return the arguments that a run gives a logger, as far as its spec leaves them open."""
     target = str(getattr(spec, "_target_", None))
-    kind, arguments = target.rpartition(".")[2], {"save_dir": str(run.path)}
+    kind = target.rpartition(".")[2]
+    arguments: dict[str, Any] = {"save_dir": str(run.path)}
     if kind == "RunLogger":
         return arguments | {"purge_step": purge_step}
     if kind in ("WandbLogger", "MLFlowLogger"):
@@ -56,7 +57,10 @@ def given(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
         arguments |= (
             {"name": name, "id": key} if kind == "WandbLogger" else mlflow_run(spec, run, key) | {"run_name": name}
         )
-    return {key: value for key, value in arguments.items() if takes(target, key) and spec.get(key) is None}
+    arguments = {key: value for key, value in arguments.items() if takes(target, key) and spec.get(key) is None}
+    if kind == "CSVLogger" and purge_step is not None:  # it would delete what an earlier sitting has written
+        arguments["version"] = None
+    return arguments
 
 
 def mlflow_run(spec: DictConfig, run: Run, key: str) -> dict[str, Any]:

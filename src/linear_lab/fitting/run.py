@@ -137,7 +137,7 @@ def fit(
         with checks.training_errors(trainer):
             if path is None:
                 bookkeeping.measure_start(run, fitted)
-            checks.check_monitors(cfg, run.record.initial or {})
+            checks.check_monitors(cfg, run.record.initial or {}, model)
             seed_all(cfg.seed)  # data of one's own may be split at random when they are set up
             trainer.fit(model, data, ckpt_path=path, weights_only=True)
             start()  # of a resumed run that had no batch left

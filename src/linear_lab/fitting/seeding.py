@@ -22,9 +22,8 @@ class SeedEpochs(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.first = compat.epochs_begun(checkpoint)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seed_all(self.seed, self.first)  # of this epoch, Lightning makes the iterator before on_train_epoch_start
+        # of this epoch, Lightning makes the iterator when it, or configure_optimizers, asks how many steps there are
+        seed_all(self.seed, self.first)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch != self.first:

@@ -154,6 +154,16 @@ def refuse_link(path: Path) -> None:
         raise UserError(f"{path}: a symbolic link, through which nothing is written; {remedy}")
 
 
+def part_from_locks() -> None:
+    """Close the files of `HELD` in a process that was forked, as a DataLoader's worker, which would keep the locks."""
+    for file in HELD:
+        os.close(file)
+
+
+HELD: set[int] = set()  # locked files that belong to this process alone
+os.register_at_fork(after_in_child=part_from_locks)
+
+
 def taken(file: int) -> bool:
     """Take the exclusive lock of an open file; False if another process keeps holding it."""
     for _ in range(50):

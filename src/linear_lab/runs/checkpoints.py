@@ -84,6 +84,15 @@ class SaveCheckpoints(callbacks.Checkpoint):
         self.best: Tensor | None = None
         self.step = 0  # of the last checkpoint
         self.due = False  # at the end of the epoch
+        self.plateaus: dict[int, float] = {}  # what schedulers, by number, are to look at after this checkpoint
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path and not goes_on_within_epochs(trainer):
+            compat.begin_next_epoch(trainer)
+            for number, value in self.plateaus.items():
+                scheduler: Any = trainer.lr_scheduler_configs[number].scheduler
+                scheduler.step(value)
+        self.plateaus = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -93,7 +102,13 @@ class SaveCheckpoints(callbacks.Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.due or compat.is_measured_without_validation(trainer):
+            for number, config in enumerate(trainer.lr_scheduler_configs):
+                # Lightning has these look at their metric after this hook, and leaves it out when the run is resumed
+                value = trainer.callback_metrics.get(str(config.monitor)) if config.reduce_on_plateau else None
+                if value is not None and not (trainer.current_epoch + 1) % config.frequency:
+                    self.plateaus[number] = value.item()
             self.save(trainer)
+            self.plateaus = {}
 
     def save(self, trainer: Trainer) -> None:
         """Save last.ckpt, and best.ckpt if the metric is the best so far."""
@@ -120,6 +135,7 @@ class SaveCheckpoints(callbacks.Checkpoint):
         if value is None:
             raise UserError(not_measured(self.monitor, trainer.callback_metrics))
         better = self.best is None or bool(value < self.best if self.mode == "min" else value > self.best)
+        better = better and not value.isnan().item()  # a metric may be no number for an epoch
         if trainer.world_size > 1:  # all processes save, or none
             better = trainer.strategy.reduce_boolean_decision(better)
         if better:
@@ -128,10 +144,10 @@ class SaveCheckpoints(callbacks.Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         measured = {} if self.best is None else {str(self.monitor): self.best.item()}
-        return {"best": self.best, "measured": measured}
+        return {"best": self.best, "measured": measured, "plateaus": self.plateaus}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.plateaus = state_dict["best"], state_dict.get("plateaus", {})
         if not isinstance(self.best, Tensor | None):
             raise ValueError(f"the best {self.monitor} of the checkpoint is no number; delete the checkpoints")
 
@@ -158,14 +174,15 @@ def load_weights(model: LightningModule, path: str) -> None:
     """Give a model the weights of a checkpoint; raise UserError for another model's, and for no checkpoint."""
     try:
         if not Path(path).is_file():
-            raise ValueError("there is no such file")
+            raise ValueError("it is a folder" if Path(path).is_dir() else "there is no such file")
         content = torch.load(path, weights_only=True, map_location="cpu")
         if not isinstance(content, dict) or "state_dict" not in content:
             raise ValueError("it has no state_dict")
         saved = {name: (*values.shape,) for name, values in content["state_dict"].items()}
     except Exception as error:  # a damaged file raises anything
         remedy = "name one such as outputs/runs/<id>/checkpoints/best.ckpt"
-        raise UserError(f"ckpt_path={path}: is no checkpoint ({first_line(error)}); {remedy}") from error
+        why = first_line(error) if isinstance(error, ValueError) else "no file of tensors and numbers alone"
+        raise UserError(f"ckpt_path={path}: is no checkpoint ({why}); {remedy}") from error
     own = {name: (*values.shape,) for name, values in model.state_dict().items()}
     if wrong := min((name for name, _ in own.items() ^ saved.items()), default=None):
         shapes = f"{wrong} is {saved.get(wrong, 'missing')} there, and {own.get(wrong, 'missing')} here"

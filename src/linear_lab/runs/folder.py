@@ -111,11 +111,13 @@ class Run:
             if not taken(file):
                 raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")
             self.held = True
+            atomic.HELD.add(file)
             with suppress(OSError, ValueError):
                 self.record = self.read()
             yield self
         finally:
             self.held = False
+            atomic.HELD.discard(file)
             os.close(file)
 
     @classmethod

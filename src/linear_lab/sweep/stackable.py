@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 from omegaconf import OmegaConf
 
 from linear_lab import CONF
+from linear_lab.fitting.build import class_of
 from linear_lab.fitting.checks import check, within
-from linear_lab.models import LinearModule
+from linear_lab.models import LinearModule, SupervisedModule
 from linear_lab.runs.fingerprints import Path, leaves
 from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Column, Group, distinct, with_values
@@ -180,7 +182,11 @@ def refused_by_class(config: dict[str, Any]) -> str | None:
     target = torch.zeros(1, dtype=torch.long) if "CrossEntropy" in config["loss"]["_target_"] else torch.zeros(1, 1)
     specs: dict[str, Any] = {name: config[name] or None for name in ("optimizer", "scheduler", "loss")}
     try:
-        check(OmegaConf.create(config))
+        cfg = OmegaConf.create(config)
+        model = class_of(cfg, "model", LightningModule)
+        if not issubclass(model, SupervisedModule):
+            return f"model is {model.__name__}, which is no SupervisedModule"
+        check(cfg)
         module = LinearModule(1, 1, **specs)
         module.configure_optimizers()
         module.loss(torch.zeros(1, 1), target)  # some refuse their numbers only now

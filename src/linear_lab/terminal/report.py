@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linear_lab.data import LinearData, Schema
 from linear_lab.models import SupervisedModule
-from linear_lab.runs.folder import LOG
+from linear_lab.runs.folder import LAST, LOG
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
 from linear_lab.theory.reference import Reference
@@ -155,9 +155,9 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
     console.print()
     commands = layout.looking(folder) if dashboard else {}
     run = quoted(f"run={short(folder)}") + layout.trusting()
-    if record.best:
+    if record.best or (folder / LAST).exists():
         commands["evaluate"] = f"{layout.module('evaluate')} {run}"
-    if record.best and record.columns and record.parameters:
+    if "evaluate" in commands and record.columns and record.parameters:
         names_of_x = record.columns.x
         typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
         example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
@@ -218,7 +218,10 @@ def show_losses(console: Console, columns: dict[str, dict[str, Any]]) -> None:
     metrics, recorded = columns.values()
     show_numbers(console, columns, list(metrics))
     if recorded and any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
-        console.print("These are not the recorded digits: another device, precision or version rounds otherwise.")
+        console.print(
+            "These are not the recorded digits: another device, precision or version rounds otherwise; and a metric "
+            "that remembers earlier validations cannot be measured again."
+        )
 
 
 def formula(model: LightningModule) -> str:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
 from linear_lab import compat
+from linear_lab.models import SupervisedModule
 from linear_lab.runs.fingerprints import decides, leaves
 from linear_lab.tracking import hparams
 from linear_lab.tracking.summary import Summary
@@ -31,6 +32,7 @@ class Curves(Callback):
         self.loggers, self.config, self.summary = loggers, config, summary
         self.logger = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)  # for TensorBoard
         self.logged = -1  # the last step whose numbers were logged
+        self.due = False  # at the end of the epoch
         self.caught_up = False  # whether `finish` logged the last numbers, and not a validation
         self.lr: float | None = None  # of the last step
         self.training_since: tuple[int, float] | None = None  # step and time of the first batch after a validation
@@ -61,9 +63,22 @@ class Curves(Callback):
         self.speed = (step - first) / (now - started) if step > first else None
         self.training_since = None
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.log_step(trainer, pl_module)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.due = trainer.state.fn == "fit"  # the means of what was logged in training come at the end of the epoch
+        if not self.due:
+            self.log_measured(trainer)
+
+    def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give Lightning the x axis of what the module has logged: its own is a step behind."""
+        if not isinstance(pl_module, SupervisedModule):
+            pl_module.log("step", float(trainer.global_step), sync_dist=True)
+
+    def log_measured(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if value.numel() == 1}
             self.log_scalars(trainer.global_step, metrics)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -73,9 +88,13 @@ class Curves(Callback):
         self.lr = optimizer.param_groups[0].get("lr")  # after the step, a scheduler may set that of the next one
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.log_step(trainer, pl_module)
         if compat.is_measured_without_validation(trainer):
             self.on_validation_start(trainer, pl_module)
-            self.on_validation_end(trainer, pl_module)
+            self.due = True
+        if self.due:
+            self.due = False
+            self.log_measured(trainer)
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Log the final model's numbers if no validation has, as in a run that diverged."""
@@ -92,7 +111,7 @@ class Curves(Callback):
     def row(self, step: int, metrics: dict[str, float], excess: float | None = None) -> dict[str, float]:
         """Return the numbers of the run's row."""
         summary, metric, small_at = self.summary, str(self.summary.metric), int(self.summary.small_at)
-        value, train_loss = metrics.get(metric), metrics.get("train/loss")
+        value, train_loss = metrics.get(metric), metrics.get("train/loss_epoch", metrics.get("train/loss"))
         # the initial model has no checkpoint, so it counts as best only until there is one
         best = summary.best if summary.best_step >= 0 else summary.first.get(metric, value)
         above = None if train_loss is None else step if small_at < 0 else small_at

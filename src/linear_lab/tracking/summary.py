@@ -13,8 +13,9 @@ SMALL = 0.01  # a loss counts as small below this share of the first one
 class Summary:
     """First and best numbers of J models, when their losses became small, and which of them diverged.
 
-    A model has diverged when a loss is not finite, or has grown beyond `GROWTH` times its first value, or `GROWTH` if
-    that was below 1: the weights are then a million times too large, so that float32 has hardly a digit left.
+    A model has diverged when a loss (a metric whose name ends so) is not finite, or has grown beyond `GROWTH` times its
+    first value, or `GROWTH` if that was below 1: the weights are then a million times too large, so that float32 has
+    hardly a digit left.
 
     Args:
         jobs: J.
@@ -71,7 +72,8 @@ class Summary:
             parameters: of the models, ``(J, ...)`` by name, to keep those of the best.
         """
         metrics = {name: values.double() for name, values in metrics.items()}
-        diverged = [self._diverge(step, name, values, ~values.isfinite()) for name, values in metrics.items()]
+        losses = {name: values for name, values in metrics.items() if name.endswith("loss")}
+        diverged = [self._diverge(step, name, values, ~values.isfinite()) for name, values in losses.items()]
         if step == 0:
             self.first = metrics | {"loss": loss.double()}
             self.parameters = {name: values.clone() for name, values in (parameters or {}).items()}

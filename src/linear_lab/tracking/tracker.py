@@ -65,6 +65,9 @@ class Tracker(Curves):
             self.lr = optimizer.param_groups[0].get("lr")
         return hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.log_measured(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step, started = trainer.global_step, time.perf_counter()
         if not trainer.is_global_zero:
