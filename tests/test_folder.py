@@ -252,11 +252,11 @@ def test_overrides_are_added_as_yaml(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_does_not_keep_the_folder(tmp_path):
     """As the workers of a DataLoader, which outlive a killed run for seconds."""
-    with Run(tmp_path).lock():
+    with folder.Run(tmp_path).lock():
         worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         worker.start()
     try:
-        assert not is_held(tmp_path)
+        assert not folder.is_held(tmp_path)
     finally:
         worker.kill()
         worker.join()
