@@ -253,8 +253,11 @@ def test_overrides_are_added_as_yaml(tmp_path):
 def test_a_forked_process_does_not_keep_the_folder(tmp_path):
     """As the workers of a DataLoader, which outlive a killed run for seconds."""
     with folder.Run(tmp_path).lock():
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        fork = multiprocessing.get_context("fork")
+        begun = fork.Event()
+        worker = fork.Process(target=lambda: (begun.set(), time.sleep(60)))
         worker.start()
+        begun.wait(60)
     try:
         assert not folder.is_held(tmp_path)
     finally:

@@ -73,7 +73,7 @@ def run(task: Callable[[DictConfig], Any], name: str, renamed: Mapping[str, str]
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")  # a warning of a library is no reason to end a run
     if {"--help", "-h"} & {*typed[1:]}:
-        print(help_text(name))
+        print(help_text(name, flag(typed[1:], "--config-dir", "-cd")))
         return
     arguments = in_order(typed[1:], renamed)
     try:
@@ -117,11 +117,17 @@ def explained(error: Any) -> Any:
     return error
 
 
-def help_text(name: str) -> str:
-    """Fill in conf/hydra/help/<name>.yaml; Hydra would copy its whole config for each group that it lists."""
+def help_text(name: str, folder: str | None = None) -> str:
+    """Fill in conf/hydra/help/<name>.yaml with the options of conf/ and of a folder of the user's own.
+
+    Hydra would copy its whole config for each group that it lists.
+    """
     template = OmegaConf.load(CONF / "hydra/help" / f"{name}.yaml").template
-    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-    listed = "".join(f"{group}: {', '.join(options(group))}\n" for group in groups)
+    options: dict[str, set[str]] = {}
+    for root in (CONF, *([Path(folder)] if folder else [])):
+        for file in root.glob("*/*.yaml"):
+            options.setdefault(file.parent.name, set()).add(file.stem)
+    listed = "".join(f"{group}: {', '.join(sorted(options[group]))}\n" for group in sorted(options))
     return Template(template).substitute(APP_CONFIG_GROUPS=listed)
 
 
@@ -129,10 +135,6 @@ def required(cfg: DictConfig, key: str) -> None:
     """Refuse a command without a key that it needs."""
     if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
         raise UserError(f"{key}=<folder> is missing; name a run folder, as in {key}=outputs/runs/<id>, or latest")
-
-
-def options(group: str) -> list[str]:
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def is_group(key: str) -> bool:
