@@ -6,11 +6,12 @@ import own
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import compose, record, scalars
+from runs import command, compose, record, scalars
 from torch import nn
 from torchmetrics.classification import MulticlassF1Score
 
 from linear_lab import UserError
+from linear_lab import train as train_entry
 from linear_lab.fitting import build, run
 from linear_lab.inference.remeasure import evaluate
 from linear_lab.inference.rows import predict
@@ -291,3 +292,20 @@ def test_a_supervised_module_on_data_of_ones_own(tmp_path):
     assert evaluate(str(tmp_path), "last", trust="own.Clouds").items() <= result["metrics"].items()
     with pytest.raises(UserError, match=r"Module on own\.Clouds can be evaluated"):
         predict(str(tmp_path), x=[1, 2], trust="own.Clouds")
+
+
+def test_demo_classes_of_lightning_are_swept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("BoringDataModule", "BoringModel", "DemoModel", "ManualOptimBoringModel"):
+        group = "data" if name.endswith("DataModule") else "model"
+        (tmp_path / "conf" / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / group / f"{name}.yaml").write_text(f"_target_: {BORING}{name}\n")
+    typed = ("model=BoringModel,DemoModel,ManualOptimBoringModel", "data=BoringDataModule", "metric=null", "seed=0,1")
+    same = ("--config-dir", "conf", *typed, "trainer.max_epochs=2", "logger=none", "name=study", "-m")
+    code, out, err = command(train_entry, *same)
+    assert code == 0, err
+    assert "6 jobs: 6 completed" in out
+    assert {record(path.parent)["steps"] for path in tmp_path.glob("outputs/sweeps/study/*/result.json")} == {128}
+    code, out, err = command(train_entry, *same)  # nothing is left to do
+    assert code == 0, err
+    assert "6 jobs: 6 completed" in out
