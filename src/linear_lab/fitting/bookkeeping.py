@@ -52,30 +52,26 @@ def begin(run: Run, fitted: Fit, composed: dict[str, Any], overrides: Sequence[s
     saved: Any = OmegaConf.merge(cfg, {"resume": None, "trust": None})
     for group in TRAINING:  # a model may have its own; T_max of cosine does not follow max_epochs on resume
         saved[group] = composed[group]
+    of_data: dict[str, Any] = {}
+    if isinstance(data, LinearData):
+        of_data["columns"] = {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels}
+        of_data["rows"] = {name: len(x) for name, (x, _) in data.parts.items()}
+        of_data["loss_unit"] = report.loss_unit(composed["loss"], data.schema) if composed["loss"] else None
     hparams.take_back_end(run.path)
-    if cfg.resume and len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
-        fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config
     if cfg.resume:
         run.add_to_job(overrides)
+        if len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
+            fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config
     run.begin(
         OmegaConf.to_yaml(without_calls(saved)),
         overrides if cfg.resume else (),  # those of a new run are there
         config_hash=config_hash(composed),
         seed=cfg.seed,
         git=git_revision(),
-        **(of_data(data, composed["loss"]) if isinstance(data, LinearData) else {}),
+        **of_data,
         stable_lr=fitted.reference.stable_lr,
         weight_decay=fitted.reference.weight_decay,
     )
-
-
-def of_data(data: LinearData, loss: dict[str, Any]) -> dict[str, Any]:
-    """Return what the record says of the data."""
-    return {
-        "columns": {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels},
-        "rows": {name: len(x) for name, (x, _) in data.parts.items()},
-        "loss_unit": report.loss_unit(loss, data.schema) if loss else None,
-    }
 
 
 def measure_start(run: Run, fitted: Fit) -> None:

@@ -111,7 +111,7 @@ def fit(
     step = checkpoint.get("global_step", 0)
     loggers = build_loggers(cfg, run, step + (path is not None) if cfg.resume else None, at_the_end)
     stop_on_divergence = divergence.StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
-    tracker = track(loggers, OmegaConf.to_container(cfg), stop_on_divergence.summary, data, model, reference)
+    tracker = track(data, model, reference, loggers, OmegaConf.to_container(cfg), stop_on_divergence.summary)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
     start = functools.cache(lambda: bookkeeping.begin(run, fitted, composed, overrides))  # once
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start())] if cfg.resume else []
@@ -131,7 +131,7 @@ def fit(
     fitted = bookkeeping.Fit(cfg, data, model, trainer, reference, tracker, stop_on_divergence.losses)
     if not cfg.resume:
         start()
-    report.show_plan(screen, plain, data, model, trainer, reference, run.path, step)
+    report.show_plan(screen, plain, run.path, step, data, model, trainer, reference)
     divergence.warn_if_lr_unstable(cfg, reference)
     try:
         with checks.training_errors(trainer):

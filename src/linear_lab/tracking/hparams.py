@@ -59,10 +59,7 @@ def hyperparameters(
         "momentum": "-" if momentum is None else f"{momentum:g}",
         "batch_size": batch,
         "seed": plain["seed"],
-        "data": _class_name(plain["data"]),
-        "model": _class_name(plain["model"]),
-        "loss": _class_name(plain["loss"]),
-        "scheduler": _class_name(plain["scheduler"]),
+        **{group: _class_name(plain[group]) for group in ("data", "model", "loss", "scheduler")},
         "tags": joined(plain.get("tags")) or "-",
     }
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer"):
