@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig, OmegaConf
@@ -85,10 +85,9 @@ def measure_start(run: Run, fitted: Fit) -> None:
     run.write(initial=initial.pop("parameters") | initial | measured(fitted.trainer))
 
 
-def warn_of_nothing_trained(trainer: Trainer, callbacks: Sequence[Callback], max_time: Any) -> None:
+def warn_of_nothing_trained(trainer: Trainer, max_time: Any) -> None:
     """Say of a resumed run that took no step what has ended it, and what to change to go on."""
-    timers = [callback for callback in callbacks if isinstance(callback, Timer)]
-    if any((timer.time_remaining() or 1) < 0 for timer in timers):
+    if any((timer.time_remaining() or 1) < 0 for timer in trainer.callbacks if isinstance(timer, Timer)):  # type: ignore[attr-defined]
         log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
     if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
         log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")
@@ -108,11 +107,10 @@ def save_last(run: Run, fitted: Fit) -> None:
     trainer = fitted.trainer
     path, last = readable_checkpoint(run, "last")
     trainer.strategy.barrier()  # all processes have looked before the first one writes
+    unsaved = path != run.path / LAST or last["global_step"] != trainer.global_step
     if fitted.diverged:
         finite = all(values.isfinite().all() for values in fitted.model.parameters())
         unsaved = path is None and trainer.global_step > 0 and finite
-    else:
-        unsaved = path != run.path / LAST or last["global_step"] != trainer.global_step
     if unsaved and not fitted.cfg.trainer.fast_dev_run:
         trainer.save_checkpoint(run.path / LAST, weights_only=False)
 

@@ -215,24 +215,20 @@ def build_reference(cfg: DictConfig, data: LightningDataModule, model: Lightning
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the config's callbacks, and the timer of ``trainer.max_time``, which Lightning would add behind ours."""
-    with user_errors("callbacks"):
-        callbacks = {name: instantiate(spec, **at_validation(spec)) for name, spec in cfg.callbacks.items() if spec}
-    for name, callback in callbacks.items():
-        if not isinstance(callback, Callback):
-            raise UserError(f"callbacks.{name}={cfg.callbacks[name]}: is no callback; see conf/callbacks for some")
+    callbacks, key = [], "check_on_train_epoch_end"
+    for name, spec in cfg.callbacks.items():
+        if not spec:
+            continue
+        early = OmegaConf.is_dict(spec) and str(spec.get("_target_")).endswith(".EarlyStopping")
+        # by default it may look for its metric at the end of an epoch, also of one that was validated before the run
+        # was interrupted, and then there is none
+        given = {key: False} if early and spec.get(key) is None else {}
+        with user_errors("callbacks"):
+            callbacks.append(instantiate(spec, **given))
+        if not isinstance(callbacks[-1], Callback):
+            raise UserError(f"callbacks.{name}={spec}: is no callback; see conf/callbacks for some")
     with user_errors("trainer"):  # as text, since Timer chokes on a number
-        return [*callbacks.values(), *([Timer(str(cfg.trainer.max_time))] if cfg.trainer.get("max_time") else [])]
-
-
-def at_validation(spec: Any) -> dict[str, bool]:
-    """Have early stopping look for its metric after a validation.
-
-    By default it may do so at the end of an epoch, also of one that was validated before the run was interrupted, and
-    then there is no metric.
-    """
-    key = "check_on_train_epoch_end"
-    early = OmegaConf.is_dict(spec) and str(spec.get("_target_")).endswith(".EarlyStopping")
-    return {key: False} if early and spec.get(key) is None else {}
+        return [*callbacks, *([Timer(str(cfg.trainer.max_time))] if cfg.trainer.get("max_time") else [])]
 
 
 def build_trainer(cfg: DictConfig, folder: Path, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:

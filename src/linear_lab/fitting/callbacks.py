@@ -159,8 +159,6 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.signum is None and trainer.world_size == 1:
-            return
         if compat.validation_follows(trainer, batch_idx) or trainer.should_stop or is_last_of_all(trainer):
             return
         if trainer.is_last_batch and not goes_on_within_epochs(trainer):  # the checkpoint comes soon

@@ -83,7 +83,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         raise UserError(f"{', '.join(missing)}: missing; a run needs each of {', '.join(GROUPS)}")
     for key, low, high, example in WHOLE_NUMBERS:
         value = OmegaConf.select(cfg, key, default=example if key != "seed" else None)
-        if not fits(key, value, int, low, high):
+        if value is None and key.startswith(MAY_BE_NULL):
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             words = f"a whole number from {low} to {high}"
             raise UserError(f"{key} must be {words}, got {shown(value)}; try {key}={example}")
     check_numbers(cfg)
@@ -110,7 +112,9 @@ def check_numbers(cfg: DictConfig) -> None:
         raise UserError(f"optimizer: betas must be two numbers, got {shown(betas)}; try optimizer.betas=[0.9,0.999]")
     for key, (low, high, ends, words, example) in NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=example)
-        if not fits(key, value, int | float, low, high, ends):
+        if value is None and key.startswith(MAY_BE_NULL):
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not within(value, low, high, ends):
             group, _, name = key.partition(".")
             remedy = "optimizer.betas=[0.9,0.999]" if "betas" in key else f"{key}={example}"
             raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {remedy}")
@@ -127,13 +131,6 @@ def check_numbers(cfg: DictConfig) -> None:
 def shown(value: Any) -> str:
     """Write a value, of a text that it is one."""
     return f"the text {value!r}" if isinstance(value, str) else str(value)
-
-
-def fits(key: str, value: Any, kind: Any, low: float, high: float, ends: str = "[]") -> bool:
-    """Tell whether a key may have a value: a number of a kind within bounds, or null where that has a meaning."""
-    if value is None:
-        return key.startswith(MAY_BE_NULL)
-    return isinstance(value, kind) and not isinstance(value, bool) and bool(within(value, low, high, ends))
 
 
 def within(value: Any, low: float, high: float, ends: str) -> Any:

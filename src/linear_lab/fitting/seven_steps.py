@@ -52,9 +52,8 @@ class SevenSteps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self.following:
             return
-        self.gradients.append(
-            {name: p.grad.clone() for name, p in pl_module.network.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
-        )
+        parameters = pl_module.network.named_parameters()  # type: ignore[union-attr]
+        self.gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
         group = optimizer.param_groups[0]
         plain = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
         # None where the update is more than lr times the gradient
