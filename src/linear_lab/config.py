@@ -24,6 +24,7 @@ GROUPS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "callbac
 OF_HYDRA = ("hydra", "defaults")  # nodes of a config that only Hydra reads, and acts upon
 CALL = re.compile(r"\$\{(?![\w.\[\]]+\})")  # a resolver: an interpolation other than ${key}
 PATHS = ("data.path", "ckpt_path", "output_root")  # keys that name what a run reads, or where its loggers write
+new_sweep = functools.cache(atomic.new)  # the folder of a sweep is resolved more than once
 BUILT = ("data", "model", "loss", "optimizer", "trainer")  # groups that cannot be empty
 
 
@@ -120,16 +121,11 @@ def described(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
     return {CONFIG: OmegaConf.to_yaml(without_calls(cfg)), OVERRIDES: OmegaConf.to_yaml(list(overrides)), HYDRA: whole}
 
 
-@functools.cache  # resolved more than once
-def new_sweep(parent: str) -> str:
-    return str(atomic.new(parent))
-
-
 def sweep_folder(parent: str, name: str | None) -> str:
     """Make the folder of a sweep, or find the one of that name."""
     try:
         if name is None:
-            return new_sweep(parent)
+            return str(new_sweep(parent))
         folder = Path(parent).expanduser() / str(name)
         if not re.fullmatch(rf"(?=[^\W_])[\w.=+-]{{1,{atomic.LONGEST_NAME}}}(?<![.-])", str(name)):
             raise UserError(

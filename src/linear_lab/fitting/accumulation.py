@@ -17,7 +17,7 @@ class MeanOverRows(Callback):
 
     def __init__(self) -> None:
         self.rows, self.last = 0.0, 1.0  # rows of the step's batches so far, and of the last one
-        self.before = self.after = 1.0  # factors of the gradient, before and after the backward pass of a batch
+        self.after = 1.0  # factor of the gradient, after the backward pass of a batch
         self.gradient: dict[str, torch.Tensor] = {}  # of a checkpoint that was taken within a step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,15 +31,11 @@ class MeanOverRows(Callback):
             return
         own = torch.tensor(float(len(batch[0])), device=pl_module.device)
         rows = float(trainer.strategy.reduce(own, reduce_op="sum"))
-        self.before = self.last / rows if self.rows else 1.0  # the gradient so far, in units of this batch's rows
-        self.last, self.rows = rows, self.rows + rows
+        if self.rows:
+            scale_gradient(pl_module, self.last / rows)  # the gradient so far, in units of this batch's rows
+        self.last, self.rows, self.after = rows, self.rows + rows, 1.0
         if not taken % together or taken == trainer.num_training_batches or trainer.is_last_batch:
             self.after, self.rows = together * rows / self.rows, 0.0
-        else:
-            self.after = 1.0
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        scale_gradient(pl_module, self.before)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scale_gradient(pl_module, self.after)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig, OmegaConf
@@ -52,30 +52,26 @@ def begin(run: Run, fitted: Fit, composed: dict[str, Any], overrides: Sequence[s
     saved: Any = OmegaConf.merge(cfg, {"resume": None, "trust": None})
     for group in TRAINING:  # a model may have its own; T_max of cosine does not follow max_epochs on resume
         saved[group] = composed[group]
+    of_data: dict[str, Any] = {}
+    if isinstance(data, LinearData):
+        of_data["columns"] = {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels}
+        of_data["rows"] = {name: len(x) for name, (x, _) in data.parts.items()}
+        of_data["loss_unit"] = report.loss_unit(composed["loss"], data.schema) if composed["loss"] else None
     hparams.take_back_end(run.path)
-    if cfg.resume and len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
-        fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config
     if cfg.resume:
         run.add_to_job(overrides)
+        if len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
+            fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config
     run.begin(
         OmegaConf.to_yaml(without_calls(saved)),
         overrides if cfg.resume else (),  # those of a new run are there
         config_hash=config_hash(composed),
         seed=cfg.seed,
         git=git_revision(),
-        **(of_data(data, composed["loss"]) if isinstance(data, LinearData) else {}),
+        **of_data,
         stable_lr=fitted.reference.stable_lr,
         weight_decay=fitted.reference.weight_decay,
     )
-
-
-def of_data(data: LinearData, loss: dict[str, Any]) -> dict[str, Any]:
-    """Return what the record says of the data."""
-    return {
-        "columns": {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels},
-        "rows": {name: len(x) for name, (x, _) in data.parts.items()},
-        "loss_unit": report.loss_unit(loss, data.schema) if loss else None,
-    }
 
 
 def measure_start(run: Run, fitted: Fit) -> None:
@@ -89,10 +85,9 @@ def measure_start(run: Run, fitted: Fit) -> None:
     run.write(initial=initial.pop("parameters") | initial | measured(fitted.trainer))
 
 
-def warn_of_nothing_trained(trainer: Trainer, callbacks: Sequence[Callback], max_time: Any) -> None:
+def warn_of_nothing_trained(trainer: Trainer, max_time: Any) -> None:
     """Say of a resumed run that took no step what has ended it, and what to change to go on."""
-    timers = [callback for callback in callbacks if isinstance(callback, Timer)]
-    if any((timer.time_remaining() or 1) < 0 for timer in timers):
+    if any((timer.time_remaining() or 1) < 0 for timer in trainer.callbacks if isinstance(timer, Timer)):  # type: ignore[attr-defined]
         log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
     if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
         log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")
@@ -112,11 +107,10 @@ def save_last(run: Run, fitted: Fit) -> None:
     trainer = fitted.trainer
     path, last = readable_checkpoint(run, "last")
     trainer.strategy.barrier()  # all processes have looked before the first one writes
+    unsaved = path != run.path / LAST or last["global_step"] != trainer.global_step
     if fitted.diverged:
         finite = all(values.isfinite().all() for values in fitted.model.parameters())
         unsaved = path is None and trainer.global_step > 0 and finite
-    else:
-        unsaved = path != run.path / LAST or last["global_step"] != trainer.global_step
     if unsaved and not fitted.cfg.trainer.fast_dev_run:
         trainer.save_checkpoint(run.path / LAST, weights_only=False)
 

@@ -34,7 +34,6 @@ for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # handlers 
     logging.getLogger(name).propagate = True  # train.log has all messages
 
 TRAINING = ("loss", "optimizer", "scheduler")
-EVERY = "check_val_every_n_epoch"  # of which null is no default: validations then count batches across epochs
 
 T = TypeVar("T")
 
@@ -92,12 +91,12 @@ def without_unread(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig
 
 def build_data(cfg: DictConfig) -> LightningDataModule:
     """Build the data, and load those of `LinearData`; whether they are class labels follows from the loss."""
-    cls, supervised = class_of(cfg, "data", LightningDataModule), class_of(cfg, "model", LightningModule)
+    class_of(cfg, "data", LightningDataModule)
+    supervised, loss = class_of(cfg, "model", LightningModule), as_dict(cfg)["loss"]
     with data_errors():
         data: LightningDataModule = instantiate(cfg.data, _convert_="all")
-    if not issubclass(cls, LinearData) or not isinstance(data, LinearData):
+    if not isinstance(data, LinearData):
         return data
-    loss = as_dict(cfg)["loss"]
     with user_errors("loss"):
         classification = bool(loss) and issubclass(get_class(loss["_target_"]), nn.CrossEntropyLoss)
     with data_errors():
@@ -155,8 +154,8 @@ def build_model(cfg: DictConfig, data: LightningDataModule) -> LightningModule:
     node = plain["model"]
     specs = {name: node.pop(name, plain[name]) or None for name in TRAINING}
     import_targets(specs)
-    given: dict[str, Any] = {name: built(spec) for name, spec in specs.items()}
-    given["metric"] = cfg.metric
+    partial = [name for name, spec in specs.items() if isinstance(spec, dict) and spec.get("_partial_")]
+    given: dict[str, Any] = specs | {name: instantiate(specs[name]) for name in partial} | {"metric": cfg.metric}
     if isinstance(data, LinearData):
         given |= {"in_features": data.in_features, "out_features": data.out_features, "schema": asdict(data.schema)}
     given = {name: value for name, value in given.items() if name in arguments_of(cls)}
@@ -180,15 +179,9 @@ def build_model(cfg: DictConfig, data: LightningDataModule) -> LightningModule:
             f"model: {cls.__name__} has a train_dataloader of its own, which data={type(data).__name__} would take the "
             "place of; put it into a LightningDataModule and name that as data"
         )
-    if isinstance(model, SupervisedModule):
-        check_supervised(cfg, data, model, specs)
-    return model
-
-
-def check_supervised(
-    cfg: DictConfig, data: LightningDataModule, model: SupervisedModule, specs: dict[str, Any]
-) -> None:
-    """Refuse what a loss, an optimizer or a scheduler only refuses when it is used."""
+    if not isinstance(model, SupervisedModule):
+        return model
+    # a loss, an optimizer or a scheduler may refuse its values only when it is used
     if isinstance(data, LinearData):
         check_metric(cfg, data, model)
         x, y = data.parts["train"]
@@ -198,11 +191,7 @@ def check_supervised(
         optimizers: Any = model.configure_optimizers()
     scheduler = optimizers["lr_scheduler"]["scheduler"] if isinstance(optimizers, dict) else None
     check_length(cfg, data, getattr(scheduler, "total_steps", None))
-
-
-def built(spec: Any) -> Any:
-    """Build a partial; give a dict, or a value that a module of one's own has by that name, as it is."""
-    return instantiate(spec) if isinstance(spec, dict) and spec.get("_partial_") else spec
+    return model
 
 
 def import_targets(specs: dict[str, Any]) -> None:
@@ -215,9 +204,8 @@ def import_targets(specs: dict[str, Any]) -> None:
 
 def build_reference(cfg: DictConfig, data: LightningDataModule, model: LightningModule) -> Reference:
     """Compute what the run is compared with, in the first process alone."""
-    if not (isinstance(data, LinearData) and isinstance(model, SupervisedModule)):
-        return Reference()
-    if not cfg.get("optimum", True) or getattr(rank_zero_only, "rank", None):
+    wanted = cfg.get("optimum", True) and not getattr(rank_zero_only, "rank", None)
+    if not (wanted and isinstance(data, LinearData) and isinstance(model, SupervisedModule)):
         return Reference()
     optimizer, schema = model.fresh_optimizer(), data.schema
     result = reference(model.network, model.loss, optimizer, *data.raw["train"], schema.x_units, schema.y_units)
@@ -227,36 +215,28 @@ def build_reference(cfg: DictConfig, data: LightningDataModule, model: Lightning
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the config's callbacks, and the timer of ``trainer.max_time``, which Lightning would add behind ours."""
-    with user_errors("callbacks"):
-        callbacks = {name: instantiate(spec, **at_validation(spec)) for name, spec in cfg.callbacks.items() if spec}
-    for name, callback in callbacks.items():
-        if not isinstance(callback, Callback):
-            raise UserError(f"callbacks.{name}={cfg.callbacks[name]}: is no callback; see conf/callbacks for some")
+    callbacks, key = [], "check_on_train_epoch_end"
+    for name, spec in cfg.callbacks.items():
+        if not spec:
+            continue
+        early = OmegaConf.is_dict(spec) and str(spec.get("_target_")).endswith(".EarlyStopping")
+        # by default it may look for its metric at the end of an epoch, also of one that was validated before the run
+        # was interrupted, and then there is none
+        given = {key: False} if early and spec.get(key) is None else {}
+        with user_errors("callbacks"):
+            callbacks.append(instantiate(spec, **given))
+        if not isinstance(callbacks[-1], Callback):
+            raise UserError(f"callbacks.{name}={spec}: is no callback; see conf/callbacks for some")
     with user_errors("trainer"):  # as text, since Timer chokes on a number
-        return [*callbacks.values(), *([Timer(str(cfg.trainer.max_time))] if cfg.trainer.get("max_time") else [])]
-
-
-def at_validation(spec: Any) -> dict[str, bool]:
-    """Have early stopping look for its metric after a validation.
-
-    By default it may do so at the end of an epoch, also of one that was validated before the run was interrupted, and
-    then there is no metric.
-    """
-    key = "check_on_train_epoch_end"
-    early = OmegaConf.is_dict(spec) and str(spec.get("_target_")).endswith(".EarlyStopping")
-    return {key: False} if early and spec.get(key) is None else {}
+        return [*callbacks, *([Timer(str(cfg.trainer.max_time))] if cfg.trainer.get("max_time") else [])]
 
 
 def build_trainer(cfg: DictConfig, folder: Path, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
     """Build the trainer; Lightning moves checkpoint callbacks behind all others."""
-    parameters = {key: value for key, value in inspect.signature(Trainer).parameters.items() if key != EVERY}
+    parameters = inspect.signature(Trainer).parameters
+    given = {key: parameter.default for key, parameter in parameters.items() if cfg.trainer.get(key, ...) is None}
+    given.pop("check_val_every_n_epoch", None)  # its null has a meaning: validations count batches across epochs
+    given |= {"default_root_dir": str(folder), "callbacks": list(callbacks), "logger": list(loggers) or False}
     with user_errors("trainer"):
-        own = {key: value.default for key, value in parameters.items() if cfg.trainer.get(key, ...) is None}
-        given = {
-            "default_root_dir": str(folder),
-            "callbacks": list(callbacks),
-            "logger": list(loggers) or False,
-            "max_time": None,
-        }
-        trainer: Trainer = instantiate(cfg.trainer, **own | given)
+        trainer: Trainer = instantiate(cfg.trainer, **given | {"max_time": None})  # a callback keeps the time
     return trainer

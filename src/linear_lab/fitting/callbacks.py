@@ -65,14 +65,15 @@ class GuideEarlyStopping(Callback):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            for callback in trainer.early_stopping_callbacks:
-                if callback.strict and callback.monitor not in trainer.callback_metrics:
-                    measured = ", ".join(name for name in trainer.callback_metrics if name != "step") or "none"
-                    raise UserError(
-                        f"callbacks: early stopping by {callback.monitor}, which is not measured; of the metrics "
-                        f"({measured}) choose one as callbacks.early_stopping.monitor"
-                    )
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        for monitor in [c.monitor for c in trainer.early_stopping_callbacks if c.strict]:
+            if monitor not in trainer.callback_metrics:
+                measured = ", ".join(name for name in trainer.callback_metrics if name != "step") or "none"
+                raise UserError(
+                    f"callbacks: early stopping by {monitor}, which is not measured; of the metrics ({measured}) "
+                    "choose one as callbacks.early_stopping.monitor"
+                )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.patience = {c: c.patience for c in trainer.early_stopping_callbacks}
@@ -93,9 +94,7 @@ def is_last_of_all(trainer: Trainer) -> bool:
 class StopIfHopeless(Callback):
     """Prunes a run that is worse than others were at the same epoch.
 
-    Args:
-        metric: to look at.
-        check: takes the epochs trained and the metric after each validation; returns whether to stop.
+    ``check`` takes the epochs trained and the metric after each validation, and returns whether to stop.
     """
 
     def __init__(self, metric: str, check: Callable[[int, float], bool]) -> None:
@@ -160,8 +159,6 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.signum is None and trainer.world_size == 1:
-            return
         if compat.validation_follows(trainer, batch_idx) or trainer.should_stop or is_last_of_all(trainer):
             return
         if trainer.is_last_batch and not goes_on_within_epochs(trainer):  # the checkpoint comes soon
@@ -188,14 +185,12 @@ class StopOnSignal(Callback):
         self.signum = signum
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
-        signalled = self.signum is not None
-        if trainer.world_size > 1:  # all processes stop after the same batch, or the others would wait for this one
-            signalled = trainer.strategy.reduce_boolean_decision(signalled, all=False)
-        if signalled:
-            saved = (c.step for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints))
+        # all processes stop after the same batch, or the others would wait for this one
+        if trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False):
+            saved = [c.step for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints)]
             self.step = trainer.global_step
             if not goes_on_within_epochs(trainer):
                 self.step = max(saved, default=0)
-            elif trainer.global_step not in saved:
+            elif self.step not in saved:
                 trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
             raise Interrupted(128 + (self.signum or signal.SIGTERM))

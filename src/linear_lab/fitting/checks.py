@@ -86,9 +86,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         if value is None and key.startswith(MAY_BE_NULL):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise UserError(
-                f"{key} must be a whole number from {low} to {high}, got {shown(value)}; try {key}={example}"
-            )
+            words = f"a whole number from {low} to {high}"
+            raise UserError(f"{key} must be {words}, got {shown(value)}; try {key}={example}")
     check_numbers(cfg)
     for key in ("optimum", "trainer.detect_anomaly"):
         value = OmegaConf.select(cfg, key, default=True)
@@ -119,8 +118,7 @@ def check_numbers(cfg: DictConfig) -> None:
             group, _, name = key.partition(".")
             remedy = "optimizer.betas=[0.9,0.999]" if "betas" in key else f"{key}={example}"
             raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {remedy}")
-    if cfg.trainer.get("limit_train_batches") == 0:
-        value = cfg.trainer.limit_train_batches
+    if (value := cfg.trainer.get("limit_train_batches")) == 0:
         raise UserError(f"trainer.limit_train_batches={value}: leaves nothing to train on; try trainer.max_epochs=0")
     together, size = cfg.trainer.get("accumulate_grad_batches") or 1, cfg.data.get("batch_size")
     if str(cfg.optimizer.get("_target_")).endswith(".LBFGS") and together > 1 and size:
@@ -147,9 +145,8 @@ def within(value: Any, low: float, high: float, ends: str) -> Any:
 
 def check_accelerator(cfg: DictConfig) -> None:
     """Refuse a GPU that is not there."""
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not (
-        torch.cuda.is_available() or torch.backends.mps.is_available()
-    ):
+    typed = cfg.trainer.accelerator in ("gpu", "cuda")
+    if typed and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise UserError("trainer.accelerator=gpu: PyTorch finds no GPU on this machine; run with trainer=cpu")
 
 
@@ -200,12 +197,12 @@ def check_monitors(cfg: DictConfig, initial: dict[str, Any], model: Any) -> None
     """
     measured = [name for name in initial if "/" in name] if isinstance(model, SupervisedModule) else []
     for name, spec in cfg.callbacks.items():
-        if not (spec and str(spec.get("_target_")).endswith((".SaveCheckpoints", ".EarlyStopping"))):
+        kind, key = str((spec or {}).get("_target_")).rpartition(".")[2], f"callbacks.{name}.monitor"
+        if kind not in ("SaveCheckpoints", "EarlyStopping"):
             continue
-        if spec.monitor is None and str(spec._target_).endswith(".SaveCheckpoints"):  # it keeps last.ckpt alone
-            continue
-        key = f"callbacks.{name}.monitor"
         if spec.monitor is None:
+            if kind == "SaveCheckpoints":  # it keeps last.ckpt alone
+                continue
             raise UserError(f"{key}=null: it stops by a metric; name one")
         of_mode = "mode" if spec.monitor == cfg.metric else f"callbacks.{name}.mode"
         if measured and spec.monitor not in initial and spec.get("strict", True):

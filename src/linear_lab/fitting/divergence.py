@@ -52,9 +52,7 @@ class StopOnDivergence(Callback):
         if not isinstance(pl_module, SupervisedModule):  # whose loss may have any scale
             self.summary.bound = torch.tensor([sys.float_info.max])
         diverged = self.summary.after_step(trainer.global_step, loss)
-        if trainer.world_size > 1:  # each process has seen its own rows
-            diverged = trainer.strategy.reduce_boolean_decision(diverged, all=False)
-        if diverged:
+        if trainer.strategy.reduce_boolean_decision(diverged, all=False):  # each process has seen its own rows
             raise DivergenceError("train/loss", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,10 +87,11 @@ def loss_of(trainer: Trainer, outputs: Any) -> torch.Tensor | None:
 
 def warn_if_lr_unstable(cfg: DictConfig, reference: Reference) -> None:
     """Before training, warn that the learning rate is above the largest stable one."""
-    if reference.stable_lr and lr_is_unstable(cfg, reference):
+    if lr_is_unstable(cfg, reference):
+        stable: Any = reference.stable_lr
         log.warning(
             "optimizer.lr=%g is above %.4g, the largest stable rate for this data: the loss will grow; "
-            "try optimizer.lr=%g", cfg.optimizer.lr, reference.stable_lr, rounded_down(reference.stable_lr)
+            "try optimizer.lr=%g", cfg.optimizer.lr, stable, rounded_down(stable)
         )  # fmt: skip
 
 
@@ -100,8 +99,7 @@ def warn_if_useless(cfg: DictConfig, data: Any, model: Any, record: Record) -> N
     """Warn of a run that has not diverged, but ends above its start, and above what a constant prediction has."""
     if not (isinstance(data, LinearData) and isinstance(model, SupervisedModule)):
         return
-    final: Any = record.metrics["train/loss"]
-    initial: Any = (record.initial or {}).get("train/loss")
+    final, initial = record.metrics["train/loss"], (record.initial or {}).get("train/loss")
     x, y = data.parts["train"]
     constant = y.mean(0).expand_as(y) if y.is_floating_point() else torch.zeros(len(y), data.out_features).to(x)
     loss, lr = model.loss(constant, y).item(), cfg.optimizer.get("lr")
@@ -126,20 +124,12 @@ def rounded_down(rate: float) -> float:
 
 
 def divergence(
-    cfg: DictConfig,
-    reference: Reference,
-    diverged: DivergenceError | None,
-    result: dict[str, Any],
-    initial: dict[str, Any],
+    cfg: DictConfig, reference: Reference, diverged: DivergenceError | None, result: dict[str, Any], initial: Any
 ) -> str | None:
     """Say that the run diverged, where, and why; None if it did not.
 
-    Args:
-        cfg: the config.
-        reference: what the run is compared with.
-        diverged: what stopped it, if anything.
-        result: ``steps`` and ``metrics`` at the end.
-        initial: metrics of the untouched model.
+    ``diverged`` is what stopped it, if anything; ``result`` has the ``steps`` and ``metrics`` at the end, ``initial``
+    the metrics of the untouched model.
     """
     metrics, steps = result["metrics"], result["steps"]
     grown = lr_is_unstable(cfg, reference) and metrics["train/loss"] > (initial.get("train/loss") or math.inf)
@@ -158,13 +148,8 @@ def divergence(
 def explain(metric: str, value: float, steps: int, lr: float | None, stable: float | None, *, raw: bool) -> str:
     """Say that a run diverged, where, why, and what to try.
 
-    Args:
-        metric: that showed it.
-        value: of the metric.
-        steps: that were taken.
-        lr: of the optimizer, if it has one.
-        stable: the largest stable rate, if it is known.
-        raw: whether the data could be standardized and are not.
+    ``metric`` and its ``value`` showed it after ``steps``; ``stable`` is the largest stable rate, if it is known, and
+    ``raw`` says that the data could be standardized and are not.
     """
     if not steps:
         return (
@@ -174,13 +159,11 @@ def explain(metric: str, value: float, steps: int, lr: float | None, stable: flo
     if stable is None or lr is None:
         why = f"try a smaller rate than {lr}, as in optimizer.lr={lr / 10:g}" if lr else "try another optimizer"
     elif lr > stable:
-        why = (
-            f"lr {lr:g} is above {stable:.4g}, the largest stable rate for this data; "
-            f"try optimizer.lr={rounded_down(stable):g}"
-        )
+        known = f"above {stable:.4g}, the largest stable rate for this data"
+        why = f"lr {lr:g} is {known}; try optimizer.lr={rounded_down(stable):g}"
     else:
-        why = (
-            f"lr {lr:g} is below {stable:.4g}, the largest stable rate for all rows together, but a batch of few may "
-            f"have a smaller one; try optimizer.lr={rounded_down(lr):g} or a larger data.batch_size"
+        known = (
+            f"below {stable:.4g}, the largest stable rate for all rows together, but a batch of few may have a smaller"
         )
+        why = f"lr {lr:g} is {known} one; try optimizer.lr={rounded_down(lr):g} or a larger data.batch_size"
     return f"diverged at step {steps} ({metric} {value:.2g}): {why}{', or data.standardize=true' if raw else ''}"

@@ -53,10 +53,8 @@ def given(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
         run.write(token=run.record.token or secrets.token_hex(16))
         # hashed, so that a folder of somebody else cannot name a run that is there already
         key = hashlib.sha256(str(run.record.token).encode(errors="replace")).hexdigest()[:16]
-        name = run.path.name
-        arguments |= (
-            {"name": name, "id": key} if kind == "WandbLogger" else mlflow_run(spec, run, key) | {"run_name": name}
-        )
+        wandb = kind == "WandbLogger"
+        arguments |= {"name": run.path.name, "id": key} if wandb else mlflow_run(spec, run, key)
     arguments = {key: value for key, value in arguments.items() if takes(target, key) and spec.get(key) is None}
     if kind == "CSVLogger" and purge_step is not None:  # it would delete what an earlier sitting has written
         arguments["version"] = None
@@ -74,8 +72,8 @@ def mlflow_run(spec: DictConfig, run: Run, key: str) -> dict[str, Any]:
         experiment = known.experiment_id if known else client.create_experiment(name, spec.get("artifact_location"))
     for found in client.search_runs([experiment], f"tags.`linear_lab.run` = '{key}'"):
         client.update_run(found.info.run_id, "RUNNING")
-        return {"run_id": found.info.run_id}
-    return {"tags": {"linear_lab.run": key}}
+        return {"run_name": run.path.name, "run_id": found.info.run_id}
+    return {"run_name": run.path.name, "tags": {"linear_lab.run": key}}
 
 
 def guard(name: str, logger: Logger, run: Run) -> Callable[[], None]:

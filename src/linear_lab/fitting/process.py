@@ -13,11 +13,8 @@ import torch
 def restored_process(folder: str | Path, threads: int | None = None) -> Iterator[None]:
     """Leave the process as it was, so that the next job of a sweep equals the same job alone.
 
-    Within, ``sys.argv`` is the command that resumes this run: DDP starts its other processes with it.
-
-    Args:
-        folder: the run's.
-        threads: of the CPU, on whose number sums depend in the last bits; None leaves them.
+    Within, ``sys.argv`` is the command that resumes the run in ``folder``: DDP starts its other processes with it.
+    Sums depend in their last bits on the number of ``threads`` of the CPU, which None leaves.
     """
     arguments, environment = sys.argv, dict(os.environ)
     rng_state, threads_before = torch.get_rng_state(), torch.get_num_threads()

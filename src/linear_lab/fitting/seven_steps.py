@@ -24,10 +24,7 @@ LOSS_FORMULAS = {
 class SevenSteps(Callback):
     """Shows the first steps of a run as the seven steps of backpropagation, by hooks: nothing is computed again.
 
-    Args:
-        console: where to show them.
-        steps: how many to show; the first one is followed in any case, for the record.
-        config: of the run.
+    ``steps`` says how many to show; the first one is followed in any case, for the record.
     """
 
     def __init__(self, console: Console, steps: int, config: dict[str, Any]) -> None:
@@ -55,21 +52,15 @@ class SevenSteps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self.following:
             return
-        self.gradients.append(
-            {name: p.grad.clone() for name, p in pl_module.network.named_parameters() if p.grad is not None}  # type: ignore[union-attr]
-        )
+        parameters = pl_module.network.named_parameters()  # type: ignore[union-attr]
+        self.gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
         group = optimizer.param_groups[0]
         plain = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
         # None where the update is more than lr times the gradient
         self.lr = group["lr"] if plain and trainer.gradient_clip_val is None else None
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: tuple[Tensor, Tensor],
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self.following:
             return
@@ -79,19 +70,18 @@ class SevenSteps(Callback):
         loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided the loss by that number
         if len(self.y_hats) > 1:  # an optimizer such as LBFGS evaluates several times, and returns the last loss
             loss = pl_module.loss(self.y_hats[0], batch[1])  # type: ignore[operator]
-        if trainer.world_size > 1:
-            loss = trainer.strategy.reduce(loss, reduce_op="mean")  # each process has its share of the batch's loss
+        loss = trainer.strategy.reduce(loss, reduce_op="mean")  # each process has its share of the batch's loss
         if self.recorded is None and trainer.global_step == 1:
             gradient = {name: values.tolist() for name, values in self.gradients[0].items()}
             self.recorded = {"loss": loss.item(), "gradient": gradient}
         if trainer.is_global_zero and trainer.global_step <= self.steps:  # another process may have had no row
             batches = batch_idx % trainer.accumulate_grad_batches + 1
-            self._show(trainer, batch, batches, loss.item(), self._parameters(pl_module))
+            self._show(trainer, batch[0], batch[1], batches, loss.item(), self._parameters(pl_module))
 
     def _show(
-        self, trainer: Trainer, batch: tuple[Tensor, Tensor], batches: int, loss: float, after: dict[str, Tensor]
+        self, trainer: Trainer, x: Tensor, y: Tensor, batches: int, loss: float, after: dict[str, Tensor]
     ) -> None:
-        (x, y), y_hat, gradients = batch, self.y_hats[0], self.gradients[0]
+        y_hat, gradients = self.y_hats[0], self.gradients[0]
         share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
         if batches > 1:
             share += f", the last of {batches} batches; the gradient is the mean over the rows of all"
@@ -108,21 +98,21 @@ class SevenSteps(Callback):
         if len(x) > SHOWN:
             rows.add_row(*["..."] * len(columns))
         loss_name = self.config["loss"]["_target_"].rpartition(".")[2]
-        gradient = {name: f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()}
-        rule = "" if self.lr is None else f" - {number(self.lr)} * dloss/d"
         updates = []
         for name, old in self.before.items():
-            change = numbers(after[name] - old) if self.lr is None else numbers(gradients[name])
-            step = f"+ ({change})" if self.lr is None else f"- {number(self.lr)} * ({change})"
-            meaning = f"{SYMBOLS[name]}{rule}{SYMBOLS[name]}" if rule else f"{SYMBOLS[name]} + step of the optimizer"
-            updates.append(f"{SYMBOLS[name]} <- {meaning} = {numbers(old)} {step} = {numbers(after[name])}")
+            rule, step = "+ step of the optimizer", f"+ ({numbers(after[name] - old)})"
+            if self.lr is not None:
+                rule = f"- {number(self.lr)} * dloss/d{SYMBOLS[name]}"
+                step = f"- {number(self.lr)} * ({numbers(gradients[name])})"
+            before_and_after = f"{numbers(old)} {step} = {numbers(after[name])}"
+            updates.append(f"{SYMBOLS[name]} <- {SYMBOLS[name]} {rule} = {before_and_after}")
         steps: dict[str, list[Any]] = {
             "model": [self.formula, *(f"{SYMBOLS[name]} = {numbers(old)}" for name, old in self.before.items())],
             "loss": [" = ".join([describe(self.config["loss"]), *LOSS_FORMULAS.get(loss_name, ())])],
             "optimizer": [describe(self.config["optimizer"])],
             "forward": [f"x {tuple(x.shape)} -> y_hat {tuple(y_hat.shape)}, y {tuple(y.shape)}{share}{again}", rows],
             "loss value": [f"loss = {number(loss)}"],
-            "backward": list(gradient.values()),
+            "backward": [f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()],
             "update": updates,
         }
         table = Table.grid(padding=(0, 2))

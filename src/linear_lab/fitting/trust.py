@@ -39,10 +39,8 @@ def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> 
     Classes of linear_lab, torch and Lightning are allowed, those that a YAML file in conf/ or ``--config-dir`` or the
     command line names, and those in ``trust``. No other module is imported.
 
-    Args:
-        config: the config, or some of its groups, without interpolations; see `config.saved_config`.
-        source: the file that it comes from.
-        trust: dotted names of classes that the user allows.
+    ``config``, or some of its groups, comes from the file ``source``, without interpolations: see
+    `config.saved_config`. ``trust`` holds dotted names of classes that the user allows.
 
     Raises:
         UserError: naming the target and its place, and what allows it.

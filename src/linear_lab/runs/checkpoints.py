@@ -136,8 +136,7 @@ class SaveCheckpoints(callbacks.Checkpoint):
             raise UserError(not_measured(self.monitor, trainer.callback_metrics))
         better = self.best is None or bool(value < self.best if self.mode == "min" else value > self.best)
         better = better and not value.isnan().item()  # a metric may be no number for an epoch
-        if trainer.world_size > 1:  # all processes save, or none
-            better = trainer.strategy.reduce_boolean_decision(better)
+        better = trainer.strategy.reduce_boolean_decision(better)  # all processes save, or none
         if better:
             self.best = value.clone()
         return better

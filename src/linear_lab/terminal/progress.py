@@ -40,9 +40,8 @@ class ProgressBar(Callback):
         now = time.monotonic()
         if now - self.shown > self.interval:
             self.shown = now
-            loss = (
-                outputs.get("loss") if isinstance(outputs, dict) else None
-            )  # of manual optimization there may be none
+            # of manual optimization there may be none
+            loss = outputs.get("loss") if isinstance(outputs, dict) else None
             self._show(trainer, None if loss is None else loss.item() * trainer.accumulate_grad_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

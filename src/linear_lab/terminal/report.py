@@ -80,15 +80,9 @@ def loss_unit(loss: dict[str, Any], schema: Schema) -> str | None:
 
 
 def show_plan(
-    console: Console,
-    plain: dict[str, Any],
-    data: LightningDataModule,
-    model: LightningModule,
-    trainer: Trainer,
-    reference: Reference,
-    folder: Path,
-    step: int,
-) -> None:
+    console: Console, plain: dict[str, Any], folder: Path, step: int,
+    data: LightningDataModule, model: LightningModule, trainer: Trainer, reference: Reference,
+) -> None:  # fmt: skip
     """First part: what is trained."""
     limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
     limit += "" if limit.startswith("1 ") else "s"
@@ -100,9 +94,7 @@ def show_plan(
     rows = {
         **of_data(data, plain["data"].get("batch_size")),
         "model": f"{formula(model)}, {trainer.precision}",
-        "loss": describe(plain["loss"]) if plain["loss"] else "",
-        "optimizer": describe(plain["optimizer"]) if plain["optimizer"] else "",
-        "scheduler": describe(plain["scheduler"]) if plain["scheduler"] else "",
+        **{group: describe(plain[group]) for group in ("loss", "optimizer", "scheduler") if plain[group]},
         "stable lr": f"below {reference.stable_lr:.4g}" if reference.stable_lr else "",
         "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
         "folder": str(short(folder)),
@@ -206,11 +198,8 @@ def show_export(console: Console, target: Path, kind: str, meaning: dict[str, An
     for text in (checked, signature):
         console.print(text, soft_wrap=True)
     file = repr(str(short(target)))
-    uses = {
-        "pt2": f"torch.export.load({file}).module()(x)",
-        "onnx": f'onnxruntime.InferenceSession({file}).run(None, {{"x": x}})[0]',
-    }
-    show_commands(console, {"use": uses[kind]})
+    onnx = f'onnxruntime.InferenceSession({file}).run(None, {{"x": x}})[0]'
+    show_commands(console, {"use": onnx if kind == "onnx" else f"torch.export.load({file}).module()(x)"})
 
 
 def show_losses(console: Console, columns: dict[str, dict[str, Any]]) -> None:

@@ -108,14 +108,14 @@ class Curves(Callback):
         for logger in self.loggers:
             logger.log_metrics({name: number for name, number in numbers.items() if number is not None}, step)
 
-    def row(self, step: int, metrics: dict[str, float], excess: float | None = None) -> dict[str, float]:
+    def row(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Return the numbers of the run's row."""
         summary, metric, small_at = self.summary, str(self.summary.metric), int(self.summary.small_at)
         value, train_loss = metrics.get(metric), metrics.get("train/loss_epoch", metrics.get("train/loss"))
         # the initial model has no checkpoint, so it counts as best only until there is one
         best = summary.best if summary.best_step >= 0 else summary.first.get(metric, value)
         above = None if train_loss is None else step if small_at < 0 else small_at
-        return hparams.metrics(metric, train_loss, excess, value, None if best is None else float(best), above)
+        return hparams.metrics(metric, train_loss, None, value, None if best is None else float(best), above)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.state}

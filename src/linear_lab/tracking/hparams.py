@@ -59,10 +59,7 @@ def hyperparameters(
         "momentum": "-" if momentum is None else f"{momentum:g}",
         "batch_size": batch,
         "seed": plain["seed"],
-        "data": _class_name(plain["data"]),
-        "model": _class_name(plain["model"]),
-        "loss": _class_name(plain["loss"]),
-        "scheduler": _class_name(plain["scheduler"]),
+        **{group: _class_name(plain[group]) for group in ("data", "model", "loss", "scheduler")},
         "tags": joined(plain.get("tags")) or "-",
     }
     for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer"):
@@ -92,9 +89,17 @@ def metrics(
     return {tag: number for tag, number in numbers.items() if number is not None}
 
 
-def write_start(folder: Path, columns: dict[str, Cell]) -> None:
-    """Write the start of a run's row, or replace it; until the row has an end, its status is UNKNOWN."""
-    _write(folder / START, _start_record(folder, columns))
+def write_start(folder: Path, columns: dict[str, Cell], *more: Summary, step: int = 0) -> None:
+    """Write the start of a run's row, or replace it, and more of it; without an end, its status is UNKNOWN."""
+    # Runs whose trials have one name share a row, so the time makes it unique. `hparams_pb` would take a hash of the
+    # columns. Without a name TensorBoard shows the folder below LOGDIR, whose beginning most rows have in common.
+    now = datetime.now(UTC)
+    info = SessionStartInfo(start_time_secs=now.timestamp(), group_name=f"{trial(folder)} {now:%Y-%m-%d %H:%M:%S.%f}")
+    for name, value in columns.items():
+        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
+        setattr(info.hparams[name], kind, value)
+    start = _record(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+    _write(folder / START, start, *more, step=step)
 
 
 def write_end(folder: Path, status: str | None) -> None:
@@ -114,7 +119,7 @@ def take_back_end(folder: Path) -> None:
 def write_row(folder: Path, columns: dict[str, Cell], numbers: dict[str, float], step: int, status: str) -> None:
     """Write the whole row of a run that has ended."""
     values = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()])
-    _write(folder / START, _start_record(folder, columns), values, _end_record(status), step=step)
+    write_start(folder, columns, values, _end_record(status), step=step)
 
 
 def _ends(folder: Path) -> list[Path]:
@@ -135,17 +140,6 @@ def trial(folder: Path) -> str:
     optimizer, *values = re.split(r"-[A-Za-z_][\w.]*=", name)
     sweep = next(parent.name for parent in folder.absolute().parents if not parent.name.startswith("_"))
     return printable("-".join([*values, optimizer]) + " " + re.sub(r"^\d{8}-\d{6}-", "", sweep))
-
-
-def _start_record(folder: Path, columns: dict[str, Cell]) -> Summary:
-    # Runs whose trials have one name share a row, so the time makes it unique. `hparams_pb` would take a hash of the
-    # columns. Without a name TensorBoard shows the folder below LOGDIR, whose beginning most rows have in common.
-    now = datetime.now(UTC)
-    info = SessionStartInfo(start_time_secs=now.timestamp(), group_name=f"{trial(folder)} {now:%Y-%m-%d %H:%M:%S.%f}")
-    for name, value in columns.items():
-        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
-        setattr(info.hparams[name], kind, value)
-    return _record(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
 
 
 def _end_record(status: str) -> Summary:

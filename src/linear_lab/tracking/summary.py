@@ -79,15 +79,13 @@ class Summary:
             self.parameters = {name: values.clone() for name, values in (parameters or {}).items()}
             return any(diverged)
         self.note_small(step, loss)
-        value = metrics.get(str(self.metric))
-        if value is None:
-            return any(diverged)
-        better = self.alive & ((value < self.best) if self.mode == "min" else (value > self.best))
-        self.best = torch.where(better, value, self.best)
-        self.best_step = torch.where(better, step, self.best_step)
-        for name, values in (parameters or {}).items():
-            wider = better.reshape(-1, *[1] * (values.ndim - 1))
-            self.parameters[name] = torch.where(wider, values, self.parameters[name])
+        if (value := metrics.get(str(self.metric))) is not None:
+            better = self.alive & ((value < self.best) if self.mode == "min" else (value > self.best))
+            self.best = torch.where(better, value, self.best)
+            self.best_step = torch.where(better, step, self.best_step)
+            for name, values in (parameters or {}).items():
+                wider = better.reshape(-1, *[1] * (values.ndim - 1))
+                self.parameters[name] = torch.where(wider, values, self.parameters[name])
         return any(diverged)
 
     def note_small(self, step: int, loss: Tensor) -> None:

@@ -29,7 +29,8 @@ class Late:
         self.logger = logger
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.logger.open(), name)
+        self.logger.opened = True
+        return getattr(self.logger.experiment, name)
 
 
 class RunLogger(TensorBoardLogger):
@@ -47,8 +48,10 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, save_dir: str, purge_step: int | None = None, pictures: bool = True) -> None:
         if not isinstance(pictures, bool):
             raise ValueError(f"pictures must be true or false, got {pictures}")
-        if purge_step is not None:
-            wait_for_a_new_second(Path(save_dir))
+        if purge_step is not None:  # the new file must sort behind the others: by the second, TensorBoard reads them
+            newest = max((int(path.name.split(".")[3]) for path in event_files(Path(save_dir))), default=0)
+            while int(time.time()) <= newest <= time.time() + 1:  # not where the clock was set back
+                time.sleep(0.05)
         self.pictures = pictures
         self.pending: list[Event] = []
         self.saved = 0.0  # time of the last write
@@ -59,10 +62,6 @@ class RunLogger(TensorBoardLogger):
     def experiment(self) -> Any:
         """TensorBoard's writer, which makes the event file; Lightning asks for it before there is anything to log."""
         return super().experiment if self.opened else Late(self)
-
-    def open(self) -> Any:
-        self.opened = True
-        return self.experiment
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """No-op: Lightning's record would report success before training; `hparams` writes the row."""
@@ -131,10 +130,3 @@ def event_files(folder: Path) -> list[Path]:
     """Event files that a logger has written, in the order in which TensorBoard reads them."""
     paths = sorted(folder.glob("events.out.tfevents.*"))
     return [path for path in paths if path.suffix[1:].isdecimal() and path.name.split(".")[3].isdecimal()]
-
-
-def wait_for_a_new_second(folder: Path) -> None:
-    """Wait until a new event file sorts behind the present ones: TensorBoard reads by name, which begins by second."""
-    newest = max((int(path.name.split(".")[3]) for path in event_files(folder)), default=0)
-    while int(time.time()) <= newest <= time.time() + 1:  # not where the clock was set back
-        time.sleep(0.05)

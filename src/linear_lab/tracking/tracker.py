@@ -20,7 +20,6 @@ from linear_lab.tracking import hparams
 from linear_lab.tracking.curves import Curves
 from linear_lab.tracking.graph import trace
 from linear_lab.tracking.pictures.of_run import Pictures, is_plain
-from linear_lab.tracking.summary import Summary
 
 MOST_CURVES = 16  # coefficients with a curve each; of more coefficients only the norm is logged
 
@@ -30,21 +29,13 @@ class Tracker(Curves):
 
     Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
     logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.tensorboard.pictures`` is true.
-    All but the curves go to TensorBoard alone.
+    All but the curves go to TensorBoard alone. The arguments after ``reference`` are those of `Curves`.
     """
 
     state = ("path", "logged", "drawn", "lr")
 
-    def __init__(
-        self,
-        loggers: Sequence[Logger],
-        config: dict[str, Any],
-        summary: Summary,
-        data: LinearData,
-        model: SupervisedModule,
-        reference: Reference,
-    ) -> None:
-        super().__init__(loggers, config, summary)
+    def __init__(self, data: LinearData, model: SupervisedModule, reference: Reference, *of_curves: Any) -> None:
+        super().__init__(*of_curves)
         self.data, self.model, self.reference = data, model, reference
         self.pictures = Pictures(data, model, reference) if self.logger and self.logger.pictures else None
         self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
@@ -83,23 +74,22 @@ class Tracker(Curves):
         """Log pictures of the final model, and its numbers if no validation has, as in a run that diverged."""
         if step != self.logged:
             excess = self.reference.excess(self.model.network)
-            self.summary.note_small(
-                step, torch.tensor([metrics.get("train/loss", math.nan) if excess is None else excess])
-            )
+            loss = metrics.get("train/loss", math.nan) if excess is None else excess
+            self.summary.note_small(step, torch.tensor([loss]))
         super().finish(step, metrics)
         self._log_pictures(step)
 
-    def row(self, step: int, metrics: dict[str, float], excess: float | None = None) -> dict[str, float]:
+    def row(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         excess, optimum = self.reference.excess(self.model.network), self.reference.optimum
         with evaluation_mode(self.model):
             norm, _ = gradient_norms(self.model, *self.data.near("train"), of_rows=False)
         numbers = {
-            **super().row(step, metrics, excess),
+            **super().row(step, metrics),
             "optim/grad_norm": norm,
             **self._coefficients("param", self.data.schema.in_file_units(self.model.learned())),
         }
         if excess is not None:
-            numbers["train/excess"] = excess
+            numbers |= {"train/excess": excess, "hp/excess_loss": excess}
         if excess:
             numbers["train/log10_excess"] = math.log10(excess)
         if optimum:
@@ -116,9 +106,8 @@ class Tracker(Curves):
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 
     def _log_pictures(self, step: int) -> None:
-        if self.pictures is None or self.logger is None:
-            return
-        if step == self.drawn:  # a batch whose gradient is only accumulated takes no step
+        # a batch whose gradient is only accumulated takes no step
+        if self.pictures is None or self.logger is None or step == self.drawn:
             return
         self.drawn = step
         self._follow(step)
@@ -135,19 +124,14 @@ class Tracker(Curves):
 
 
 def track(
-    loggers: Sequence[Logger],
-    config: Any,
-    summary: Summary,
-    data: LightningDataModule,
-    model: LightningModule,
-    reference: Reference,
+    data: LightningDataModule, model: LightningModule, reference: Reference, loggers: Sequence[Logger], *of_curves: Any
 ) -> Curves | None:
     """Make what logs of a run all that is known of it; None without loggers."""
     if not loggers:
         return None
     if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
-        return Tracker(loggers, config, summary, data, model, reference)
-    return Curves(loggers, config, summary)
+        return Tracker(data, model, reference, loggers, *of_curves)
+    return Curves(loggers, *of_curves)
 
 
 def on_path(step: int) -> bool:
