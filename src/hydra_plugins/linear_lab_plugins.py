@@ -7,9 +7,7 @@ from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 
-from linear_lab import UserError
 from linear_lab.sweep import launchers
-from linear_lab.terminal.layout import failure, installing
 
 
 class LocalLauncher(launchers.LocalLauncher):
@@ -39,9 +37,6 @@ class SearchSweeper(GridSweeper):
     """``hydra/sweeper=search``."""
 
     def setup(self, **context: Any) -> None:
-        try:
-            from linear_lab.sweep.search_sweeper import SearchSweeper
-        except ImportError as error:
-            message = f"sweep=search: it needs Optuna ({error}); {installing('search')}"
-            raise failure(UserError(message)) from error
+        from linear_lab.sweep.search_sweeper import SearchSweeper
+
         self.sweeper = SearchSweeper(**self.arguments, **context)

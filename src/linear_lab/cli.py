@@ -42,6 +42,7 @@ PACKAGES = {  # that some choices need
     "launch=slurm": "hydra_plugins.hydra_submitit_launcher",
     "launch=ray": "hydra_plugins.hydra_ray_launcher",
     "sweep=search": "optuna",
+    "hydra/sweeper=search": "optuna",
     "logger=wandb": "wandb",
     "logger=mlflow": "mlflow",
 }

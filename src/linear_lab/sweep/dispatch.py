@@ -99,8 +99,7 @@ class Launches:
 
     def launch(self, jobs: pl.DataFrame) -> str | None:
         """Launch planned jobs; returns the error of a launcher that lost some."""
-        where = f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"
-        common = [*self.steering, where]
+        common = [*self.steering, f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"]
         names = jobs["name"].to_list()
         for name in names:
             refuse_link(self.folder / name)

@@ -47,9 +47,8 @@ class LocalLauncher(Launcher):
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose the config of a job, equal to that of Hydra's ``load_sweep_config``."""
-        shape, values = self.patcher.split(overrides)
-        cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in values])
         patches = [self.patcher.parse(line) for line in overrides]
+        cfg = self.patcher.config(patches)
         of_hydra = [patch.line for patch in patches if patch.key.startswith(("hydra.", "hydra/"))]
         of_task = [patch for patch in patches if patch.line not in of_hydra]
         with open_dict(cfg):

@@ -56,10 +56,7 @@ class GridSweeper:
         try:
             overrides = self.parse(arguments)
             self.check()
-            try:
-                atomic.make(self.folder)
-            except FileExistsError:  # hydra.sweep.dir= may name any folder
-                atomic.check_room(self.folder)
+            atomic.make(self.folder, exist_ok=True)  # hydra.sweep.dir= may name any folder
             (self.folder / STOP).unlink(missing_ok=True)
             with self.watch:
                 self.run(overrides)
