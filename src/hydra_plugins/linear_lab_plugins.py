@@ -7,7 +7,9 @@ from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 
+from linear_lab import UserError
 from linear_lab.sweep import launchers
+from linear_lab.terminal.layout import failure, installing
 
 
 class LocalLauncher(launchers.LocalLauncher):
@@ -37,6 +39,9 @@ class SearchSweeper(GridSweeper):
     """``hydra/sweeper=search``."""
 
     def setup(self, **context: Any) -> None:
-        from linear_lab.sweep.search_sweeper import SearchSweeper
-
+        try:
+            from linear_lab.sweep.search_sweeper import SearchSweeper
+        except ImportError as error:
+            message = f"sweep=search: it needs Optuna ({error}); {installing('search')}"
+            raise failure(UserError(message)) from error
         self.sweeper = SearchSweeper(**self.arguments, **context)
