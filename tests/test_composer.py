@@ -15,7 +15,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from runs import command, composer, load, loader
 
-from linear_lab import UserError, cli
+from linear_lab import UserError
 from linear_lab import train as entry
 from linear_lab.cli import CONF
 from linear_lab.config import make_paths_absolute
@@ -103,7 +103,10 @@ def keys(shape):
 @st.composite
 def typed_grids(draw, values=VALUES):
     """Grids of groups and keys, in any order."""
-    chosen = {group: draw(st.sampled_from([None, *cli.options(group)])) for group in GROUPS}
+    chosen = {
+        group: draw(st.sampled_from([None, *sorted(file.stem for file in (CONF / group).glob("*.yaml"))]))
+        for group in GROUPS
+    }
     shape = tuple(f"{group}={option}" for group, option in chosen.items() if option)
     typed = draw(st.lists(st.sampled_from([*keys(shape), "seed", "optimizer.lr", "+note"]), max_size=4, unique=True))
     swept = [f"{key}={','.join(draw(st.lists(st.sampled_from(values), min_size=1, max_size=3)))}" for key in typed]

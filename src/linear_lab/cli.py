@@ -41,7 +41,6 @@ PACKAGES = {  # that some choices need
     "launch=joblib": "hydra_plugins.hydra_joblib_launcher",
     "launch=slurm": "hydra_plugins.hydra_submitit_launcher",
     "launch=ray": "hydra_plugins.hydra_ray_launcher",
-    "sweep=search": "optuna",
     "logger=wandb": "wandb",
     "logger=mlflow": "mlflow",
 }

@@ -132,10 +132,7 @@ def sweep_folder(parent: str, name: str | None) -> str:
                 f"name={name}: it is a folder's name, of letters, digits and . _ = + -, at most {atomic.LONGEST_NAME}, "
                 "and begins with a letter or digit; try name=study1"
             )
-        try:
-            atomic.make(folder)
-        except FileExistsError:
-            atomic.check_room(folder)
+        atomic.make(folder, exist_ok=True)
     except UserError as error:  # OmegaConf would wrap it into an error of its own
         raise failure(error) from error
     return str(folder)

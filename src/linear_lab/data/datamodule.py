@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from linear_lab.data.batches import Batches, Part
 from linear_lab.data.schema import Schema, standardize
 
+PARTS = ("train", "val", "test")
 EVALUATION_ROWS = 65_536  # rows that are measured at once: bounds memory, not results
 
 
@@ -42,8 +43,8 @@ class LinearData(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int | None = None, order_seed: int = 0) -> None:
         super().__init__()
-        if batch_size is not None and not is_whole(batch_size, 1):
-            raise ValueError(f"batch_size must be a whole number of at least 1, or null for all rows, got {batch_size}")
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1, ", or null for all rows")
         check_whole("order_seed", order_seed, 0)
         self.batch_size = batch_size
         self.order_seed = order_seed
@@ -150,18 +151,13 @@ class LinearData(LightningDataModule, ABC):
         return inputs, targets
 
 
-def is_whole(value: object, low: int) -> bool:
-    """Tell whether a value is an int of at least ``low``, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def check_whole(name: str, value: object, low: int) -> None:
-    if not is_whole(value, low):
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value}")
+def check_whole(name: str, value: object, low: int, otherwise: str = "") -> None:
+    if type(value) is not int or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}{otherwise}, got {value}")
 
 
 def check_seed(seed: object) -> None:
-    if not is_whole(seed, 0) or not seed < 2**63:  # type: ignore[operator]
+    if type(seed) is not int or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed}")
 
 
@@ -182,7 +178,7 @@ def split(rows: int, fractions: Sequence[float]) -> dict[str, slice]:
         )
     bounds = [round(rows * sum(shares[:k])) for k in range(4)]
     parts = {}
-    for name, share, start, stop in zip(("train", "val", "test"), shares, bounds, bounds[1:], strict=False):
+    for name, share, start, stop in zip(PARTS, shares, bounds, bounds[1:], strict=False):
         if share and start == stop:
             raise ValueError(f"fractions {list(fractions)} of {rows} samples leave {name} without a row")
         if share:

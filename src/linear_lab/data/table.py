@@ -13,12 +13,11 @@ from torch import Tensor
 
 from linear_lab.data.batches import Part
 from linear_lab.data.categories import one_hot, presence
-from linear_lab.data.datamodule import LinearData, check_seed, split
+from linear_lab.data.datamodule import PARTS, LinearData, check_seed, split
 from linear_lab.data.files import TableFile, incomplete_rows
 from linear_lab.data.schema import Schema, units
 
 EXACT = 2**53  # up to here float64 holds each whole number
-PARTS = ("train", "val", "test")
 
 
 class TableData(LinearData):

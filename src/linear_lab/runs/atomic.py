@@ -42,8 +42,8 @@ def new(parent: str | Path, optimizer: str = "", *, hidden: bool = False) -> Pat
                 return place
 
 
-def make(path: Path) -> None:
-    """Make a folder that has room for a run.
+def make(path: Path, *, exist_ok: bool = False) -> None:
+    """Make a folder that has room for a run; ``exist_ok`` takes one that is there.
 
     Raises:
         FileExistsError: if it is there already.
@@ -51,7 +51,7 @@ def make(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()
+        path.mkdir(exist_ok=exist_ok)
     except OSError as error:
         if isinstance(error, FileExistsError) and path.is_dir():
             raise

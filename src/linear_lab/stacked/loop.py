@@ -9,8 +9,10 @@ from torch import Tensor
 
 from linear_lab.data.batches import Part, epoch_order
 from linear_lab.stacked.optimizers import OPTIONAL, Numbers
-from linear_lab.stacked.step import Models, Parameters, StackSpec, State, Stepper
+from linear_lab.stacked.step import Models, Parameters, StackSpec, Stepped, Stepper
 from linear_lab.tracking.summary import Summary
+
+SAVED = ("taken", "seconds", "parameters", "state", "history")  # what a checkpoint holds of a loop
 
 
 class Loop:
@@ -62,11 +64,10 @@ class Loop:
         for _ in range(steps):
             self.step(0, 0)
 
-    def step(self, epoch: int, batch: int) -> tuple[Parameters, State, Tensor]:
+    def step(self, epoch: int, batch: int) -> Stepped:
         t = torch.tensor(float(self.taken + 1), dtype=torch.float64, device=self.device)
         rows = self.batch(epoch, batch)
-        new: Any = self.stepper.step(self.parameters, self.state, self.summary.alive, self.numbers, t, rows)
-        return new[0], new[1], new[2]
+        return self.stepper.step(self.parameters, self.state, self.summary.alive, self.numbers, t, rows)
 
     def batch(self, epoch: int, batch: int) -> Part:
         """Return x and y of a step: ``(B, F)`` that all models share, or ``(J, B, F)`` where their orders differ."""
@@ -118,12 +119,11 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         schedule = self.models.schedule
-        state = {name: getattr(self, name) for name in ("taken", "seconds", "parameters", "state", "history")}
+        state = {name: getattr(self, name) for name in SAVED}
         return state | {"summary": self.summary.state_dict(), "schedule": schedule.state_dict() if schedule else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.taken, self.seconds, self.history = state["taken"], state["seconds"], state["history"]
-        self.parameters, self.state = state["parameters"], state["state"]
+        vars(self).update({name: state[name] for name in SAVED})
         self.summary.load_state_dict(state["summary"])
         if self.models.schedule:
             self.models.schedule.load_state_dict(state["schedule"])

@@ -80,28 +80,35 @@ def prepare(group: Group) -> Prepared:
     return prepared
 
 
-def variants(group: Group, name: str) -> list[tuple[dict[str, Any], Array]]:
-    """Return the distinct values of a config group with the jobs that have them, also where all jobs agree."""
-    return list(distinct(group, name)) or [(group.config[name], np.ones(len(group.rows), bool))]
+def variants(group: Group, name: str) -> tuple[list[dict[str, Any]], Tensor]:
+    """Return the distinct values of a config group, one where all jobs agree, and the index of each job's, ``(J,)``."""
+    specs: list[dict[str, Any]] = []
+    index = torch.zeros(len(group.rows), dtype=torch.int64)
+    for spec, which in distinct(group, name):
+        index[torch.from_numpy(which)] = len(specs)
+        specs.append(spec)
+    return specs or [group.config[name]], index
 
 
 def initial_parameters(group: Group, plan: StackSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Draw each model's parameters as single training does, ``(J, ...)`` by name; also say why some jobs have none."""
     seeds, names = group.columns.get(SEED), group.rows["name"].to_numpy()
-    codes = np.zeros(len(names), np.int64) if seeds is None else seeds.codes.astype(np.int64)
+    codes = torch.from_numpy(np.zeros(len(names), np.int64) if seeds is None else seeds.codes.astype(np.int64))
+    specs, index_of_spec = variants(group, "model")
     wrong: dict[str, str] = {}
     parameters: dict[str, Tensor] = {}
     with DoublePrecision().module_init_context() if plan.data.dtype == torch.float64 else nullcontext():
-        for spec, which in variants(group, "model"):
+        for k, spec in enumerate(specs):
+            which = index_of_spec == k
             try:
                 of_seeds = draw_parameters(spec, seeds.values if seeds else [group.config["seed"]], plan)
             except UserError as error:
-                wrong |= dict.fromkeys(names[which].tolist(), str(error))
+                wrong |= dict.fromkeys(names[which.numpy()].tolist(), str(error))
                 continue
             for name, values in of_seeds.items():
                 if name not in parameters:
                     parameters[name] = torch.zeros((len(names), *values.shape[1:]), dtype=values.dtype)
-                parameters[name][torch.from_numpy(which)] = values[torch.from_numpy(codes[which])]
+                parameters[name][which] = values[codes[which]]
     fits = torch.from_numpy(~np.isin(names, list(wrong)))
     expected = dict(plan.module.named_parameters())
     return {name: values[fits] for name, values in parameters.items() if name in expected}, wrong
@@ -113,48 +120,42 @@ def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: StackSpec) -> 
     A model is built from each seed, unless resetting its layers draws the same numbers, which is ten times as fast.
     """
     arguments = {**plan.module.hparams} | {key: value for key, value in spec.items() if key != "_target_"}
-    with user_errors("model"):
-        torch.manual_seed(seeds[0])
-        module = type(plan.module)(**arguments)
-    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "reset_parameters")]
 
-    def built(seed: int) -> dict[str, Tensor]:
+    def built(seed: int) -> SupervisedModule:
         torch.default_generator.manual_seed(seed)
         with user_errors("model"):
-            return dict(type(plan.module)(**arguments).named_parameters())
+            return type(plan.module)(**arguments)
 
-    def reset(seed: int) -> dict[str, Tensor]:
+    def reset(seed: int) -> SupervisedModule:
         torch.default_generator.manual_seed(seed)
         for layer in layers:
             layer.reset_parameters()
-        return dict(module.named_parameters())
+        return module
 
+    module = built(seeds[0])
+    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "reset_parameters")]
     with torch.no_grad():
         first = {name: values.clone() for name, values in module.named_parameters()}
-        same = all(torch.equal(values, first[name]) for name, values in reset(seeds[0]).items())
+        same = all(torch.equal(values, first[name]) for name, values in reset(seeds[0]).named_parameters())
         stacked = {name: values.new_empty((len(seeds), *values.shape)) for name, values in first.items()}
         for at, seed in enumerate(seeds):
-            for name, values in (reset if same else built)(seed).items():
+            for name, values in (reset if same else built)(seed).named_parameters():
                 stacked[name][at] = values
     return stacked
 
 
 def references(group: Group, plan: StackSpec) -> tuple[list[Reference], Tensor]:
     """Return the distinct references of the jobs, and the index of each job's, ``(J,)``."""
-    index = torch.zeros(len(group.rows), dtype=torch.int64)
-    if not group.config["optimum"] or not len(index):
-        return [Reference()], index
+    if not group.config["optimum"] or group.rows.is_empty():
+        return [Reference()], torch.zeros(len(group.rows), dtype=torch.int64)
     # The other numbers, such as lr, change neither the optimum nor the largest stable rate.
     names = [("optimizer", name) for name in ("momentum", "dampening", "weight_decay")]
     relevant = Group(group.rows, group.config, {path: group.columns[path] for path in names if path in group.columns})
     data, network, optima = plan.data, plan.module.network, dict[float, Optimum]()
     rows = (*data.raw["train"], data.schema.x_units, data.schema.y_units)
-    distinct_references: list[Reference] = []
-    for spec, which in variants(relevant, "optimizer"):
-        optimizer = supervised.build_from_spec(spec, Optimizer, network.parameters())
-        index[torch.from_numpy(which)] = len(distinct_references)
-        distinct_references.append(reference(network, plan.module.loss, optimizer, *rows, optima))
-    return distinct_references, index
+    specs, index = variants(relevant, "optimizer")
+    built = (supervised.build_from_spec(spec, Optimizer, network.parameters()) for spec in specs)
+    return [reference(network, plan.module.loss, optimizer, *rows, optima) for optimizer in built], index
 
 
 def models(prepared: Prepared, chosen: Array) -> Models:
@@ -179,18 +180,13 @@ def models(prepared: Prepared, chosen: Array) -> Models:
 
 
 def schedule_of(group: Group, plan: StackSpec, base: Tensor) -> schedules.Schedule | None:
-    config, jobs = group.config["scheduler"], len(group.rows)
+    config = group.config["scheduler"]
     if not config:
         return None
     if config["_target_"] == schedules.PLATEAU:
         numbers = group.numbers("scheduler", tuple(schedules.PLATEAU_NUMBERS), schedules.PLATEAU_NUMBERS)
-        return schedules.PlateauSchedule(base, numbers, config, jobs)
-    specs: list[dict[str, Any]] = []
-    index = torch.zeros(jobs, dtype=torch.int64)
-    for spec, which in variants(group, "scheduler"):
-        index[torch.from_numpy(which)] = len(specs)
-        specs.append(spec)
-    return schedules.AffineSchedule(base, specs, index, -(-plan.total // plan.batches))
+        return schedules.PlateauSchedule(base, numbers, config, len(group.rows))
+    return schedules.AffineSchedule(base, *variants(group, "scheduler"), -(-plan.total // plan.batches))
 
 
 def device_of(config: dict[str, Any]) -> torch.device:

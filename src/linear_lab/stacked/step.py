@@ -20,6 +20,7 @@ from linear_lab.theory.least_squares import Optimum
 
 Parameters = dict[str, Tensor]  # of J models by name, (J, ...)
 State = dict[str, Parameters]  # of the optimizer, by parameter and buffer
+Stepped = tuple[Parameters, State, Tensor]  # parameters and state after a step, and the losses before it
 AT_ONCE = 1 << 24  # predictions that are held at once while measuring: bounds memory, not results
 
 
@@ -69,7 +70,7 @@ class Stepper:
 
     def __init__(self, plan: StackSpec, *, compiled: bool = False) -> None:
         self.plan, self.compiled = plan, compiled
-        self.step: Callable[..., Any] = torch.compile(self._step, dynamic=False) if compiled else self._step
+        self.step: Callable[..., Stepped] = torch.compile(self._step, dynamic=False) if compiled else self._step
 
     def measure(self, parameters: Parameters, numbers: Numbers, part: Part) -> dict[str, Tensor]:
         """Return the metrics of a part, ``(J,)`` float64 each, rounded to the dtype of the parameters as in one run."""
@@ -87,17 +88,17 @@ class Stepper:
 
     def _step(
         self, parameters: Parameters, state: State, alive: Tensor, numbers: Numbers, t: Tensor, batch: Part
-    ) -> tuple[Parameters, State, Tensor]:
+    ) -> Stepped:
         """Step t, from 1, on x ``(B, F)`` or ``(J, B, F)``; returns new parameters and state, and the losses before."""
         dtype = next(iter(parameters.values())).dtype
         derived = {name: values.to(dtype) for name, values in self.plan.rule.derive(numbers, t).items()}
         dims = (0, 0, 0, dimensions(derived), 0 if batch[0].ndim == 3 else None)
-        new: Any = vmap(self._step_of_one, in_dims=dims)(parameters, state, alive, derived, batch)
-        return new[0], new[1], new[2]
+        new: Stepped = vmap(self._step_of_one, in_dims=dims)(parameters, state, alive, derived, batch)
+        return new
 
     def _step_of_one(
         self, parameters: Parameters, state: State, alive: Tensor, derived: Numbers, batch: Part
-    ) -> tuple[Parameters, State, Tensor]:
+    ) -> Stepped:
         gradients, loss = grad_and_value(self._loss)(parameters, derived, batch)
         new_parameters, new_state = {}, {}
         for name, p in parameters.items():

@@ -30,7 +30,7 @@ LOCK = ".leaderboard.lock"
 TOP = 20  # rows on the terminal
 MOST = 1000  # rows of leaderboard.md
 LONGEST = 32  # characters of a value on the terminal
-SHARE = 0.05  # of a process's time that may go into leaderboard and page while jobs run
+SHARE = 0.05  # of the time that may go into leaderboard, page, or the line on the terminal while jobs run
 NUMBERS = ("mean", "standard_deviation", "best", "worst")  # of a group
 EXCESS = pl.when(pl.col("status") == "completed").then("excess_loss").alias("excess_loss")
 

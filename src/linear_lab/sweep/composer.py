@@ -65,18 +65,15 @@ class Patcher:
         """Whether a key is a group, or decides how Hydra composes."""
         return bool(self.options(key)) or (key.startswith("hydra.") and key != "hydra.sweep.subdir")
 
-    def split(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Patch]]:
-        """Separate the overrides that change the shape from those that set values."""
-        patches = [self.parse(line) for line in overrides]
-        return tuple(p.line for p in patches if p.structural), [p for p in patches if not p.structural]
-
-    def config(self, shape: tuple[str, ...], values: Sequence[tuple[str, Any]]) -> DictConfig:
+    def config(self, patches: Sequence[Patch]) -> DictConfig:
         """Compose; OmegaConf raises for a key that the chosen groups do not have, and Hydra for what it refuses."""
+        shape = tuple(patch.line for patch in patches if patch.structural)
         if shape not in self.loaded:
             self.loaded[shape] = self.load(list(shape))
         cfg = copy.deepcopy(self.loaded[shape])
-        for key, value in values:
-            OmegaConf.update(cfg, key, value, merge=True)
+        for patch in patches:
+            if not patch.structural:
+                OmegaConf.update(cfg, patch.key, patch.value, merge=True)
         return cfg
 
 
@@ -111,8 +108,7 @@ class Composer:
         return cfg
 
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        shape, patches = self.patcher.split([*overrides, *self.steering])
-        return self.patcher.config(shape, [(patch.key, patch.value) for patch in patches])
+        return self.patcher.config([self.patcher.parse(line) for line in (*overrides, *self.steering)])
 
     def value(self, key: str, text: str) -> Any:
         patch = self.patcher.parse(f"{key}={text}")

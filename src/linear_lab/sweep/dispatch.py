@@ -99,13 +99,12 @@ class Launches:
 
     def launch(self, jobs: pl.DataFrame) -> str | None:
         """Launch planned jobs; returns the error of a launcher that lost some."""
-        where = f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"
-        common = [*self.steering, where]
+        common = [*self.steering, f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"]
         names = jobs["name"].to_list()
         for name in names:
             refuse_link(self.folder / name)
-        places = [f"hydra.sweep.subdir={layout.in_quotes(name)}" for name in names]
-        batch = [[*typed, *common, place] for typed, place in zip(plan.overrides(jobs).to_list(), places, strict=True)]
+        typed = zip(names, plan.overrides(jobs).to_list(), strict=True)
+        batch = [[*lines, *common, f"hydra.sweep.subdir={layout.in_quotes(name)}"] for name, lines in typed]
         launcher = self.launcher
         if self.has_pool:  # joblib would start all processes however few jobs there are, and none for n_jobs=1
             config = self.config.copy()

@@ -28,7 +28,7 @@ from linear_lab.runs.checkpoints import LostError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import LOG, HeldError, Run
 from linear_lab.runs.log import log_to_file
-from linear_lab.runs.record import ENDED, versions
+from linear_lab.runs.record import ENDED
 from linear_lab.sweep import STOP, board, results
 from linear_lab.sweep.inventory import is_steering
 from linear_lab.sweep.plan import group_hash, job_fields
@@ -95,7 +95,7 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
         with suppress(UserError):  # training will say what is wrong
             config = as_dict(without_unread(cfg))
         job = job_fields(config, overrides, group_hash(cfg))
-        run.write(status="running", error=None, versions=versions(), seed=cfg.seed, config_hash=fingerprint, job=job)
+        run.write(status="running", seed=cfg.seed, config_hash=fingerprint, job=job)
     board.write_sparingly(sweep)
     callbacks = []
     if HydraConfig.get().sweeper.get("prune"):
@@ -104,8 +104,6 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
         callbacks.append(StopIfHopeless(cfg.metric, prune_check(sweep, run.path.name)))
     try:
         return train_in(run, cfg, overrides, console, callbacks)
-    except Interrupted:
-        raise
     except Exception as error:
         if run.record.status == "diverged":
             return None  # a result

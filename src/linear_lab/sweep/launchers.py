@@ -34,22 +34,20 @@ class LocalLauncher(Launcher):
         self.patcher = Patcher(lambda lines: loader.load_sweep_config(config, lines), loader.get_group_options)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        returned = []
+        jobs = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             cfg = self.compose(overrides)
             with open_dict(cfg):
                 cfg.hydra.job.id = cfg.hydra.job.num = number
-            task, context = self.task_function, self.hydra_context
-            returned.append(run_job(task, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", context))
+            jobs.append(run_job(self.task_function, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", self.hydra_context))
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
             gc.collect()  # a Trainer is a cycle of references: memory would grow by 0.4 MB a job until Python collects
-        return returned
+        return jobs
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose the config of a job, equal to that of Hydra's ``load_sweep_config``."""
-        shape, values = self.patcher.split(overrides)
-        cfg = self.patcher.config(shape, [(patch.key, patch.value) for patch in values])
         patches = [self.patcher.parse(line) for line in overrides]
+        cfg = self.patcher.config(patches)
         of_hydra = [patch.line for patch in patches if patch.key.startswith(("hydra.", "hydra/"))]
         of_task = [patch for patch in patches if patch.line not in of_hydra]
         with open_dict(cfg):

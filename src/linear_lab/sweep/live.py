@@ -13,7 +13,6 @@ from linear_lab.sweep import board
 from linear_lab.terminal.layout import NARROW, number
 
 INTERVAL = 0.5  # seconds between two looks at the jobs' records
-SHARE = 0.05  # of a core's time that looking may take: a sweep of many jobs is looked at less often
 FAILURES = 20  # lines of jobs that failed
 PIPE_INTERVAL = 30.0  # seconds between two lines where no bar can move
 FAILED = pl.col("status") == "failed"
@@ -24,7 +23,7 @@ class Watch:
 
     def __init__(self, screen: Console, folder: Path) -> None:
         self.screen, self.folder = screen, folder
-        self.names: pl.Series | None = None
+        self.names = pl.Series(dtype=pl.String)
         self.total: int | None = None
         self.before = 0  # jobs that had ended when a stack began
         self.stack: tuple[int, int, int, int] | None = None  # the last arguments of `stacked`
@@ -47,7 +46,7 @@ class Watch:
 
     def show(self, names: pl.Series) -> None:
         """Add jobs to those that are shown; the first ones start the line."""
-        self.names = names if self.names is None else pl.concat([self.names, names]).unique(maintain_order=True)
+        self.names = pl.concat([self.names, names]).unique(maintain_order=True)
         if not self.thread.is_alive():
             failed = board.read(self.folder).jobs.filter(FAILED)
             self.failures = dict(failed.select("name", "seconds").iter_rows())
@@ -73,17 +72,16 @@ class Watch:
         while not self.over.wait(pause):
             started = time.thread_time()
             self._look()
-            pause = max(INTERVAL, (time.thread_time() - started) / SHARE)
+            pause = max(INTERVAL, (time.thread_time() - started) / board.SHARE)  # less often where there are many jobs
 
     def _look(self) -> None:
-        assert self.names is not None
         total = self.total or len(self.names)
         if self.stack:
             ended, training, step, steps = self.stack
             done = self.before + ended + training * step // steps  # steps count, for the time that is left
             texts = [f"step {step}/{steps} of {training:,} jobs at once"]
         else:
-            done, texts = self._progress_of_jobs(self.names)
+            done, texts = self._progress_of_jobs()
         self.progress.update(self.task, completed=done, total=total, counts=", ".join(texts))
         if self.screen.is_terminal:
             self.progress.refresh()
@@ -91,9 +89,9 @@ class Watch:
             self.last = time.monotonic()
             self.screen.print(f"sweep  {done}/{total}  {', '.join(texts)}", soft_wrap=True)
 
-    def _progress_of_jobs(self, names: pl.Series) -> tuple[int, list[str]]:
+    def _progress_of_jobs(self) -> tuple[int, list[str]]:
         sweep = board.read(self.folder)
-        jobs = sweep.jobs.filter(pl.col("name").is_in(names.implode()))
+        jobs = sweep.jobs.filter(pl.col("name").is_in(self.names.implode()))
         for name, seconds, error in jobs.filter(FAILED).select("name", "seconds", "error").head(FAILURES).iter_rows():
             if self.failures.get(name, -1.0) != seconds:
                 self.failures[name] = seconds

@@ -151,7 +151,5 @@ def metrics_of_optimum(data: LinearData, model: SupervisedModule, optimum: Optim
     model.network.weight.copy_(optimum.solution[: data.in_features].T)
     if model.network.bias is not None:
         model.network.bias.copy_(optimum.solution[data.in_features])
-    bias = None if optimum.bias is None else optimum.bias.tolist()
-    parameters = {"weight": optimum.weight.tolist(), "bias": bias}
     losses = {f"{part}/loss": model.loss(model(x), y).item() for part, (x, y) in data.parts.items()}
-    return losses | {"train/excess": 0.0} | coefficients("param", parameters, data.schema.x, data.schema.y)
+    return losses | {"train/excess": 0.0} | coefficients("param", optimum.learned(), data.schema.x, data.schema.y)

@@ -54,9 +54,8 @@ def read_results(
             raise UserError(f"{path}: made by another version of linear_lab, or another program; {remedy}")
         if name == RESULTS and not is_of_results(pl.read_parquet_schema(path)):
             raise UserError(f"{path}: it is no table of results; {remedy}")
-        rows = pl.scan_parquet(path)
-        rows = rows if where is None else rows.filter(where)
-        read = (rows if columns is None else rows.select(columns)).collect()
+        rows = pl.scan_parquet(path).filter(True if where is None else where)
+        read = rows.select(columns or pl.all()).collect()
         if "name" in read.columns:
             check_names(read["name"])
         return read

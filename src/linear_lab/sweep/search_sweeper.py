@@ -42,7 +42,7 @@ class SearchSweeper(GridSweeper):
         fixed, searched = space(overrides)
         plan_jobs(
             listed([[*fixed, *as_overrides(searched)]]), self.composer
-        )  # raises for a mistake in a key, before a study
+        )  # refuses a mistake before a study is made
         deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
         if self.config.metric is None:
             raise UserError("metric=null: a search learns from a metric; name one")

@@ -8,16 +8,14 @@ import numpy as np
 import polars as pl
 import torch
 import yaml
-from lightning.pytorch import LightningModule
 from omegaconf import OmegaConf
 
 from linear_lab import CONF
-from linear_lab.fitting.build import class_of
 from linear_lab.fitting.checks import check, within
-from linear_lab.models import LinearModule, SupervisedModule
+from linear_lab.models import LinearModule
 from linear_lab.runs.fingerprints import Path, leaves
 from linear_lab.stacked import losses, optimizers, schedules
-from linear_lab.stacked.columns import ORDER, SEED, Column, Group, distinct, with_values
+from linear_lab.stacked.columns import ORDER, SEED, Array, Column, Group, distinct, with_values
 from linear_lab.sweep.composer import Composer
 from linear_lab.sweep.plan import COLUMNS, Part, coded, shapes
 from linear_lab.text import first_line
@@ -59,18 +57,15 @@ def split(part: Part, planned: pl.DataFrame, composer: Composer) -> Iterator[Gro
             of_key = as_columns([composer.value(key, text) for text in texts], codes, paths, START if linear else ())
             columns |= of_key
             dividing += [key] * (not of_key)
+    rows = planned[part.rows["_at"]]
     for piece in part.rows.partition_by(dividing, maintain_order=True) if dividing else [part.rows]:
         first = piece.row(0, named=True)
         config = composer([*part.fixed, *(f"{key}={first[key]}" for key in part.places.of_key)])
         which = np.searchsorted(part.rows["_at"].to_numpy(), piece["_at"].to_numpy())
-        of_piece = {path: column.only(which) for path, column in columns.items()}
-        differing = {path: column for path, column in of_piece.items() if len(column.values) > 1}
-        yield Group(planned[piece["_at"]], config, differing)
+        yield Group(rows, config, columns).only(which)
 
 
-def as_columns(
-    values: list[Any], codes: np.ndarray[Any, Any], paths: list[Path], starts: tuple[Path, ...]
-) -> dict[Path, Column]:
+def as_columns(values: list[Any], codes: Array, paths: list[Path], starts: tuple[Path, ...]) -> dict[Path, Column]:
     """Return the columns that distinct values of a key make; none if they cannot be columns."""
     columns: dict[Path, Column] = {}
     for path in paths:
@@ -101,7 +96,7 @@ def is_number(path: Path, values: list[Any]) -> bool:
     return path[0] == "scheduler" or path in (SEED, ORDER)
 
 
-def refusals(group: Group) -> np.ndarray[Any, Any]:
+def refusals(group: Group) -> Array:
     """Say of each job of a group why it is trained alone, ``(J,)``; an empty text of those that fit together."""
     reasons = np.full(len(group.rows), "", object)
     for path, column in group.columns.items():
@@ -151,14 +146,13 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
         yield "callbacks without checkpoints"
     for key, value in trainer.items():
         allowed = TRAINER.get(key, (defaults("trainer/auto").get(key),))
-        if key not in TRAINER_ANY and (value not in allowed or (value is True and True not in allowed)):
+        if key not in TRAINER_ANY and value not in allowed:
             yield f"trainer.{key}={value}"
-    if config.get("ckpt_path"):
-        yield f"ckpt_path={config['ckpt_path']}"
+    for key, value in (("ckpt_path", config.get("ckpt_path")), ("console.steps", config["console"].get("steps"))):
+        if value:
+            yield f"{key}={value}"
     if trainer["check_val_every_n_epoch"] is None:
         yield "trainer.check_val_every_n_epoch=null"
-    if config["console"].get("steps"):
-        yield f"console.steps={config['console']['steps']}"
     for path, value in ((SEED, config["seed"]), (ORDER, config["data"].get("order_seed", 0))):
         if not in_bounds(path, value, config):
             yield f"{'.'.join(path)}={value}"
@@ -182,11 +176,7 @@ def refused_by_class(config: dict[str, Any]) -> str | None:
     target = torch.zeros(1, dtype=torch.long) if "CrossEntropy" in config["loss"]["_target_"] else torch.zeros(1, 1)
     specs: dict[str, Any] = {name: config[name] or None for name in ("optimizer", "scheduler", "loss")}
     try:
-        cfg = OmegaConf.create(config)
-        model = class_of(cfg, "model", LightningModule)
-        if not issubclass(model, SupervisedModule):
-            return f"model is {model.__name__}, which is no SupervisedModule"
-        check(cfg)
+        check(OmegaConf.create(config))
         module = LinearModule(1, 1, **specs)
         module.configure_optimizers()
         module.loss(torch.zeros(1, 1), target)  # some refuse their numbers only now

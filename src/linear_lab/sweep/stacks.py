@@ -17,7 +17,7 @@ from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
 from linear_lab.fitting.checks import DataError
 from linear_lab.fitting.process import restored_process
 from linear_lab.runs import atomic
-from linear_lab.stacked.columns import Group
+from linear_lab.stacked.columns import Array, Group
 from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.outcome import history_of, rows_of, struct
 from linear_lab.stacked.prepare import Prepared, device_of, models, prepare
@@ -34,7 +34,6 @@ CHUNK = 1 << 16  # models that are trained at once: more fit into no cache
 COMPILING = 15.0  # seconds that torch.compile takes: 6 where it has compiled the like before, 18 at the first time
 SHOWN = 5  # reasons
 Progress = Callable[[int, int, int, int], None]
-Positions = np.ndarray[Any, Any]  # of jobs in a group
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class Stacks:
         other = results.read_results(self.folder, ["name"], alike & (pl.col("data") != prepared.plan.data.fingerprint))
         return other is not None and not other.is_empty()
 
-    def stepper(self, prepared: Prepared, chunks: list[Positions]) -> Stepper:
+    def stepper(self, prepared: Prepared, chunks: list[Array]) -> Stepper:
         """Compile the step, if the eager one would take longer than compiling and training take together."""
         eager, plan = Stepper(prepared.plan), prepared.plan
         if self.compile is False:
@@ -141,7 +140,7 @@ class Stacks:
         return compiled
 
     def train_chunk(
-        self, prepared: Prepared, chosen: Positions, stepper: Stepper, *, state: Any = None, size: int | None = None
+        self, prepared: Prepared, chosen: Array, stepper: Stepper, *, state: Any = None, size: int | None = None
     ) -> None:
         """Train the chosen jobs of a group, and keep their results.
 
@@ -190,7 +189,7 @@ class Stacks:
                 rows.clear()
         self.saved = time.monotonic()
 
-    def interrupted(self, prepared: Prepared) -> Iterator[tuple[Positions, dict[str, Any]]]:
+    def interrupted(self, prepared: Prepared) -> Iterator[tuple[Array, dict[str, Any]]]:
         """Yield the positions of jobs of which an interrupted command has left a checkpoint, and its state."""
         watched = list(self.watched_steps(prepared))
         position = {key: at for at, key in enumerate(prepared.group.rows["config_hash"])}
@@ -232,7 +231,7 @@ class Stacks:
         self.done += len(group.rows)
 
 
-def job_column(prepared: Prepared, chosen: Positions) -> pl.Series:
+def job_column(prepared: Prepared, chosen: Array) -> pl.Series:
     """Return what the record of each job says of it for its sweep, see `job_fields`."""
     group = prepared.group.only(chosen)
     constant = job_fields(group.config, (), "", "-")

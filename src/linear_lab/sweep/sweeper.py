@@ -56,10 +56,7 @@ class GridSweeper:
         try:
             overrides = self.parse(arguments)
             self.check()
-            try:
-                atomic.make(self.folder)
-            except FileExistsError:  # hydra.sweep.dir= may name any folder
-                atomic.check_room(self.folder)
+            atomic.make(self.folder, exist_ok=True)  # hydra.sweep.dir= may name any folder
             (self.folder / STOP).unlink(missing_ok=True)
             with self.watch:
                 self.run(overrides)
@@ -117,10 +114,10 @@ class GridSweeper:
         results.read_results(self.folder, ["name"])  # refuses results that cannot be read
         rows, _ = read_jobs(self.folder)
         recorded = rows.filter(pl.col("config_hash").is_not_null())
-        # an interrupted overwrite=true has planned another config than the recorded one
-        planned = rows.filter(pl.col("planned").is_not_null() & pl.col("config_hash").is_null())
-        names = [planned.select("name", config_hash="planned"), recorded.select("name", "config_hash")]
-        jobs = plan_jobs(typed, self.composer, pl.concat(names), named)
+        # an interrupted overwrite=true has planned another config than the recorded one, which counts and comes last
+        earlier = rows.sort(pl.col("config_hash").is_not_null(), maintain_order=True)
+        earlier = earlier.select("name", config_hash=pl.coalesce("config_hash", "planned"))
+        jobs = plan_jobs(typed, self.composer, earlier, named)
         raise_if_interrupted()
         before = recorded.select("name", "folder", "trained", before="config_hash")
         outdated = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
@@ -136,7 +133,7 @@ class GridSweeper:
             with Run(self.folder / name).lock() as run:
                 run.clear()
         results.forget(self.folder, outdated["name"])
-        if self.watch.names is None:  # the first jobs of this command; a command that is refused changes nothing
+        if self.watch.names.is_empty():  # the first jobs of this command; a command that is refused changes nothing
             with plan_lock(self.folder):
                 atomic.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, self.config.metric or NO_METRIC, self.config.mode)
@@ -201,8 +198,7 @@ class GridSweeper:
         leaderboard = board.write(self.folder)
         page.write_page(self.folder)
         board.show(self.screen, leaderboard)
-        names = pl.Series([], dtype=pl.String) if self.watch.names is None else self.watch.names
-        jobs = leaderboard.jobs.filter(pl.col("name").is_in(names.implode()))
+        jobs = leaderboard.jobs.filter(pl.col("name").is_in(self.watch.names.implode()))
         left = jobs.filter(~pl.col("status").is_in([*ENDED, "running"]))
         lines = [f"running  {name}: another process trains it" for name in jobs.filter(status="running")["name"]]
         for name, status, error in left.select("name", "status", "error").head(SHOWN).iter_rows():
