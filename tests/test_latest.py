@@ -27,14 +27,14 @@ def make(root, second, *names):
 
 @pytest.mark.parametrize(
     ("key", "kind", "file"),
-    [("run", "runs", "result.json"), ("resume", "runs", "result.json"), ("folder", "sweeps", "sweep.json")],
+    [("run", "runs", "checkpoints/last.ckpt"), ("resume", "runs", "result.json"), ("folder", "sweeps", "sweep.json")],
 )
 def test_the_record_that_was_written_last_decides(key, kind, file, tmp_path, capsys):
     folder = tmp_path / kind
     make(folder, 3, f"b/{file}")
     make(folder, 2, f"c/{file}")
     make(folder, 4, "without/train.log", f".hidden/{file}", file)
-    (folder / "broken").mkdir()
+    (folder / "broken" / file).parent.mkdir(parents=True)
     (folder / "broken" / file).symlink_to("nowhere")
     typed = "sweep" if key == "folder" else key
     assert with_latest([f"{key}='latest'", "-m", "seed=1"], str(tmp_path)) == [
@@ -56,9 +56,9 @@ def test_another_name_or_key_stays(other, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "key", "words"),
     [
-        (evaluate_entry, "run", "outputs/runs has a result.json"),
-        (predict_entry, "run", "outputs/runs has a result.json"),
-        (export_entry, "run", "outputs/runs has a result.json"),
+        (evaluate_entry, "run", "outputs/runs has a checkpoints/last.ckpt"),
+        (predict_entry, "run", "outputs/runs has a checkpoints/last.ckpt"),
+        (export_entry, "run", "outputs/runs has a checkpoints/last.ckpt"),
         (train_entry, "resume", "outputs/runs has a result.json"),
         (leaderboard_entry, "sweep", "outputs/sweeps has a sweep.json"),
     ],
@@ -79,6 +79,7 @@ def test_commands_on_the_latest_run(finished, tmp_path, monkeypatch):
     for name in ("first", "second"):
         shutil.copytree(finished, tmp_path / "outputs/runs" / name)
         os.utime(tmp_path / "outputs/runs" / name / "result.json")
+        os.utime(tmp_path / "outputs/runs" / name / "checkpoints" / "last.ckpt")
     for entry, *typed in ((evaluate_entry,), (predict_entry, "x=[1]"), (export_entry,)):
         code, out, err = command(entry, "run=latest", *typed)
         assert (code, err) == (0, "")
@@ -90,6 +91,10 @@ def test_commands_on_the_latest_run(finished, tmp_path, monkeypatch):
     assert record(tmp_path / "outputs/runs/second")["steps"] == 501
     assert record(tmp_path / "outputs/runs/first")["steps"] == 500
     assert "resume='outputs/runs/second'" in (tmp_path / "outputs/runs/second/.hydra/overrides.yaml").read_text()
+    failed = tmp_path / "outputs/runs/third"  # before its first checkpoint: there is nothing to evaluate
+    shutil.copytree(finished, failed, ignore=lambda *_: ["checkpoints"])
+    assert command(evaluate_entry, "run=latest")[1].startswith("run=latest is outputs/runs/second\n")
+    shutil.rmtree(failed)
     (tmp_path / "outputs").rename("elsewhere")
     code, out, _ = command(train_entry, "resume=latest", "output_root=elsewhere", "--cfg", "job")
     assert code == 0

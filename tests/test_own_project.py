@@ -118,7 +118,8 @@ def test_two_processes_train_it(project):
 
 
 def test_a_stack_says_why_it_takes_none(project):
-    code, out, err = command(train_entry, *SHORT, "-m", "launch=stacked", "optimizer.lr=0.01,0.02")
+    typed = ("launch=stacked", "optimizer=sgd", "model.channels=4,8", "optimizer.lr=0.01,0.02")
+    code, out, err = command(train_entry, *SHORT, "-m", *typed)
     assert code == 0, err
-    assert "2 completed" in out
-    assert "optimizer is torch.optim.NAdam" in out + err
+    assert "4 completed" in out
+    assert "StripesCNN is no SupervisedModule" in out + err

@@ -25,7 +25,8 @@ def with_latest(arguments: list[str], root: str) -> list[str]:
             records = [path for path in parent.expanduser().glob(f"[!.]*/{name}") if path.is_file()]
             if not records:
                 raise UserError(f"{typed}=latest: no folder in {parent} has a {name}; train first, or name a folder")
-            folder = max(records, key=lambda path: (path.stat().st_mtime_ns, path)).parent
+            newest = max(records, key=lambda path: (path.stat().st_mtime_ns, path))
+            folder = newest.parents[name.count("/")]
             argument = f"{key}={in_quotes(str(folder))}"
             if flag(arguments, "--cfg", "-c") is None:  # which prints YAML alone
                 screen().print(f"{typed}=latest is {folder}", soft_wrap=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig, OmegaConf
@@ -85,9 +85,9 @@ def measure_start(run: Run, fitted: Fit) -> None:
     run.write(initial=initial.pop("parameters") | initial | measured(fitted.trainer))
 
 
-def warn_of_nothing_trained(trainer: Trainer, max_time: Any) -> None:
+def warn_of_nothing_trained(trainer: Trainer, callbacks: Sequence[Callback], max_time: Any) -> None:
     """Say of a resumed run that took no step what has ended it, and what to change to go on."""
-    if any((timer.time_remaining() or 1) < 0 for timer in trainer.callbacks if isinstance(timer, Timer)):  # type: ignore[attr-defined]
+    if any((timer.time_remaining() or 1) < 0 for timer in callbacks if isinstance(timer, Timer)):
         log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
     if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
         log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")

@@ -115,12 +115,13 @@ def fit(
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
     start = functools.cache(lambda: bookkeeping.begin(run, fitted, composed, overrides))  # once
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start())] if cfg.resume else []
+    of_config = build.build_callbacks(cfg)
     trainer = build.build_trainer(cfg, run.path, loggers, [
         SeedEpochs(cfg.seed),                 # before anything of an epoch is drawn
         MeanOverRows(),                       # where one batch makes a step, it does nothing
         *resumed,                             # what fails before its first batch leaves a resumed run as it was
         GuideEarlyStopping(),
-        *build.build_callbacks(cfg),          # the user's, and max_time: they may end training
+        *of_config,                           # the user's, and max_time: they may end training
         stop_on_divergence,                   # what has diverged is neither logged nor saved
         *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
         first_steps, *callbacks, ProgressBar(screen),
@@ -142,7 +143,7 @@ def fit(
             start()  # of a resumed run that had no batch left
         checks.check_trained(trainer, data)
         if path and trainer.global_step == step:
-            bookkeeping.warn_of_nothing_trained(trainer, cfg.trainer.max_time)
+            bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)
     except divergence.DivergenceError as diverged:
         fitted.diverged = diverged
     if first_steps.recorded:

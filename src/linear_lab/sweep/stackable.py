@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 from omegaconf import OmegaConf
 
-from linear_lab import CONF
+from linear_lab import CONF, UserError
+from linear_lab.fitting.build import class_of
 from linear_lab.fitting.checks import check, within
-from linear_lab.models import LinearModule
+from linear_lab.models import LinearModule, SupervisedModule
 from linear_lab.runs.fingerprints import Path, leaves
 from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Array, Column, Group, distinct, with_values
@@ -127,6 +129,13 @@ def in_bounds(path: Path, value: Any, config: dict[str, Any]) -> bool:
 
 def obstacles(config: dict[str, Any]) -> Iterator[str]:
     """Yield the keys of a config, with their values, that stacked training cannot do."""
+    try:
+        model = class_of(OmegaConf.create(config), "model", LightningModule)
+    except UserError as error:  # the job alone fails by it
+        yield str(error)
+    else:
+        if not issubclass(model, SupervisedModule):
+            yield f"{model.__name__} is no SupervisedModule"
     optimizer, scheduler, loss, trainer = (config[name] for name in ("optimizer", "scheduler", "loss", "trainer"))
     rule, form = optimizers.RULES.get(optimizer["_target_"]), losses.LOSSES.get(loss["_target_"])
     if rule is None:
