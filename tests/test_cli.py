@@ -92,7 +92,7 @@ def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
         (["hydra.run.dir="], ["error: hydra.run.dir=: it is empty"]),
         (["data=table", "data.path="], ["error: data.path=: it is empty"]),
         (["output_root=null"], ["error: output_root=null: it needs a value, as in output_root=outputs"]),
-        (["metric=null"], ["error: metric=null: it needs a value, as in metric=val/loss"]),
+        (["mode=null"], ["error: mode=null: it needs a value, as in mode=min"]),
         (["-m", "--cfg", "job"], ["error: -m --cfg: these exclude each other"]),
         (["seed=1", "--cfg", "hydra", "--resolve"], ["error: --resolve: a run alone has all", "try --cfg job"]),
         (["--experimental-rerun", "no.pickle"], ["error: --experimental-rerun no.pickle: there is no such file"]),
