@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,8 @@ def test_config_files_of_ones_own_and_no_others(installed, place):
 
 
 def test_the_dashboard(installed, place):
+    events = next((place / "outputs").rglob("events.out.tfevents.*"))
+    shutil.copytree(events.parent, place / "outputs" / "runs" / "20260101-000000-abcd-adam")  # a second optimizer
     words = [str(installed / "linear-lab-dashboard"), "--port=0", "--no-browser"]
     with subprocess.Popen(words, cwd=place, env=ALONE, stdout=subprocess.PIPE, text=True) as process:
         try:
