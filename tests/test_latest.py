@@ -1,4 +1,4 @@
-"""run=latest, resume=latest and sweep=latest: the folder whose record was written last."""
+"""run=latest, resume=latest and sweep=latest: the folder whose record, or checkpoint, was written last."""
 
 import os
 import shutil

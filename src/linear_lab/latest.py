@@ -11,10 +11,10 @@ RECORDS = {"run": ("runs", LAST), "resume": ("runs", RESULT), "folder": ("sweeps
 
 
 def with_latest(arguments: list[str], root: str) -> list[str]:
-    """Replace ``latest`` by the folder below ``root`` whose record was written last, and say which one it is.
+    """Replace ``latest`` by the folder below ``root`` whose file of `RECORDS` was written last, and say which it is.
 
     Raises:
-        UserError: if no folder has a record.
+        UserError: if no folder has such a file.
     """
     replaced = []
     for argument in arguments:
