@@ -108,7 +108,7 @@ def serve(folder: Path, number: int | None, others: Sequence[str]) -> str:
 
         try:
             server = program.TensorBoard(default.get_plugins())
-            server.configure(["tensorboard", f"--logdir={folder}", *DEFAULTS, *ports, *others])
+            server.configure(["tensorboard", f"--logdir={folder.absolute()}", *DEFAULTS, *ports, *others])
             address: str = server.launch()
         except program.TensorBoardPortInUseError as error:
             raise UserError(f"--port {number} is taken; without --port, a free one is found") from error

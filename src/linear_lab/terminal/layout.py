@@ -1,5 +1,6 @@
 """Numbers, tables and commands on the terminal. Imports no torch, so that --help answers at once."""
 
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,8 @@ from linear_lab.runs.folder import TARGET, TRUSTED
 from linear_lab.text import printable
 
 SHOWN = 8  # numbers, names or rows that the terminal shows
-ADDRESS = "http://127.0.0.1:6006"  # TensorBoard's port
+SERVER = ("127.0.0.1", 6006)  # TensorBoard's port
+ADDRESS = "http://{}:{}".format(*SERVER)
 FLAGS_WITH_VALUE = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--info", "-i", "--experimental-rerun",
@@ -156,9 +158,27 @@ def in_quotes(value: str) -> str:
 
 
 def looking(folder: Path) -> dict[str, str]:
-    """Return the command that shows a run, and its address, which works on a dashboard of all runs too."""
+    """Return the command that shows a run in TensorBoard, and the run's address if a TensorBoard shows it already."""
     pattern = re.sub(r"[.+]", r"\\\g<0>", folder.name)  # the filter is a regular expression
-    return {"look": dashboard(folder), "address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}"}
+    address = {"address": f"{ADDRESS}/?runFilter={quote(pattern, safe='=')}"} if is_served(folder) else {}
+    return {"look": dashboard(folder), **address}
+
+
+def is_served(folder: Path) -> bool:
+    """Ask the server at `ADDRESS` whether it is a TensorBoard that shows a folder."""
+    from http.client import HTTPConnection, HTTPException  # imported late, as --help does not need it
+
+    connection = HTTPConnection(*SERVER, timeout=0.5)
+    try:
+        connection.request("GET", "/data/environment")
+        response = connection.getresponse()
+        logdir = Path(json.loads(response.read(10_000))["data_location"])
+        places = (logdir.resolve(), (logdir / folder.name).resolve())  # the second: a link to a run that is shown alone
+        return response.status == 200 and logdir.is_absolute() and any(map(folder.resolve().is_relative_to, places))
+    except (OSError, HTTPException, ValueError, TypeError, LookupError, RuntimeError):  # no server, or another one
+        return False
+    finally:
+        connection.close()
 
 
 def failure(error: UserError) -> SystemExit:

@@ -9,9 +9,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
+from linear_lab import CHECKOUT
 from linear_lab.data import LinearData, Schema
 from linear_lab.models import SupervisedModule
-from linear_lab.runs.folder import LAST, LOG
+from linear_lab.runs.folder import LAST, LOG, RESULT
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
 from linear_lab.theory.reference import Reference
@@ -19,6 +20,7 @@ from linear_lab.theory.reference import Reference
 if TYPE_CHECKING:
     from linear_lab.runs.record import Best, Columns, Record
 
+DTYPES = {"32-true": "float32", "64-true": "float64"}  # by the Trainer's precision
 POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y in the unit of a loss
 
 
@@ -93,9 +95,9 @@ def show_plan(
     own_file = isinstance(profiler, dict) and profiler.get("filename")
     rows = {
         **of_data(data, plain["data"].get("batch_size")),
-        "model": f"{formula(model)}, {trainer.precision}",
+        "model": f"{formula(model)}, {DTYPES.get(str(trainer.precision), trainer.precision)}",
         **{group: describe(plain[group]) for group in ("loss", "optimizer", "scheduler") if plain[group]},
-        "stable lr": f"below {reference.stable_lr:.4g}" if reference.stable_lr else "",
+        "stable lr": f"below {reference.stable_lr:.4g}; a larger lr diverges" if reference.stable_lr else "",
         "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
         "folder": str(short(folder)),
         "profile": f"in {short(folder / LOG)} after training" if profiler and not own_file else "",
@@ -118,7 +120,7 @@ def of_data(data: LightningDataModule, batch: int | None) -> dict[str, str]:
     plain = schema == Schema.plain(len(schema.x), len(schema.y), schema.labels)
     columns = f"{names(schema.x)} -> {names(schema.y)}{', standardized' if schema.standardized else ''}"
     return {
-        "data": f"{type(data).__name__}: {counts} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
+        "data": f"{type(data).__name__}: {counts} rows; {f'{batch} rows per step' if batch else 'all rows per step'}",
         "": "\n".join(data.notes),
         "columns": "" if plain else columns,
         "classes": names(schema.labels or []),
@@ -133,8 +135,16 @@ def left_out(data: LightningDataModule, model: LightningModule) -> str:
     return f"{what}: {' and '.join(missing)}" if missing else ""
 
 
-def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard: bool, limits: Sequence[str]) -> None:
-    """Third part: what was learned, beside the start and the optimum, and the commands to go on with."""
+def show_outcome(
+    console: Console,
+    record: "Record",
+    folder: Path,
+    *,
+    dashboard: bool,
+    limits: Sequence[str],
+    metric: str | None = None,
+) -> None:
+    """Third part: what was learned, compared with the start and the optimum, and the commands to type next."""
     models = outcomes(record)
     if record.initial and "weight" in record.initial:
         console.print(pairs({name: line(values, record.columns) for name, values in models.items()}))
@@ -143,7 +153,15 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
     if record.loss_unit:
         console.print(f"unit of the losses: {record.loss_unit}", style="dim")
     if record.optimum and record.weight_decay:
-        console.print("optimum and excess loss are those of the loss and the penalty of weight decay", style="dim")
+        console.print("optimum and excess loss include the penalty of weight decay", style="dim")
+    if record.best and best_differs(record):
+        what = f"best.ckpt holds step {record.best.step}, which has the best {metric or 'metric'}"
+        console.print(f"{what}; evaluate and predict use it; last.ckpt holds step {record.steps}", style="dim")
+    if not any(path.parent != folder for path in folder.parent.glob(f"*/{RESULT}")):  # the first run in this place
+        words = ["stable lr"] * bool(record.stable_lr) + ["optimum", "excess loss"] * bool(record.optimum)
+        words += ["best and last"] * best_differs(record)
+        where = str(short(CHECKOUT / "docs/glossary.md")) if CHECKOUT else f"{layout.module('train')} --help"
+        console.print(f"{where} explains {', '.join([*words, 'val/loss'])}", style="dim")
     console.print()
     commands = layout.looking(folder) if dashboard else {}
     run = quoted(f"run={short(folder)}") + layout.trusting()
@@ -175,10 +193,16 @@ def outcome_text(record: "Record") -> str:
 def outcomes(record: "Record") -> dict[str, dict[str, Any]]:
     """Return parameters and losses of the models to compare: at the start, the final and the best one, the optimum."""
     models: dict[str, dict[str, Any]] = {"start": record.initial} if record.initial else {}
-    models[f"step {record.steps}"] = numbers_of(record)
-    if record.best and record.best.step != record.steps and record.best.metrics != record.metrics:
+    models[f"step {record.steps}{', last' if best_differs(record) else ''}"] = numbers_of(record)
+    if record.best and best_differs(record):
         models[f"step {record.best.step}, best"] = numbers_of(record.best)
     return models | ({"optimum": record.optimum} if record.optimum else {})
+
+
+def best_differs(record: "Record") -> bool:
+    """Tell whether the best model is another one than the final model."""
+    best = record.best
+    return best is not None and best.step != record.steps and best.metrics != record.metrics
 
 
 def numbers_of(model: "Record | Best") -> dict[str, Any]:
