@@ -142,6 +142,25 @@ def test_help_tells_all_groups_and_options(entry):
         assert f"\n{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).iterdir()))}\n" in out
 
 
+def test_help_describes_each_experiment_and_sweep_in_one_line(tmp_path):
+    _, out, _ = command(train_entry, "--help")
+    assert max(map(len, out.splitlines())) <= 100
+    for group in ("experiment", "sweep"):
+        for path in (cli.CONF / group).iterdir():
+            comment = next(line for line in path.read_text().splitlines() if "@package" not in line).removeprefix("# ")
+            assert f"\n  {path.stem:<12}{comment}\n" in out
+    assert "did you mean" in out
+    own = tmp_path / "experiment"
+    own.mkdir()
+    (own / "mine.yaml").write_text("# @package _global_\n# My größe.\nseed: 1\n", encoding="utf-8")
+    (own / "bare.yaml").write_text("seed: 2\n")
+    (own / "long.yaml").write_text(f"# {'word ' * 50}\n")
+    _, out, _ = command(train_entry, "--help", "--config-dir", str(tmp_path))
+    assert "\n  mine        My größe.\n" in out
+    assert "\n  bare        \n" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
 def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -6,6 +6,7 @@ Imports Hydra alone, so that --help, --cfg job, a mistyped override and tab comp
 import importlib.util
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -119,15 +120,30 @@ def explained(error: Any) -> Any:
 def help_text(name: str, folder: str | None = None) -> str:
     """Fill in conf/hydra/help/<name>.yaml with the options of conf/ and of a folder of the user's own.
 
-    Hydra would copy its whole config for each group that it lists.
+    Each experiment and each sweep is described by the first comment of its file. Hydra's own help would copy the whole
+    config for each group.
     """
     template = OmegaConf.load(CONF / "hydra/help" / f"{name}.yaml").template
-    options: dict[str, set[str]] = {}
+    options: dict[str, dict[str, Path]] = {}
     for root in (CONF, *([Path(folder)] if folder else [])):
         for file in root.glob("*/*.yaml"):
-            options.setdefault(file.parent.name, set()).add(file.stem)
+            options.setdefault(file.parent.name, {})[file.stem] = file
     listed = "".join(f"{group}: {', '.join(sorted(options[group]))}\n" for group in sorted(options))
-    return Template(template).substitute(APP_CONFIG_GROUPS=listed)
+    described = {
+        group: "".join(f"  {name:<12}{first_comment(file)}\n" for name, file in sorted(options[group].items()))
+        for group in ("experiment", "sweep")
+    }
+    return Template(template).substitute(APP_CONFIG_GROUPS=listed, **described)
+
+
+def first_comment(file: Path) -> str:
+    """Return the first comment of a config file that says something: Hydra reads `# @package` itself."""
+    lines = (
+        line.lstrip("# ").strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
+    return textwrap.shorten(
+        next((line for line in lines if not line.startswith("@package")), ""), 86, placeholder=" ..."
+    )
 
 
 def required(cfg: DictConfig, key: str) -> None:
