@@ -17,7 +17,6 @@ from browser import served
 from rich.console import Console
 from runs import train
 
-from linear_lab import cli
 from linear_lab.terminal import layout, report
 
 
@@ -91,7 +90,7 @@ def test_without_a_checkout_help_explains_the_words(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(report, "CHECKOUT", None)
     train(tmp_path / "first", "trainer.max_epochs=2", "logger=none", "loss=mae", "optimizer=adam")
     assert "python -m linear_lab.train --help explains val/loss" in " ".join(capsys.readouterr().out.split())
-    text = cli.help_text("train")
+    text = layout.help_text("train")
     assert all(f"\n  {words} " in text for words in ("stable lr", "optimum", "excess loss", "val/loss", "best, last"))
 
 

@@ -1,4 +1,4 @@
-"""The seven steps of backpropagation, as a run takes them."""
+"""The seven steps of backpropagation, with the numbers of a run."""
 
 from typing import Any
 
@@ -12,7 +12,6 @@ from linear_lab.models import SupervisedModule
 from linear_lab.terminal.layout import NARROW, SHOWN, number
 from linear_lab.terminal.report import describe, formula, numbers
 
-LABEL = len("7 update the weights")  # the longest name of a step
 SYMBOLS = {"weight": "W", "bias": "b"}
 LOSS_FORMULAS = {
     "MSELoss": ["loss = mean of (y_hat - y)^2"],
@@ -118,11 +117,11 @@ class SevenSteps(Callback):
             updates.append(f"   = {numbers(old)} {change}\n   = {numbers(after[name])}")
         if not self.introduced:
             self.introduced = True
-            chosen = self.config["loss"]
+            loss_formula = LOSS_FORMULAS.get(self.config["loss"]["_target_"].rpartition(".")[2], [])
             parameters = [f"{SYMBOLS[name]} = {numbers(old)}" for name, old in self.before.items()]
             self._print("Before training", {
                 "1 define the model": [self.formula, *parameters],
-                "2 choose the loss": [describe(chosen), *LOSS_FORMULAS.get(chosen["_target_"].rpartition(".")[2], ())],
+                "2 choose the loss": [describe(self.config["loss"]), *loss_formula],
                 "3 choose the optimizer": [describe(self.config["optimizer"])],
             })  # fmt: skip
         self._print(f"Training step {trainer.global_step}", {
@@ -133,16 +132,12 @@ class SevenSteps(Callback):
         })  # fmt: skip
 
     def _print(self, title: str, steps: dict[str, list[Any]]) -> None:
-        table = Table.grid(padding=(0, 2))
-        if self.console.width >= NARROW:
-            table.add_column(min_width=LABEL, no_wrap=True)
+        table, narrow = Table.grid(padding=(0, 2)), self.console.width < NARROW
+        if not narrow:
+            table.add_column(min_width=20)  # as wide as the longest name, so that all tables are aligned
         for name, contents in steps.items():
-            if self.console.width < NARROW:
-                for content in (name, *contents):
-                    table.add_row(content)
-            else:
-                for position, content in enumerate(contents):
-                    table.add_row("" if position else name, content)
+            for position, content in enumerate([name, *contents] if narrow else contents):
+                table.add_row(*([] if narrow else ["" if position else name]), content)
         self.console.print(title, style="bold")
         self.console.print(table)
         self.console.print()
@@ -167,15 +162,10 @@ def bracketed(values: Tensor) -> str:
 def rule(optimizer: Optimizer, *, clipped: bool) -> list[str]:
     """Say how an optimizer computes the change of the weights, for all but plain SGD."""
     group, name = optimizer.param_groups[0], type(optimizer).__name__
-    text = RULES.get(name.removesuffix("W"))
-    if name == "SGD" and not group["momentum"]:
-        text = "change = -lr * gradient"
-    variant = any(group.get(option) for option in VARIANTS) or (name == "RMSprop" and group["momentum"])
-    lines = [text if text and not variant else f"change = what {name} computes from the gradients"]
-    if clipped:
-        lines.append("The gradient is clipped first.")
+    text = "change = -lr * gradient" if name == "SGD" and not group["momentum"] else RULES.get(name.removesuffix("W"))
+    if not text or any(group.get(option) for option in VARIANTS) or (name == "RMSprop" and group["momentum"]):
+        text = f"change = what {name} computes from the gradients"
+    decay = "Weight decay adds weight_decay * weight to the gradient."
     if group.get("decoupled_weight_decay"):
-        lines.append("Weight decay adds -lr * weight_decay * weight to it.")
-    elif group.get("weight_decay"):
-        lines.append("Weight decay adds weight_decay * weight to the gradient.")
-    return lines
+        decay = "Weight decay adds -lr * weight_decay * weight to it."
+    return [text, *["The gradient is clipped first."] * clipped, *[decay] * bool(group.get("weight_decay"))]

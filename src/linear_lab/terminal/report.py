@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: what is trained, and its outcome."""
+"""What the terminal shows of a run: its plan before training, and its outcome afterwards."""
 
 import math
 from collections.abc import Sequence
@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from linear_lab.runs.record import Best, Columns, Record
 
 DTYPES = {"32-true": "float32", "64-true": "float64"}  # by the Trainer's precision
-POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y in the unit of a loss
+POWERS = {
+    "MSELoss": "^2",
+    "HuberLoss": "^2",
+    "L1Loss": "",
+    "SmoothL1Loss": "",
+}  # the power of y's unit in the unit of a loss
 
 
 def numbers(values: Tensor) -> str:
-    """Write a tensor as ``0.5``, ``[1, 2]`` or rows of such, cut after `SHOWN` entries."""
+    """Write a tensor as ``0.5``, ``[1, 2]`` or nested lists, each cut after `SHOWN` entries."""
     if values.numel() == 1:
         return number(values.item())
     shown = [number(v.item()) if v.ndim == 0 else numbers(v.reshape(-1)) for v in values[:SHOWN]]
@@ -33,7 +38,7 @@ def numbers(values: Tensor) -> str:
 
 
 def line(parameters: dict[str, Any], columns: "Schema | Columns | None" = None) -> str:
-    """Write weight and bias as a formula, with the names of the columns; by default ``x1`` and so on.
+    """Write weight and bias as a formula, with the names of the columns, by default ``x1`` and so on.
 
     >>> line({"weight": [[2.0, -1.0]], "bias": [0.5]})
     'y = 2 x1 - 1 x2 + 0.5'
@@ -58,12 +63,12 @@ def line(parameters: dict[str, Any], columns: "Schema | Columns | None" = None) 
 
 
 def _signed(value: float | None, name: str = "") -> str:
-    value = math.nan if value is None else value  # a record holds null for what is not finite
+    value = math.nan if value is None else value  # a record has null for a number that is not finite
     return f" {'-' if value < 0 else '+'} {number(abs(value))}{name}"
 
 
 def loss_unit(loss: dict[str, Any], schema: Schema) -> str | None:
-    """Return the unit of a loss: ``c^2``, ``(1.25 c)^2`` where c is standardized, nats; None for a user's loss.
+    """Return the unit of a loss: ``c^2``, ``(1.25 c)^2`` if c is standardized, or nats; None for a user's own loss.
 
     >>> loss_unit({"_target_": "torch.nn.MSELoss"}, Schema.plain(1, 1))
     'y^2'
@@ -85,7 +90,7 @@ def show_plan(
     console: Console, plain: dict[str, Any], folder: Path, step: int,
     data: LightningDataModule, model: LightningModule, trainer: Trainer, reference: Reference,
 ) -> None:  # fmt: skip
-    """First part: what is trained."""
+    """Print the first part, the plan: what is trained, and how."""
     limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
     limit += "" if limit.startswith("1 ") else "s"
     if limit == "-1 epochs":
@@ -106,14 +111,14 @@ def show_plan(
     console.print(pairs({name: value for name, value in rows.items() if value}))
     if reference.optimum and reference.optimum.rank < reference.optimum.parameters:
         console.print(
-            f"The columns depend on each other (rank {reference.optimum.rank} of {reference.optimum.parameters}): many "
-            "parameters reach the least loss; the optimum shown is the one of minimum norm."
+            f"The columns of x depend on each other (rank {reference.optimum.rank} of {reference.optimum.parameters}), "
+            "so that several parameters have the least loss; the optimum is the one with the smallest norm."
         )
     console.print()
 
 
 def of_data(data: LightningDataModule, batch: int | None) -> dict[str, str]:
-    """Return the plan's rows on the data."""
+    """Return the rows of the plan that describe the data."""
     if not isinstance(data, LinearData):
         return {"data": type(data).__name__}
     counts, schema = ", ".join(f"{len(x)} {name}" for name, (x, _) in data.parts.items()), data.schema
@@ -128,7 +133,7 @@ def of_data(data: LightningDataModule, batch: int | None) -> dict[str, str]:
 
 
 def left_out(data: LightningDataModule, model: LightningModule) -> str:
-    """Say what the run of a module or of data that derive from none of ours goes without; empty for others."""
+    """Say which features a run lacks because its module or its data derive from no class of this package."""
     missing = [] if isinstance(model, SupervisedModule) else [f"{type(model).__name__} is no SupervisedModule"]
     missing += [] if isinstance(data, LinearData) else [f"{type(data).__name__} is no LinearData"]
     what = "least squares, the seven steps, pictures, predict and export"
@@ -136,15 +141,9 @@ def left_out(data: LightningDataModule, model: LightningModule) -> str:
 
 
 def show_outcome(
-    console: Console,
-    record: "Record",
-    folder: Path,
-    *,
-    dashboard: bool,
-    limits: Sequence[str],
-    metric: str | None = None,
+    console: Console, record: "Record", folder: Path, *, dashboard: bool, limits: Sequence[str], metric: str = "metric"
 ) -> None:
-    """Third part: what was learned, compared with the start and the optimum, and the commands to type next."""
+    """Print the third part: what was learned, compared with the start and the optimum, and the next commands."""
     models = outcomes(record)
     if record.initial and "weight" in record.initial:
         console.print(pairs({name: line(values, record.columns) for name, values in models.items()}))
@@ -155,8 +154,11 @@ def show_outcome(
     if record.optimum and record.weight_decay:
         console.print("optimum and excess loss include the penalty of weight decay", style="dim")
     if record.best and best_differs(record):
-        what = f"best.ckpt holds step {record.best.step}, which has the best {metric or 'metric'}"
-        console.print(f"{what}; evaluate and predict use it; last.ckpt holds step {record.steps}", style="dim")
+        best, last = (
+            f"best.ckpt holds step {record.best.step}, with the best {metric}",
+            f"last.ckpt step {record.steps}",
+        )
+        console.print(f"{best}; evaluate and predict use it; {last}", style="dim")
     if not any(path.parent != folder for path in folder.parent.glob(f"*/{RESULT}")):  # the first run in this place
         words = ["stable lr"] * bool(record.stable_lr) + ["optimum", "excess loss"] * bool(record.optimum)
         words += ["best and last"] * best_differs(record)
@@ -169,7 +171,7 @@ def show_outcome(
         commands["evaluate"] = f"{layout.module('evaluate')} {run}"
     if "evaluate" in commands and record.columns and record.parameters:
         names_of_x = record.columns.x
-        typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
+        typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # for city=Oslo, type Oslo
         example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
         commands["predict"] = f"{layout.module('predict')} {run} {quoted(example)}"
     commands["go on"] = " ".join([layout.resuming(folder), *(f"trainer.{limit}=<more>" for limit in limits)])
@@ -177,7 +179,7 @@ def show_outcome(
 
 
 def outcome_text(record: "Record") -> str:
-    """Write a run's record as Markdown, for TensorBoard: how it ended, what it learned, and its losses."""
+    """Write the outcome of a run as Markdown, for TensorBoard: its status, what it learned, and its losses."""
     models = outcomes(record)
     parts = [f"**{record.error or record.status}**"]
     if "weight" in record.parameters:
@@ -191,7 +193,7 @@ def outcome_text(record: "Record") -> str:
 
 
 def outcomes(record: "Record") -> dict[str, dict[str, Any]]:
-    """Return parameters and losses of the models to compare: at the start, the final and the best one, the optimum."""
+    """Return parameters and losses of the models to compare: the initial, the final and the best one, the optimum."""
     models: dict[str, dict[str, Any]] = {"start": record.initial} if record.initial else {}
     models[f"step {record.steps}{', last' if best_differs(record) else ''}"] = numbers_of(record)
     if record.best and best_differs(record):
@@ -210,12 +212,12 @@ def numbers_of(model: "Record | Best") -> dict[str, Any]:
 
 
 def measures(record: "Record") -> list[str]:
-    """Name the losses to compare."""
+    """Return the names of the losses to compare."""
     return [*record.metrics, *(["excess_loss"] if record.optimum else [])]
 
 
 def show_export(console: Console, target: Path, kind: str, meaning: dict[str, Any], difference: float) -> None:
-    """Say what was written, and how to use it."""
+    """Print which file was written, and how to use it."""
     checked = f"{short(target)}: checked, differs from predict by {difference:.1g} of the largest value"
     returns = f"probabilities of {names(meaning['labels'])}" if meaning["labels"] else names(meaning["y"])
     signature = f"x (rows, {len(meaning['x'])}), float64: {names(meaning['x'])} -> (rows, ...): {returns}"
@@ -227,18 +229,18 @@ def show_export(console: Console, target: Path, kind: str, meaning: dict[str, An
 
 
 def show_losses(console: Console, columns: dict[str, dict[str, Any]]) -> None:
-    """Print the table of evaluate: each part's metrics as measured now, beside those that the run recorded."""
+    """Print the table of evaluate: the metrics of each part, measured now and as recorded by the run."""
     metrics, recorded = columns.values()
     show_numbers(console, columns, list(metrics))
     if recorded and any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
         console.print(
-            "These are not the recorded digits: another device, precision or version rounds otherwise; and a metric "
-            "that remembers earlier validations cannot be measured again."
+            "These differ from the recorded digits: another device, precision or version rounds differently; a metric "
+            "that depends on earlier validations cannot be measured again."
         )
 
 
 def formula(model: LightningModule) -> str:
-    """Write the model with its shapes: ``y_hat = x W^T + b, W (1, 1), b (1,)``."""
+    """Write the model and its shapes: ``y_hat = x W^T + b, W (1, 1), b (1,)``."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     weight, bias = shapes.get("network.weight"), shapes.get("network.bias")
     if weight is None:
