@@ -29,10 +29,7 @@ def without_collection() -> Iterator[None]:
 
 
 def validation_follows(trainer: "Trainer", batch_idx: int) -> bool:
-    """Tell whether Lightning validates after this batch.
-
-    If so, a signal waits for the checkpoint of that validation: a run resumed from an earlier one would skip it.
-    """
+    """Tell whether Lightning validates after this batch; a run resumed from before the validation would skip it."""
     every, batches = trainer.check_val_every_n_epoch, batch_idx + 1
     if every is None:  # val_check_interval counts over epochs
         batches = trainer.fit_loop.total_batch_idx + 1
@@ -43,12 +40,9 @@ def validation_follows(trainer: "Trainer", batch_idx: int) -> bool:
 
 
 def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: bool) -> bool:
-    """Have Lightning validate after this batch, whatever ``check_val_every_n_epoch`` and ``val_check_interval`` say.
+    """Have Lightning validate after this batch, in any case; returns whether there is validation data.
 
-    Otherwise, curves and checkpoints of a run whose length is no multiple of these would end before the final model.
-
-    Returns:
-        Whether there is validation data.
+    Otherwise, curves and checkpoints of a run whose length is no multiple of the interval end before the final model.
     """
     trainer.check_val_every_n_epoch = 1
     if ends_training and trainer.enable_validation:
@@ -57,10 +51,7 @@ def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: b
 
 
 def is_measured_without_validation(trainer: "Trainer") -> bool:
-    """Tell whether the end of this epoch takes the place of a validation, as there is no validation data.
-
-    Otherwise, a module that logs only in training would have no checkpoints.
-    """
+    """Tell whether the end of this epoch replaces a validation, as there is no validation data to make checkpoints."""
     every = trainer.check_val_every_n_epoch
     due = every is None or not (trainer.current_epoch + 1) % every or trainer.should_stop
     validates = trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))

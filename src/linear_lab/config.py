@@ -95,10 +95,7 @@ def register_resolvers() -> None:
 
 @contextmanager
 def new_run(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Run]:
-    """Create the run folder of a command, or use the one that ``hydra.run.dir`` names, and lock it.
-
-    This happens before torch is imported, so that the folder has its config and its record from the start.
-    """
+    """Create the run folder, or use ``hydra.run.dir``, and lock it, all before torch is imported."""
     hydra: Any = HydraConfig.get()
     make_paths_absolute(cfg, hydra.runtime.cwd)
     typed = any(item.startswith("hydra.run.dir=") for item in hydra.overrides.hydra)

@@ -1,8 +1,7 @@
 """Start TensorBoard on a folder of runs: ``python -m linear_lab.dashboard [LOGDIR]``.
 
-The printed address sets the view: the losses are pinned to the top and not smoothed, and there is one colour per
-optimizer, or one colour per run if all have the same optimizer.
-Only the standard library is imported until the arguments have been checked.
+The printed address sets the view: the losses are pinned to the top and not smoothed, with one colour per optimizer, or
+per run if all have the same optimizer. Only the standard library is imported until the arguments have been checked.
 """
 
 import argparse
@@ -87,10 +86,7 @@ def port(text: str) -> int:
 
 
 def with_named_runs(folder: Path, parent: Path) -> Path:
-    """Return the folder to serve; for a single run it is ``parent``, with a link to the run.
-
-    Without the link, TensorBoard would call the run ".", and HPARAMS would show no metrics of it.
-    """
+    """Return the folder to serve; for a single run ``parent`` with a link, as HPARAMS cannot show a run named "."."""
     if not any(folder.glob(EVENTS)):
         return folder
     run = folder.resolve()

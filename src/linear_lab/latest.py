@@ -7,11 +7,7 @@ from linear_lab.runs.folder import LAST, RESULT
 from linear_lab.sweep import SETTINGS
 from linear_lab.terminal.layout import flag, in_quotes, screen
 
-RECORDS = {
-    "run": ("runs", LAST),
-    "resume": ("runs", RESULT),
-    "folder": ("sweeps", SETTINGS),
-}  # by key: the parent folder, and the file whose time counts
+RECORDS = {"run": ("runs", LAST), "resume": ("runs", RESULT), "folder": ("sweeps", SETTINGS)}  # the file to compare
 
 
 def with_latest(arguments: list[str], root: str) -> list[str]:

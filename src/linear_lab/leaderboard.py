@@ -24,7 +24,7 @@ def main(cfg: Any) -> None:
     if not board.is_sweep(folder):
         raise UserError(f"sweep={cfg.folder}: this folder has no plan, so it is no sweep; {example}")
     if type(cfg.top) is not int or cfg.top < 1:
-        raise UserError(f"top={cfg.top}: must be a whole number, at least 1: the rows of the table")
+        raise UserError(f"top={cfg.top}: must be a whole number from 1: the rows of the table")
     leaderboard, failure = board.read(folder, cfg.metric, cfg.mode), None  # refuse mistakes before writing
     try:
         leaderboard = board.write(folder, cfg.metric, cfg.mode, strict=True)

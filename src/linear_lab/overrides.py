@@ -141,7 +141,7 @@ class Typed:
         cfgs = [*map(self.with_values, cfgs)]
         if key in names:
             if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default option first
-                raise UserError(f"{line}: {group} is swept; type {key}=choice({line.partition('=')[2]})")
+                raise UserError(f"{line}: {group} is swept, so type {key}=choice({line.partition('=')[2]})")
         elif not (line.startswith("+") and self.is_read(key, cfgs, trusted=trusted)):
             shown = {key: name for name, key in renamed.items()}
             raise UserError(unknown(line, key, [shown.get(name, name) for name in names], cfgs[0]))

@@ -11,9 +11,7 @@ PLAIN = r"^($|[^=+\-@\t\r\n]|[+-]([0-9][0-9.,]*|[.,][0-9]+)([eE][+-]?[0-9]+)?$|[
 
 
 def as_csv(rows: pl.DataFrame, columns: Sequence[str] = ()) -> str:
-    """Write a table as CSV, with a header if there are ``columns``.
-
-    An apostrophe is put before each formula, so that a spreadsheet shows it as text; `unguarded` removes it.
+    """Write a table as CSV, with a header if there are ``columns``, and an apostrophe before each formula.
 
     >>> as_csv(pl.DataFrame({"a": ["=1+1", "-1.5", "b"], "b": [-1.5, None, 2.0]}), ["@a", "b"]).split()
     ["'@a,b", "'=1+1,-1.5", '-1.5,', 'b,2.0']

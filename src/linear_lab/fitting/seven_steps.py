@@ -66,8 +66,7 @@ class SevenSteps(Callback):
         self.gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
         group, clipped = optimizer.param_groups[0], trainer.gradient_clip_val is not None
         plain = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"] and not group["maximize"]
-        # None if the change is not simply -lr * gradient
-        self.lr = group["lr"] if plain and not clipped else None
+        self.lr = group["lr"] if plain and not clipped else None  # None: the change is not simply -lr * gradient
         self.rule = [] if self.lr is not None else rule(optimizer, clipped=clipped)
 
     def on_train_batch_end(
@@ -87,12 +86,10 @@ class SevenSteps(Callback):
             self.recorded = {"loss": loss.item(), "gradient": gradient}
         if trainer.is_global_zero and trainer.global_step <= self.steps:
             batches = batch_idx % trainer.accumulate_grad_batches + 1
-            self._show(trainer, batch[0], batch[1], batches, loss.item(), self._parameters(pl_module))
+            self._show(trainer, batch, batches, loss.item(), self._parameters(pl_module))
 
-    def _show(
-        self, trainer: Trainer, x: Tensor, y: Tensor, batches: int, loss: float, after: dict[str, Tensor]
-    ) -> None:
-        y_hat, gradients = self.y_hats[0], self.gradients[0]
+    def _show(self, trainer: Trainer, batch: Any, batches: int, loss: float, after: dict[str, Tensor]) -> None:
+        x, y, y_hat, gradients = batch[0], batch[1], self.y_hats[0], self.gradients[0]
         share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
         if batches > 1:
             share += f", the last of {batches} batches; the gradient is the mean over the rows of all"

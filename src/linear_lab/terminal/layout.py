@@ -26,8 +26,8 @@ from linear_lab.runs.folder import TARGET, TRUSTED
 from linear_lab.text import printable
 
 SHOWN = 8  # how many numbers, names or rows the terminal shows
-SERVER = ("127.0.0.1", 6006)  # TensorBoard's port
-ADDRESS = "http://{}:{}".format(*SERVER)
+SERVER = "127.0.0.1:6006"  # TensorBoard's port
+ADDRESS = f"http://{SERVER}"
 FLAGS_WITH_VALUE = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--info", "-i", "--experimental-rerun",
@@ -171,13 +171,12 @@ def is_served(folder: Path) -> bool:
     """Ask the server at `ADDRESS` whether it is a TensorBoard that shows a folder."""
     from http.client import HTTPConnection, HTTPException  # imported late, as --help does not need it
 
-    connection = HTTPConnection(*SERVER, timeout=0.5)
+    connection = HTTPConnection(SERVER, timeout=0.5)
     try:
         connection.request("GET", "/data/environment")
-        response = connection.getresponse()
-        logdir = Path(json.loads(response.read(10_000))["data_location"])
+        logdir = Path(json.loads(connection.getresponse().read(10_000))["data_location"])
         places = (logdir.resolve(), (logdir / folder.name).resolve())  # the second: a link to a run that is shown alone
-        return response.status == 200 and logdir.is_absolute() and any(map(folder.resolve().is_relative_to, places))
+        return logdir.is_absolute() and any(map(folder.resolve().is_relative_to, places))
     except (OSError, HTTPException, ValueError, TypeError, LookupError, RuntimeError):  # no server, or another one
         return False
     finally:
@@ -185,27 +184,23 @@ def is_served(folder: Path) -> bool:
 
 
 def help_text(name: str, folder: str | None = None) -> str:
-    """Fill in conf/hydra/help/<name>.yaml with the options of conf/ and of a folder of the user's own.
-
-    Each experiment and each sweep is described by the first comment of its file. Hydra's own help would copy the whole
-    config for each group.
-    """
+    """Fill in conf/hydra/help/<name>.yaml with the options of conf/ and of ``folder``; Hydra's own help is slow."""
     template = OmegaConf.load(CONF / "hydra/help" / f"{name}.yaml").template
     options: dict[str, dict[str, Path]] = {}
     for root in (CONF, *([Path(folder)] if folder else [])):
         for file in root.glob("*/*.yaml"):
             options.setdefault(file.parent.name, {})[file.stem] = file
-    texts = {"groups": "".join(f"{group}: {', '.join(sorted(options[group]))}\n" for group in sorted(options))}
-    for group in ("experiment", "sweep"):
-        lines = (f"  {option:<12}{first_comment(file)}\n" for option, file in sorted(options[group].items()))
-        texts[group] = "".join(lines)
-    return Template(template).substitute(texts)
+    described = {
+        group: "".join(f"  {option:<12}{first_comment(file)}\n" for option, file in sorted(options[group].items()))
+        for group in ("experiment", "sweep")
+    }
+    groups = "".join(f"{group}: {', '.join(sorted(options[group]))}\n" for group in sorted(options))
+    return Template(template).substitute(described, groups=groups)
 
 
 def first_comment(file: Path) -> str:
     """Return the first comment line of a config file, except ``# @package``, which is for Hydra."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"^#+ *(?!@package)(\S.*)", text, re.MULTILINE)
+    found = re.search(r"^#+ *(?!@package)(\S.*)", file.read_text("utf-8", "replace"), re.MULTILINE)
     return textwrap.shorten(found[1], 86, placeholder=" ...") if found else ""
 
 

@@ -1,7 +1,4 @@
-"""Standard output and error of a command: without control characters, and without an end of the command if they fail.
-
-Imports only the standard library.
-"""
+"""Standard output and error without control characters; a command continues if they fail. Imports no other library."""
 
 import io
 import os

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
     from linear_lab.runs.record import Best, Columns, Record
 
 DTYPES = {"32-true": "float32", "64-true": "float64"}  # by the Trainer's precision
-POWERS = {
-    "MSELoss": "^2",
-    "HuberLoss": "^2",
-    "L1Loss": "",
-    "SmoothL1Loss": "",
-}  # the power of y's unit in the unit of a loss
+POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y's unit in the loss's unit
 
 
 def numbers(values: Tensor) -> str:
@@ -153,15 +148,12 @@ def show_outcome(
         console.print(f"unit of the losses: {record.loss_unit}", style="dim")
     if record.optimum and record.weight_decay:
         console.print("optimum and excess loss include the penalty of weight decay", style="dim")
-    if record.best and best_differs(record):
-        best, last = (
-            f"best.ckpt holds step {record.best.step}, with the best {metric}",
-            f"last.ckpt step {record.steps}",
-        )
-        console.print(f"{best}; evaluate and predict use it; {last}", style="dim")
+    if best := other_best(record):
+        use = "evaluate and predict use best.ckpt"
+        console.print(f"best.ckpt has step {best.step} with the best {metric}, last.ckpt step {record.steps}; {use}")
     if not any(path.parent != folder for path in folder.parent.glob(f"*/{RESULT}")):  # the first run in this place
         words = ["stable lr"] * bool(record.stable_lr) + ["optimum", "excess loss"] * bool(record.optimum)
-        words += ["best and last"] * best_differs(record)
+        words += ["best and last"] * bool(best)
         where = str(short(CHECKOUT / "docs/glossary.md")) if CHECKOUT else f"{layout.module('train')} --help"
         console.print(f"{where} explains {', '.join([*words, 'val/loss'])}", style="dim")
     console.print()
@@ -195,16 +187,16 @@ def outcome_text(record: "Record") -> str:
 def outcomes(record: "Record") -> dict[str, dict[str, Any]]:
     """Return parameters and losses of the models to compare: the initial, the final and the best one, the optimum."""
     models: dict[str, dict[str, Any]] = {"start": record.initial} if record.initial else {}
-    models[f"step {record.steps}{', last' if best_differs(record) else ''}"] = numbers_of(record)
-    if record.best and best_differs(record):
-        models[f"step {record.best.step}, best"] = numbers_of(record.best)
+    models[f"step {record.steps}{', last' if other_best(record) else ''}"] = numbers_of(record)
+    if best := other_best(record):
+        models[f"step {best.step}, best"] = numbers_of(best)
     return models | ({"optimum": record.optimum} if record.optimum else {})
 
 
-def best_differs(record: "Record") -> bool:
-    """Tell whether the best model is another one than the final model."""
+def other_best(record: "Record") -> "Best | None":
+    """Return the best model if it is another one than the final model."""
     best = record.best
-    return best is not None and best.step != record.steps and best.metrics != record.metrics
+    return best if best and best.step != record.steps and best.metrics != record.metrics else None
 
 
 def numbers_of(model: "Record | Best") -> dict[str, Any]:
