@@ -244,11 +244,7 @@ def value_of(key: str, arguments: list[str]) -> str | None:
 
 
 def store_saved_config(folder: str, arguments: list[str]) -> str:
-    """Store the saved config of a run under a name by which Hydra finds it, and return the name.
-
-    Raises:
-        UserError: if there is no such run, and for a sweep or a choice of a group, which a resumed run cannot have.
-    """
+    """Store the config of a run to resume where Hydra finds it, and return its name; refuse what cannot change."""
     run = Run.open(folder, "resume")
     for argument in arguments:
         group, equals, _ = argument.partition("=")

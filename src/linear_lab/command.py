@@ -10,9 +10,7 @@ from linear_lab.terminal.signals import EndOnSignal
 def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
     """Make a command from a function of the config, which conf/<name>.yaml and the command line compose.
 
-    Args:
-        name: the command's name.
-        renamed: maps typed keys to keys of the config, if Hydra would take the typed ones for config groups.
+    ``renamed`` maps typed keys to keys of the config, if Hydra would take the typed ones for config groups.
     """
 
     def decorate(task: Callable[[Any], Any]) -> Callable[[], None]:

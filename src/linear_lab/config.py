@@ -48,11 +48,7 @@ def without_calls(cfg: DictConfig | ListConfig) -> DictConfig | ListConfig:
 
 
 def saved_config(run: Run) -> DictConfig:
-    """Read the config of a run, without Hydra's own nodes; `trust.check_targets` says which classes it may build.
-
-    Raises:
-        UserError: if it cannot be read, lacks something that a run needs, or has a value that would call a function.
-    """
+    """Read the config of a run, without Hydra's own nodes; a UserError refuses values that would call a function."""
     try:
         cfg = OmegaConf.load(run.path / CONFIG)
         if not isinstance(cfg, DictConfig):

@@ -11,11 +11,7 @@ RECORDS = {"run": ("runs", LAST), "resume": ("runs", RESULT), "folder": ("sweeps
 
 
 def with_latest(arguments: list[str], root: str) -> list[str]:
-    """Replace ``latest`` by the folder below ``root`` whose file in `RECORDS` is the newest, and print which one it is.
-
-    Raises:
-        UserError: if no folder has such a file.
-    """
+    """Replace ``latest`` by the folder below ``root`` whose file in `RECORDS` is the newest, and print its path."""
     replaced = []
     for argument in arguments:
         key, _, value = argument.partition("=")

@@ -43,10 +43,7 @@ GIVEN = {
 def check(
     lines: list[str], config_name: str, renamed: Mapping[str, str], folder: str | None, *, trusted: bool, multirun: bool
 ) -> None:
-    """Refuse overrides that change nothing or break each run; the UserError names the nearest option or key.
-
-    ``folder`` may have further config files. Classes are imported only if the config is ``trusted``.
-    """
+    """Refuse overrides that change nothing or break each run; import classes only if the config is ``trusted``."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         typed = Typed(lines, config_name, folder)
         typed.check_options()

@@ -107,9 +107,9 @@ class SevenSteps(Callback):
             rows.add_row(*["..."] * len(columns))
         updates = [*self.rule]
         for name, old in self.before.items():
-            symbol, change = SYMBOLS[name], f"+ {bracketed(after[name] - old)}"
+            symbol, change = SYMBOLS[name], f"+ {numbers(after[name] - old)}".replace("+ -", "- ")
             if self.lr is not None:
-                change = f"- {number(self.lr)} * {bracketed(gradients[name])}"
+                change = f"- {number(self.lr)} * ({numbers(gradients[name])})"
             updates.append(f"{symbol} <- {symbol} {'+ change' if self.lr is None else f'- lr * dloss/d{symbol}'}")
             updates.append(f"   = {numbers(old)} {change}\n   = {numbers(after[name])}")
         if not self.introduced:
@@ -148,12 +148,6 @@ class SevenSteps(Callback):
     @staticmethod
     def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}  # type: ignore[union-attr]
-
-
-def bracketed(values: Tensor) -> str:
-    """Write a tensor to stand behind a sign: a negative number in brackets."""
-    text = numbers(values)
-    return f"({text})" if text.startswith("-") else text
 
 
 def rule(optimizer: Optimizer, *, clipped: bool) -> list[str]:

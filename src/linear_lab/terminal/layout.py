@@ -190,12 +190,10 @@ def help_text(name: str, folder: str | None = None) -> str:
     for root in (CONF, *([Path(folder)] if folder else [])):
         for file in root.glob("*/*.yaml"):
             options.setdefault(file.parent.name, {})[file.stem] = file
-    described = {
-        group: "".join(f"  {option:<12}{first_comment(file)}\n" for option, file in sorted(options[group].items()))
-        for group in ("experiment", "sweep")
-    }
-    groups = "".join(f"{group}: {', '.join(sorted(options[group]))}\n" for group in sorted(options))
-    return Template(template).substitute(described, groups=groups)
+    texts = {"groups": "".join(f"{group}: {', '.join(sorted(options[group]))}\n" for group in sorted(options))}
+    for group in ("experiment", "sweep"):  # their options are described
+        texts[group] = "".join(f"  {key:<12}{first_comment(file)}\n" for key, file in sorted(options[group].items()))
+    return Template(template).substitute(texts)
 
 
 def first_comment(file: Path) -> str:

@@ -65,10 +65,7 @@ def present_handlers() -> dict[signal.Signals, Any]:
 
 
 def hang_up() -> None:
-    """After SIGHUP, ignore a second one, and write to the lost terminal no more, so that the run can still be saved.
-
-    The kernel and the shell send one SIGHUP each. Writing to a terminal that has hung up raises an OSError.
-    """
+    """After SIGHUP, ignore the shell's second one, and write no more to the lost terminal: that raises an OSError."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for file in (1, 2):
         try:
