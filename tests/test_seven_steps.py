@@ -141,4 +141,4 @@ def test_forward_passes_that_others_make_are_not_those_of_the_step(given, tmp_pa
 
 def test_lbfgs_says_that_a_step_evaluates_the_loss_more_than_once(tmp_path, capsys):
     train(tmp_path, "optimizer=lbfgs", "console.steps=1", "trainer.max_epochs=1")
-    assert re.search(r"the first of \d+ in this step", re.sub(r"\s+", " ", capsys.readouterr().out))
+    assert re.search(r"the first of \d+ evaluations in this step", re.sub(r"\s+", " ", capsys.readouterr().out))

@@ -93,7 +93,7 @@ class SevenSteps(Callback):
         share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
         if batches > 1:
             share += f", the last of {batches} batches; the gradient is the mean over the rows of all"
-        share += f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
+        share += f", the first of {len(self.y_hats)} evaluations in this step" if len(self.y_hats) > 1 else ""
         if y.is_floating_point():
             columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}
         else:
