@@ -21,7 +21,7 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster wheel loggers check style types structure format \
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test docs cluster wheel loggers check style types structure format \
   bench peers digits lock clean
 
 help:  ## show this list
@@ -58,12 +58,16 @@ screenshots: $(INSTALLED)  ## take the pictures of the dashboard that README sho
 test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
 
+docs: $(INSTALLED)  ## run every command of README and docs/, and compare what it prints with what the page says
+	@$(BIN)/python -m pytest -m docs $(ARGS)
+
 cluster: $(INSTALLED)  ## run the tests of Slurm's local executor and of Ray, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
 	@$(BIN)/python -m pytest -n0 -m cluster $(ARGS)
 
 wheel: $(INSTALLED)  ## build sdist and wheel, install the wheel elsewhere, and run its commands
 	@$(BIN)/python -m pytest -n0 -m wheel $(ARGS)
+
 loggers: $(INSTALLED)  ## run the tests of wandb and MLflow, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-loggers.lock
 	@$(BIN)/python -m pytest -n0 -m loggers $(ARGS)
