@@ -3,6 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEV := .venv/dev.installed
 JAX := benchmarks/peers/.venv/installed
+GROUPS := dev cluster loggers
 FREEZE := $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude linear_lab | sed 's/+cpu//'
 ARGS ?=
 LOGDIR ?= outputs
@@ -15,7 +16,7 @@ endif
 endif
 
 # make takes any variable in silence: `make train lr=0.01` would train at the default rate.
-UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED DEV JAX FREEZE SHELL MAKE%,\
+UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED DEV JAX FREEZE GROUPS SHELL MAKE%,\
   $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error make knows ARGS, LOGDIR and PYTHON; what the command is to get goes into ARGS: \
@@ -100,20 +101,20 @@ $(JAX): benchmarks/peers/requirements.txt
 digits: $(DEV)  ## digits of certified coefficients that the optimum and training reach
 	@$(BIN)/python benchmarks/certified.py
 
-# Each group's lock holds what it adds to requirements.lock; the versions agree, so all can be installed into one .venv.
+# All is resolved at once, so that the versions agree and any groups can be installed together; then each group's lock gets
+# what the group adds to requirements.lock.
 lock: pyproject.toml  ## write requirements.lock and requirements-*.lock anew from pyproject.toml
 	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade pip
 	@$(BIN)/pip install --quiet torch==2.13.0  # a newer one is gigabytes of CUDA
-	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb")); \
-	print(*d["project"]["dependencies"], *d["build-system"]["requires"], "editables", sep="\n")' \
-	| $(BIN)/pip install --quiet --requirement /dev/stdin
+	@$(BIN)/pip install --quiet . hatchling editables $(addprefix --group ,$(GROUPS))
+	@$(FREEZE) > .venv/all.lock && $(BIN)/pip uninstall --quiet --yes --requirement .venv/all.lock
+	@$(BIN)/pip install --quiet --constraint .venv/all.lock . hatchling editables
 	@$(FREEZE) > requirements.lock
-	@constraints="--constraint requirements.lock"; for group in dev cluster loggers; do \
-	$(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]], sep="\n")' \
-	$$group | $(BIN)/pip install --quiet $$constraints --requirement /dev/stdin && \
+	@for group in $(GROUPS); do \
+	$(BIN)/pip install --quiet --constraint .venv/all.lock --group $$group && \
 	$(FREEZE) | grep -vxFf requirements.lock > requirements-$$group.lock && \
-	$(BIN)/pip uninstall --quiet --yes --requirement requirements-$$group.lock && \
-	constraints="$$constraints --constraint requirements-$$group.lock" || exit 1; done
+	$(BIN)/pip uninstall --quiet --yes --requirement requirements-$$group.lock || exit 1; done
 
 clean:  ## remove .venv and caches; outputs stay
 	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
