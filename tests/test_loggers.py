@@ -271,7 +271,7 @@ def test_a_missing_extra_is_named_with_its_install_command(typed, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as refused:
         check_packages([typed])
-    assert str(refused.value).startswith(f"{typed}: its package is not installed; ")
+    assert str(refused.value).startswith(f"{typed}: a package is missing; run ")
     assert str(refused.value).endswith(f" -m pip install -e '.[{extra}]'")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     check_packages([typed])

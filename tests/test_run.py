@@ -443,10 +443,10 @@ def test_evaluate_compares_with_a_record_of_the_same_step_alone(tmp_path, finish
     (folder / "result.json").write_text(json.dumps(result | old))
     evaluate(str(folder), "last")
     out = capsys.readouterr().out
-    assert "not the recorded digits" not in out
+    assert "differ from the recorded digits" not in out
     (folder / "result.json").write_text(json.dumps(result | old | {"steps": 500}))
     evaluate(str(folder), "last")
-    assert "not the recorded digits: another device" in capsys.readouterr().out
+    assert "differ from the recorded digits: another device" in capsys.readouterr().out
 
 
 def test_gpu_is_asked_for_with_gpu(monkeypatch):
@@ -592,5 +592,5 @@ def test_a_run_that_goes_on_has_weights_of_its_own(tmp_path):
     for typed in ("ckpt_path=a=b, c.ckpt", "+ckpt_path=x"):
         code, _, err = command(train_entry, typed, f"resume={tmp_path}")
         assert (code, err.count("\n")) == (1, 1)
-        assert err.startswith(f"error: resume={tmp_path}: it goes on with weights of its own; leave out ")
+        assert err.startswith(f"error: resume={tmp_path}: the run has weights of its own; leave out ")
     assert record(tmp_path)["status"] == "completed"

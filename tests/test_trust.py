@@ -177,7 +177,7 @@ def test_a_config_from_disk_computes_nothing(key, value, stranger, tmp_path):
     for entry, argument in ((evaluate_entry, "run="), (train_entry, "resume=")):
         code, _, err = command(entry, f"{argument}{stranger}")
         assert code == 1
-        assert f"{key}={value.replace('${a}', '$')} is computed when it is read" in err
+        assert f"{key}={value.replace('${a}', '$')} is an expression" in err
     assert not (tmp_path / "made").exists()
 
 
@@ -189,7 +189,7 @@ def test_two_values_together_name_no_target(stranger):
     path.write_text(OmegaConf.to_yaml(config))
     for entry, argument in ((evaluate_entry, "run="), (train_entry, "resume=")):
         code, _, err = command(entry, f"{argument}{stranger}")
-        assert (code, "is computed when it is read" in err) == (1, True)
+        assert (code, "is an expression" in err) == (1, True)
 
 
 def test_the_names_of_columns_compute_nothing(tmp_path):
@@ -224,7 +224,7 @@ def test_a_config_that_cannot_be_read(text, stranger):
         code, _, err = command(entry, f"{argument}{stranger}")
         assert code == 1
         assert "config.yaml: " in err
-        assert "put back what it was, or train anew" in err
+        assert "restore the file, or train a new run" in err
 
 
 @pytest.fixture(scope="module")

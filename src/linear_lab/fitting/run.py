@@ -88,7 +88,8 @@ def train_in(
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
     limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
     has_events = bool(fitted.tracker and fitted.tracker.logger)
-    report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits])
+    metric = str(fitted.cfg.metric)
+    report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits], metric=metric)
     return float(result["metrics"].get(fitted.cfg.metric, math.nan))
 
 
