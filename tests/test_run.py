@@ -337,7 +337,7 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         ),
         (["data=toy_classes", "data.classes=1"], "data: classes must be a whole number of at least 2, got 1"),
         (["data=table"], "data: path is missing: name a CSV or Parquet file"),
-        (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: not there; check the path"),
+        (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: there is no such file"),
         (["mode=max"], "mode=max: of val/loss choose mode=min"),
         (["data._target_=builtins.dict"], "data._target_=builtins.dict: is no LightningDataModule; name a class der"),
         (

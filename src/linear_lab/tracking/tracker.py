@@ -82,7 +82,7 @@ class Tracker(Curves):
     def row(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         excess, optimum = self.reference.excess(self.model.network), self.reference.optimum
         with evaluation_mode(self.model):
-            norm, _ = gradient_norms(self.model, *self.data.near("train"), of_rows=False)
+            norm, _ = gradient_norms(self.model, *self.data.on_device("train"), of_rows=False)
         numbers = {
             **super().row(step, metrics),
             "optim/grad_norm": norm,
@@ -114,7 +114,7 @@ class Tracker(Curves):
         with evaluation_mode(self.model):
             drawn = self.pictures.draw(step, [point[1:] for point in self.path])
             histograms = self.pictures.residuals()
-            _, norms = gradient_norms(self.model, *self.data.near("train"))
+            _, norms = gradient_norms(self.model, *self.data.on_device("train"))
         if norms is not None:
             histograms["gradient_norms"] = norms.numpy()
         for tag, png in drawn.items():
