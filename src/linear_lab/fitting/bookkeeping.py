@@ -57,7 +57,7 @@ def begin(run: Run, fitted: Fit, composed: dict[str, Any], overrides: Sequence[s
         of_data["columns"] = {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels}
         of_data["rows"] = {name: len(x) for name, (x, _) in data.parts.items()}
         of_data["loss_unit"] = report.loss_unit(composed["loss"], data.schema) if composed["loss"] else None
-    hparams.take_back_end(run.path)
+    hparams.remove_end(run.path)
     if cfg.resume:
         run.add_to_job(overrides)
         if len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
