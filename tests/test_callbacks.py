@@ -260,7 +260,7 @@ def test_another_checkpoint_io_has_both_files_too(tmp_path):
     [
         (
             "callbacks.checkpoints.monitor=nothing",
-            "callbacks.checkpoints.monitor=nothing: is not measured; choose one of train/loss, val/loss, as in",
+            "callbacks.checkpoints.monitor=nothing is not measured; choose one of train/loss, val/loss, as in",
         ),
         ("callbacks.checkpoints.mode=up", "callbacks.*mode must be min or max, got up"),
     ],

@@ -273,7 +273,7 @@ def test_evaluate_refuses_wrong_arguments(finished, tmp_path):
         ),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=foo"],
-            "early_stopping.monitor=foo: is not meas",
+            "early_stopping.monitor=foo is not meas",
         ),
         (["trainer.gradient_clip_val=-1"], "trainer: gradient_clip_val must be a number of at least 0, got -1"),
         (
@@ -282,12 +282,12 @@ def test_evaluate_refuses_wrong_arguments(finished, tmp_path):
         ),
         (
             ["trainer.limit_train_batches=0"],
-            "trainer.limit_train_batches=0: leaves nothing to train on; .*max_epochs=0",
+            "trainer.limit_train_batches=0 leaves nothing to train on; .*max_epochs=0",
         ),
-        (["trainer.limit_train_batches=0.0"], "trainer.limit_train_batches=0.0: leaves nothing to train on"),
+        (["trainer.limit_train_batches=0.0"], "trainer.limit_train_batches=0.0 leaves nothing to train on"),
         (
             ["trainer.overfit_batches=0.01"],
-            "trainer.overfit_batches=0.01: is less than one batch, .*overfit_batches=1",
+            "trainer.overfit_batches=0.01 is less than one batch, .*overfit_batches=1",
         ),
         (
             ["optimizer=lbfgs", "data=synthetic", "data.batch_size=100", "trainer.accumulate_grad_batches=7"],
@@ -328,7 +328,7 @@ def test_evaluate_refuses_wrong_arguments(finished, tmp_path):
         (["metric=val/accuracy"], "metric=val/accuracy.*train/loss"),
         (
             ["metric=test/loss"],
-            "metric=test/loss: is not measured in training; choose one of train/loss, val/loss, as in",
+            "metric=test/loss is not measured in training; choose one of train/loss, val/loss, as in",
         ),
         (
             ["loss=cross_entropy"],
@@ -341,14 +341,14 @@ def test_evaluate_refuses_wrong_arguments(finished, tmp_path):
         (["data=toy_classes", "data.classes=1"], "data: classes must be a whole number of at least 2, got 1"),
         (["data=table"], "data: path is missing: name a CSV or Parquet file"),
         (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: there is no such file"),
-        (["mode=max"], "mode=max: would select the worst val/loss; choose mode=min"),
-        (["data._target_=builtins.dict"], "data._target_=builtins.dict: is not a LightningDataModule; name a sub"),
+        (["mode=max"], "mode=max would select the worst val/loss; choose mode=min"),
+        (["data._target_=builtins.dict"], "data._target_=builtins.dict is not a LightningDataModule; name a sub"),
         (
             ["ckpt_path=x", "model.weight=0"],
             "model.weight=0 model.bias=True: ckpt_path sets the weights; leave",
         ),
         (["+model.in_features=2"], "model.in_features=2: the run sets it; leave it out"),
-        (["model._target_=torch.nn.Linear"], "model._target_=torch.nn.Linear: is not a LightningModule; name a sub"),
+        (["model._target_=torch.nn.Linear"], "model._target_=torch.nn.Linear is not a LightningModule; name a sub"),
         (["optimum=maybe"], "optimum must be true or false, got maybe"),
         (
             ["optimizer=lbfgs", "optimizer.max_iter=0"],
@@ -378,16 +378,16 @@ def test_evaluate_refuses_wrong_arguments(finished, tmp_path):
         (["trainer.log_every_n_steps=x"], "trainer.log_every_n_steps must be"),
         (["trainer.max_time=5"], "trainer: .*Expected a string in the format DD:HH:MM:SS"),
         (["+callbacks.x=5"], "callbacks: Cannot instantiate config of type int"),
-        (["+callbacks.x=[1]"], r"callbacks.x=\[1\]: is not a callback"),
-        (["+callbacks.x={_target_:torch.nn.MSELoss}"], "callbacks.x=.*: is not a callback"),
-        (["callbacks.checkpoints.mode=max"], "^mode=max: would select the worst val/loss; choose mode=min"),
+        (["+callbacks.x=[1]"], r"callbacks.x=\[1\] is not a callback"),
+        (["+callbacks.x={_target_:torch.nn.MSELoss}"], "callbacks.x=.* is not a callback"),
+        (["callbacks.checkpoints.mode=max"], "^mode=max would select the worst val/loss; choose mode=min"),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.mode=max"],
-            "^mode=max: would select the worst val/loss; choose mode=min",
+            "^mode=max would select the worst val/loss; choose mode=min",
         ),
         (
             ["data=toy_classes", "loss=cross_entropy", "callbacks.checkpoints.monitor=train/accuracy"],
-            "callbacks.checkpoints.mode=min: would select the worst train/accuracy; choose .*mode=max",
+            "callbacks.checkpoints.mode=min would select the worst train/accuracy; choose .*mode=max",
         ),
         (["trainer.barebones=true"], "trainer"),
     ],
@@ -484,14 +484,14 @@ RESUMED = {  # a run of five epochs, and a resume that fails before its first st
          "~scheduler.step_size", "+scheduler.max_lr=0.1", "+scheduler.total_steps=5"],
         ["trainer.max_epochs=10"], "scheduler: total_steps=5 ends before trainer.max_epochs=10",
     ),
-    "a dry run": ([], ["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: .*leave it out"),
+    "a dry run": ([], ["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True .*leave it out"),
     "a rare validation": ([], ["trainer.val_check_interval=7", "trainer.max_epochs=9"], "trainer: .*val_check_inter"),
     "fewer epochs": ([], ["trainer.max_epochs=3"], "trainer.max_epochs=3: .* has reached epoch 5"),
     "one epoch fewer": ([], ["trainer.max_epochs=4"], "trainer.max_epochs=4: .* has reached epoch 5"),
     "fewer steps": ([], ["trainer.max_steps=4"], "trainer.max_steps=4: .* has reached step 5"),
     "an unknown metric": (
         ["callbacks=early_stopping"], ["callbacks.early_stopping.monitor=foo", "trainer.max_epochs=9"],
-        "callbacks.early_stopping.monitor=foo: .*train/loss, val/loss",
+        "callbacks.early_stopping.monitor=foo .*train/loss, val/loss",
     ),
     "an unknown profiler": ([], ["trainer.profiler=foo", "trainer.max_epochs=9"], "trainer: "),
 }  # fmt: skip

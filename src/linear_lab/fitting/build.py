@@ -58,7 +58,7 @@ def class_of(cfg: DictConfig, group: str, kind: type[T]) -> type[T]:
     with user_errors(group):
         cls: Any = get_class(cfg[group]._target_)
     if not issubclass(cls, kind):
-        raise UserError(f"{group}._target_={cfg[group]._target_}: is not a {kind.__name__}; name a subclass of it")
+        raise UserError(f"{group}._target_={cfg[group]._target_} is not a {kind.__name__}; name a subclass of it")
     return cls  # type: ignore[no-any-return]
 
 
@@ -137,11 +137,11 @@ def check_metric(cfg: DictConfig, data: LinearData, model: SupervisedModule) -> 
         return
     if cfg.metric not in measured:
         raise UserError(
-            f"metric={cfg.metric}: is not measured in training; choose one of {', '.join(measured)}, as in "
+            f"metric={cfg.metric} is not measured in training; choose one of {', '.join(measured)}, as in "
             f"metric={next(iter(measured))}"
         )
     if (mode := measured[cfg.metric]) and cfg.get("mode", "min") != mode:
-        raise UserError(f"mode={cfg.get('mode', 'min')}: would select the worst {cfg.metric}; choose mode={mode}")
+        raise UserError(f"mode={cfg.get('mode', 'min')} would select the worst {cfg.metric}; choose mode={mode}")
 
 
 def build_model(cfg: DictConfig, data: LightningDataModule) -> LightningModule:
@@ -226,7 +226,7 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
         with user_errors("callbacks"):
             callbacks.append(instantiate(spec, **given))
         if not isinstance(callbacks[-1], Callback):
-            raise UserError(f"callbacks.{name}={spec}: is not a callback; see conf/callbacks for examples")
+            raise UserError(f"callbacks.{name}={spec} is not a callback; see conf/callbacks for examples")
     with user_errors("trainer"):  # as text, since Timer fails with a number
         return [*callbacks, *([Timer(str(cfg.trainer.max_time))] if cfg.trainer.get("max_time") else [])]
 

@@ -27,7 +27,7 @@ class MeasureLastStep(Callback):
 
     def __init__(self) -> None:
         self.configured: list[int | None] = []  # check_val_every_n_epoch of the config, while 1 replaces it
-        self.uncounted: list[tuple[EarlyStopping, dict[str, Any]]] = []  # states before an extra validation
+        self.early_stopping_states: list[tuple[EarlyStopping, dict[str, Any]]] = []  # states before an extra validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if compat.resumed_at_last_batch(trainer):  # that epoch has been validated
@@ -45,7 +45,7 @@ class MeasureLastStep(Callback):
         last = is_last_of_all(trainer)
         extra = (last or trainer.should_stop) and not compat.validation_follows(trainer, batch_idx)
         pl_module.extra_validation = extra  # type: ignore[assignment]
-        self.uncounted = [(c, c.state_dict()) for c in trainer.early_stopping_callbacks if extra]
+        self.early_stopping_states = [(c, c.state_dict()) for c in trainer.early_stopping_callbacks if extra]
         if last or trainer.should_stop:
             validates = compat.validate_after_batch(trainer, batch_idx, ends_training=last)
             if not validates and not trainer.is_last_batch and goes_on_within_epochs(trainer):
@@ -53,7 +53,7 @@ class MeasureLastStep(Callback):
                 trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for callback, state in self.uncounted:
+        for callback, state in self.early_stopping_states:
             callback.load_state_dict(state)
 
 

@@ -119,7 +119,7 @@ def check_numbers(cfg: DictConfig) -> None:
             remedy = "optimizer.betas=[0.9,0.999]" if "betas" in key else f"{key}={example}"
             raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {remedy}")
     if (value := cfg.trainer.get("limit_train_batches")) == 0:
-        raise UserError(f"trainer.limit_train_batches={value}: leaves nothing to train on; try trainer.max_epochs=0")
+        raise UserError(f"trainer.limit_train_batches={value} leaves nothing to train on; try trainer.max_epochs=0")
     batches_per_step, size = cfg.trainer.get("accumulate_grad_batches") or 1, cfg.data.get("batch_size")
     if str(cfg.optimizer.get("_target_")).endswith(".LBFGS") and batches_per_step > 1 and size:
         raise UserError(
@@ -157,7 +157,7 @@ def check_resume(
     if path is None:
         return
     if cfg.trainer.fast_dev_run:
-        raise UserError(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run}: works for new runs only; leave it out")
+        raise UserError(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} works for new runs only; leave it out")
     reached = {"epoch": compat.epochs_begun(checkpoint), "step": checkpoint["global_step"]}
     for unit, count in reached.items():
         limit = cfg.trainer[f"max_{unit}s"]
@@ -180,7 +180,7 @@ def check_length(cfg: DictConfig, data: LightningDataModule, total: int | None) 
         fewest = min(map(len, [data.train_dataloader(), *(loaders.values() if data.by_part else loaders)]))
         if share * fewest < 1:
             raise UserError(
-                f"trainer.overfit_batches={share}: is less than one batch, as there are {fewest}; set a whole number, "
+                f"trainer.overfit_batches={share} is less than one batch, as there are {fewest}; set a whole number, "
                 "such as trainer.overfit_batches=1"
             )
     if total and steps in (None, -1) and (epochs == -1 or (epochs or 1000) > total):
@@ -207,10 +207,10 @@ def check_monitors(cfg: DictConfig, initial: dict[str, Any], model: Any) -> None
         mode_key = "mode" if spec.monitor == cfg.metric else f"callbacks.{name}.mode"
         if measured and spec.monitor not in initial and spec.get("strict", True):
             names = ", ".join(measured)
-            raise UserError(f"{key}={spec.monitor}: is not measured; choose one of {names}, as in {key}={measured[-1]}")
+            raise UserError(f"{key}={spec.monitor} is not measured; choose one of {names}, as in {key}={measured[-1]}")
         best, mode = MODES.get(str(spec.monitor).rpartition("/")[2]), spec.get("mode", "min")
         if best and mode != best:
-            raise UserError(f"{mode_key}={mode}: would select the worst {spec.monitor}; choose {mode_key}={best}")
+            raise UserError(f"{mode_key}={mode} would select the worst {spec.monitor}; choose {mode_key}={best}")
 
 
 def check_same(cfg: DictConfig, data: LightningDataModule, model: Any, checkpoint: dict[str, Any]) -> None:

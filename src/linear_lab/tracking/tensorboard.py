@@ -34,7 +34,7 @@ class LazyWriter:
 
 
 class RunLogger(TensorBoardLogger):
-    """Lightning's TensorBoardLogger, which writes into the run folder itself: TensorBoard calls the run like it.
+    """Lightning's TensorBoardLogger, which writes into the run folder itself, so that TensorBoard shows its name.
 
     Args:
         save_dir: the run folder.
