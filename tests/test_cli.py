@@ -522,7 +522,7 @@ def test_a_table_from_training_to_predictions(tmp_path):
         (export_entry, (), "run=<folder> is missing"),
         (predict_entry, (f"run={folder}",), "either x=[...] or input=<file>"),
         (predict_entry, (f"run={folder}", "x=[1]"), "x wants 2 numbers a row (living area, [red])"),
-        (predict_entry, (f"run={folder}", f"input={tmp_path / 'no.csv'}"), "there is no such file; check the path"),
+        (predict_entry, (f"run={folder}", f"input={tmp_path / 'no.csv'}"), "not there; check the path"),
         (export_entry, (f"run={folder}", "format=h5"), "choose format=pt2"),
     ):
         code, _, err = command(entry, *arguments)

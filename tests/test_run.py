@@ -129,7 +129,7 @@ def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
 
 
 def no_checkpoint(kind, path):
-    """Replace a checkpoint by a file that is not a checkpoint of a run."""
+    """Write a file that is not a checkpoint of a run in place of a checkpoint."""
     step = {"global_step": 500, "pytorch-lightning_version": "2.0"}
     if kind == "empty":
         path.write_bytes(b"")
@@ -340,7 +340,7 @@ def test_evaluate_refuses_wrong_arguments(finished, tmp_path):
         ),
         (["data=toy_classes", "data.classes=1"], "data: classes must be a whole number of at least 2, got 1"),
         (["data=table"], "data: path is missing: name a CSV or Parquet file"),
-        (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: there is no such file"),
+        (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: the file is not there"),
         (["mode=max"], "mode=max would select the worst val/loss; choose mode=min"),
         (["data._target_=builtins.dict"], "data._target_=builtins.dict is not a LightningDataModule; name a sub"),
         (

@@ -235,7 +235,7 @@ def test_bad_labels_are_named(content, arguments, message, csv):
 
 
 def test_a_path_that_is_not_a_file_is_named(tmp_path):
-    for path, message in ((None, "path is missing"), (tmp_path, "a folder"), (tmp_path / "no.csv", "no such file")):
+    for path, message in ((None, "path is missing"), (tmp_path, "a folder"), (tmp_path / "no.csv", "not there")):
         with pytest.raises(ValueError, match=message):
             TableData(path, y="c").setup()
 

@@ -48,7 +48,7 @@ class TableFile:
         self.group = "data." if key == "path" else ""  # the config group of the options that messages name
         self.path = Path(str(path)).expanduser()
         if not self.path.is_file():
-            kind = "this is a folder; name a file" if self.path.is_dir() else "there is no such file; check the path"
+            kind = "this is a folder; name a file" if self.path.is_dir() else "the file is not there; check the path"
             raise ValueError(f"{self.label}: {kind} (looked for {self.path.absolute()})")
         with self.path.open("rb") as file:
             start = file.read(4)
