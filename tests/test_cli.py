@@ -85,8 +85,8 @@ def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
         (["callbacks=[1,2]"], ["error: callbacks=[1,2]: choose one of default, early_stopping"]),
         (["logger=true"], ["error: logger=true: choose one of csv, mlflow, none, tensorboard, wandb"]),
         (["console=null"], ["error: console=null: console holds several values", "as in console.steps=0"]),
-        (["metric=1e3"], ["error: metric=1e3: while training these data measure"]),
-        (["metric=ünï"], ["error: metric=ünï: while training these data measure"]),
+        (["metric=1e3"], ["error: metric=1e3 is not measured in training"]),
+        (["metric=ünï"], ["error: metric=ünï is not measured in training"]),
         (["output_root="], ["error: output_root=: the value is empty"]),
         (["resume="], ["error: resume=: the value is empty"]),
         (["hydra.run.dir="], ["error: hydra.run.dir=: the value is empty"]),
@@ -395,7 +395,7 @@ def test_train_evaluate_resume(tmp_path):
     assert "max_epochs: 5" in out
     for arguments, words in {
         ("-m", "trainer.max_epochs=6,7"): "resume continues one run",
-        ("trainer.max_epochs=3",): "is from epoch 5 already",
+        ("trainer.max_epochs=3",): "has reached epoch 5",
         ("trainer.precision=7",): "Precision 7 is invalid",
         ("seed=1",): "seed=1 cannot change",
     }.items():

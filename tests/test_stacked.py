@@ -651,7 +651,7 @@ def test_data_that_are_not_there_fail_each_job(monkeypatch, tmp_path, without_pa
     grid = ("data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")
     code, said = sweep(monkeypatch, tmp_path, *grid)
     assert code == 1
-    assert said.count("no.csv: not there; check the path") >= 2
+    assert said.count("no.csv: the file is not there; check the path") >= 2
     assert [row["status"] for row in rows(tmp_path).values()] == ["failed", "failed"]
     (tmp_path / "no.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
     code, said = sweep(monkeypatch, tmp_path, *grid, "trainer.max_epochs=10")
