@@ -62,7 +62,7 @@ def alone(overrides):
 
 def deciding(overrides):
     """What decides a run's numbers, as a text that tells 1 from 1.0 and from true."""
-    config = {key: value for key, value in shared()(overrides).items() if key not in fingerprints.FREE}
+    config = {key: value for key, value in shared()(overrides).items() if key not in fingerprints.NOT_HASHED}
     return json.dumps(config, sort_keys=True)
 
 

@@ -164,7 +164,7 @@ def test_a_job_that_was_killed_as_it_began_goes_on(left, swept, tmp_path):
         assert (code, err) == (0, "")
         assert {**record(job), "seconds": 0} == {**whole, "seconds": 0}
     else:
-        assert "no result.json in it, so no run was started there" in refused("resume", job)
+        assert "it has no result.json, so it is not a run folder" in refused("resume", job)
 
 
 def parquet(**columns):

@@ -250,7 +250,7 @@ def study1(tmp_path_factory):
 
 
 def test_two_processes_do_not_search_under_one_name(study1, monkeypatch):
-    monkeypatch.setattr("linear_lab.runs.atomic.PATIENCE", 0)
+    monkeypatch.setattr("linear_lab.runs.atomic.LOCK_TIMEOUT", 0)
     first = opened(study1)
     with pytest.raises(UserError, match="another process searches here; wait"):
         opened(study1)

@@ -19,7 +19,7 @@ from processes import end, fork, has_ended
 from runs import record, scalars, train
 from test_sweep import sweep
 
-from linear_lab.runs.fingerprints import FREE
+from linear_lab.runs.fingerprints import NOT_HASHED
 from linear_lab.sweep import board, job, page
 from linear_lab.tracking.tensorboard import event_files
 
@@ -70,7 +70,7 @@ def content(folder):
     weights = [[*map(torch.Tensor.tolist, state["state_dict"].values())] for state in saved]
     moments = [str(state["optimizer_states"][0]["state"]) for state in saved]
     config = yaml.safe_load((folder / ".hydra/config.yaml").read_text())
-    deciding = {key: value for key, value in config.items() if key not in FREE}
+    deciding = {key: value for key, value in config.items() if key not in NOT_HASHED}
     return kept | {"curves": curves, "weights": weights, "moments": moments, "config": deciding}
 
 

@@ -24,7 +24,7 @@ from linear_lab.fitting.build import without_unread
 from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
 from linear_lab.fitting.run import train_in
 from linear_lab.runs import atomic
-from linear_lab.runs.checkpoints import LostError, readable_checkpoint
+from linear_lab.runs.checkpoints import NoCheckpointError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import LOG, HeldError, Run
 from linear_lab.runs.log import log_to_file
@@ -121,7 +121,7 @@ def can_resume(run: Run) -> bool:
     """Tell whether a run has a readable checkpoint; if it has lost them, warn that it is trained from the start."""
     try:
         return readable_checkpoint(run, "last")[0] is not None
-    except LostError as error:
+    except NoCheckpointError as error:
         log.warning("%s: %s; it is trained from the start", run.path.name, str(error).partition(";")[0])
         return False
 
@@ -155,9 +155,9 @@ def leased_gpu() -> str:
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names, or numbers of all GPUs
     for name in visible.split(",")[:count]:
-        lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{atomic.plain(name)}.lock")
+        lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{atomic.sanitized(name)}.lock")
         file = atomic.no_link(lock, os.O_RDWR | os.O_CREAT)
-        if atomic.taken(file):
+        if atomic.try_lock(file):
             return name
         os.close(file)
     raise UserError(f"launch=joblib: all {count} GPUs are taken; try hydra.launcher.n_jobs={max(count, 1)}")

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from linear_lab import UserError
 from linear_lab.config import as_dict, saved_config
 from linear_lab.overrides import dotted, unknown
-from linear_lab.runs.fingerprints import FREE
+from linear_lab.runs.fingerprints import NOT_HASHED
 from linear_lab.runs.folder import Run
 from linear_lab.sweep.composer import Composer
 from linear_lab.text import first_line
@@ -56,7 +56,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
     ['optimizer.lr was 0.1, is 0.2', 'seed was -, is 1']
     """
     for key in dict.fromkeys([*before, *now]):
-        if not prefix and key in FREE:
+        if not prefix and key in NOT_HASHED:
             continue
         old, new = before.get(key, "-"), now.get(key, "-")
         if isinstance(old, dict) and isinstance(new, dict):

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from linear_lab import UserError
 from linear_lab.config import absolute
 from linear_lab.runs import atomic
-from linear_lab.runs.fingerprints import config_hash, decides, leaves, poses, problem_hash, total
+from linear_lab.runs.fingerprints import affects_numbers, config_hash, defines_problem, hash_sum, leaves, problem_hash
 from linear_lab.runs.record import Strict, Text
 from linear_lab.sweep import PLAN, SETTINGS, results
 from linear_lab.sweep.composer import Composer, Places
@@ -153,9 +153,13 @@ def identified(typed: pl.DataFrame, composer: Composer) -> pl.DataFrame:
             others = [item for item in fixed if not item.startswith("seed=")]
             composed = composer.places([*others, "seed=0"], [*places.of_key])
             seedless = composed if isinstance(composed, Places) else places
-        sums = {"config_hash": (places, decides), "group": (seedless, decides), "problem": (places, poses)}
+        sums = {
+            "config_hash": (places, affects_numbers),
+            "group": (seedless, affects_numbers),
+            "problem": (places, defines_problem),
+        }
         columns = {
-            name: pl.repeat(total(of.fixed, counts), len(rows), dtype=pl.UInt64, eager=True)
+            name: pl.repeat(hash_sum(of.fixed, counts), len(rows), dtype=pl.UInt64, eager=True)
             for name, (of, counts) in sums.items()
         }
         for key in places.of_key:
@@ -163,7 +167,7 @@ def identified(typed: pl.DataFrame, composer: Composer) -> pl.DataFrame:
             values = [composer.value(key, text) for text in texts]
             for name, (of, counts) in sums.items():  # without the seed, a value may go to fewer places
                 chosen = [0] * len(values) if (name, key) == ("group", "seed") else values
-                terms = [sum(total(leaves(v, path), counts) for path in of.of_key[key]) % 2**64 for v in chosen]
+                terms = [sum(hash_sum(leaves(v, path), counts) for path in of.of_key[key]) % 2**64 for v in chosen]
                 columns[name] += pl.Series(terms, dtype=pl.UInt64).gather(codes)  # modulo 2^64
         in_hex = {name: column.map_elements("{:016x}".format, pl.String) for name, column in columns.items()}
         parts.append(rows.with_columns(**in_hex))
@@ -202,11 +206,11 @@ def safe(name: str) -> str:
     >>> safe("sgd-lr=0.1"), safe("sgd-path=../../x")
     ('sgd-lr=0.1', 'sgd-path=.._.._x-8451fa56')
     """
-    plain = atomic.plain(name)
+    plain = atomic.sanitized(name)
     if plain == name and plain[0] not in "._-":
         return plain
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
-    return f"{atomic.plain(f'job{name}' if plain[:1] in '._-' else name)[:LONGEST]}-{digest}"
+    return f"{atomic.sanitized(f'job{name}' if plain[:1] in '._-' else name)[:LONGEST]}-{digest}"
 
 
 def overrides(rows: pl.DataFrame) -> pl.Series:

@@ -26,7 +26,7 @@ KINDS: dict[str, Any] = {
     **{"job.overrides": pl.List(pl.String), "job.pictures": pl.Boolean},
 }
 UNREADABLE = ".unreadable"  # suffix of a file that was put aside
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$"  # of a job's folder; what `atomic.plain` leaves
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$"  # of a job's folder; what `atomic.sanitized` leaves
 REMEDY = "overwrite=true with name={} puts the file aside and trains its jobs again"
 
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from linear_lab import UserError
-from linear_lab.runs.atomic import no_link, refuse_link, taken
+from linear_lab.runs.atomic import no_link, refuse_link, try_lock
 from linear_lab.text import first_line
 
 DATABASE, LOCK = "search.db", "search.lock"  # in the sweep's folder
@@ -27,7 +27,7 @@ STUDY = "search"
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 STARTUP = 5  # trials from which something is learned: where to draw, and what is hopeless
 WARMUP = 5  # validations of a run before it is judged
-PATIENCE = 60  # seconds to wait for another process that writes the database
+DATABASE_TIMEOUT = 60  # seconds to wait for another process that writes the database
 SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names another file, which SQLite deletes
 Space = dict[str, BaseDistribution]  # by key
 
@@ -58,7 +58,7 @@ class Search:
         with ExitStack() as resources:
             # released when the process ends, however it ends
             lock = resources.enter_context(open(folder / LOCK, "a", opener=no_link))
-            if not taken(lock.fileno()):
+            if not try_lock(lock.fileno()):
                 raise UserError(f"{folder}: another process searches here; wait until it ends, or choose another name=")
             with database_errors(folder, Exception):
                 self.storage = open_storage(folder)
@@ -246,7 +246,7 @@ def open_storage(folder: Path) -> optuna.storages.RDBStorage:
         refuse_link(folder / f"{DATABASE}{suffix}")
     if (journal := folder / f"{DATABASE}-journal").is_file() and journal.read_bytes().endswith(SUPER_JOURNAL):
         raise UserError(f"{journal}: it has SQLite delete another file; delete it")
-    connect = {"creator": lambda: sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)}
+    connect = {"creator": lambda: sqlite3.connect(path, timeout=DATABASE_TIMEOUT, check_same_thread=False)}
     return optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs=connect)
 
 

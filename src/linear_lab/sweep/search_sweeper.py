@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from linear_lab import UserError
-from linear_lab.runs.fingerprints import FREE
+from linear_lab.runs.fingerprints import NOT_HASHED
 from linear_lab.sweep import board
 from linear_lab.sweep.plan import identified, listed, plan_jobs
 from linear_lab.sweep.search import Search, Space, as_overrides
@@ -43,7 +43,7 @@ class SearchSweeper(GridSweeper):
         plan_jobs(
             listed([[*fixed, *as_overrides(searched)]]), self.composer
         )  # refuses a mistake before a study is made
-        deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in FREE]
+        deciding = [item for item in fixed if item.partition("=")[0].partition(".")[0] not in NOT_HASHED]
         if self.config.metric is None:
             raise UserError("metric=null: a search learns from a metric; name one")
         metric, mode = self.config.metric, self.config.mode
