@@ -497,7 +497,7 @@ def test_evaluate_wants_a_run(tmp_path):
     assert "error: run=<folder> is missing" in err
     code, _, err = command(evaluate_entry, f"run={tmp_path}")
     assert code == 1
-    assert "no result.json in it" in err
+    assert "it has no result.json" in err
 
 
 def test_a_table_from_training_to_predictions(tmp_path):
@@ -520,8 +520,8 @@ def test_a_table_from_training_to_predictions(tmp_path):
     for entry, arguments, words in (
         (predict_entry, (), "run=<folder> is missing"),
         (export_entry, (), "run=<folder> is missing"),
-        (predict_entry, (f"run={folder}",), "either x=[...] or input=<file>"),
-        (predict_entry, (f"run={folder}", "x=[1]"), "x wants 2 numbers a row (living area, [red])"),
+        (predict_entry, (f"run={folder}",), "either as x=[...] or as input=<file>"),
+        (predict_entry, (f"run={folder}", "x=[1]"), "x needs 2 finite numbers per row (living area, [red])"),
         (predict_entry, (f"run={folder}", f"input={tmp_path / 'no.csv'}"), "not there; check the path"),
         (export_entry, (f"run={folder}", "format=h5"), "choose format=pt2"),
     ):

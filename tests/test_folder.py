@@ -111,7 +111,7 @@ def test_numbers_without_a_word_in_json_are_null(tmp_path):
         ("{half", "cannot be read"),
         ("[]", "cannot be read"),
         ('{"status": "completed"}', "cannot be read"),
-        ('{"versions": {"linear_lab": "99.0"}}', "linear_lab 99.0 wrote it, but .*update"),
+        ('{"versions": {"linear_lab": "99.0"}}', "linear_lab 99.0 wrote it, this is .*update"),
     ],
 )
 def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path):

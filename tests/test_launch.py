@@ -99,7 +99,7 @@ def test_a_job_that_kills_its_process_takes_no_other_with_it(launch, alone, tmp_
     assert (code, errors) == (1, [])
     assert bits(tmp_path) == {2: alone[2]}
     assert "failed  sgd-seed=1: RuntimeError('doomed')" in out
-    assert "interrupted  sgd-seed=0: its process was lost (" in out
+    assert "interrupted  sgd-seed=0: its process ended unexpectedly (" in out
     (counts,) = (line for line in out.splitlines() if line.startswith("3 jobs: "))
     assert sorted(counts[len("3 jobs: ") :].split(", ")) == ["1 completed", "1 failed", "1 interrupted"]
     assert "-m linear_lab.train -m name=study 'seed=range(3)'" in out
@@ -146,7 +146,7 @@ def test_without_slurm_the_message_says_so(tmp_path):
     command = [sys.executable, "-m", "linear_lab.train", "-m", f"output_root={tmp_path}", "launch=slurm", "seed=0,1"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: launch: no job could be started (RuntimeError: Could not detect")
+    assert done.stderr.startswith("error: launch: the launcher started no job (RuntimeError: Could not detect")
     assert done.stderr.count("\n") == 1
 
 
@@ -254,7 +254,7 @@ def test_each_process_gets_a_gpu_of_its_own(visible, tmp_path, monkeypatch):
         return ours.recv()
 
     assert [another(), another()] == names
-    assert another() == "launch=joblib: all 2 GPUs are taken; try hydra.launcher.n_jobs=2"
+    assert another() == "launch=joblib: all 2 GPUs are in use; try hydra.launcher.n_jobs=2"
     held[0][0].kill()
     held[0][0].join()
     assert another() == names[0]

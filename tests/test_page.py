@@ -172,13 +172,13 @@ def test_a_page_that_shows_all_there_is_stays(swept, tmp_path):
     assert len(leaderboard(tmp_path)) == 3
 
 
-def test_between_jobs_it_is_written_sparingly(swept, tmp_path, monkeypatch):
+def test_between_jobs_it_is_written_only_if_due(swept, tmp_path, monkeypatch):
     copied(swept, tmp_path, 1)
     monkeypatch.setitem(page._written, tmp_path, (time.monotonic() - 90, 5.0))
-    write_page(tmp_path, sparingly=True)  # 5 s are 5 % of 100 s
+    write_page(tmp_path, if_due=True)  # 5 s are 5 % of 100 s
     assert not (tmp_path / "_sweep").exists()
     monkeypatch.setitem(page._written, tmp_path, (time.monotonic() - 110, 5.0))
-    write_page(tmp_path, sparingly=True)
+    write_page(tmp_path, if_due=True)
     assert (tmp_path / "_sweep").exists()
     ended, took = page._written[tmp_path]
     assert 0 <= time.monotonic() - ended < took + 60
@@ -189,7 +189,7 @@ def test_one_process_at_a_time_writes_it(swept, tmp_path):
     copied(swept, tmp_path, 1)
     with (tmp_path / page.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_page(tmp_path, sparingly=True)  # does not wait between two jobs
+        write_page(tmp_path, if_due=True)  # does not wait between two jobs
         last = threading.Thread(target=write_page, args=[tmp_path])  # in the end it does
         last.start()
         last.join(0.5)
@@ -276,7 +276,7 @@ def put_grid(folder, *keys, seeds=(None,), axes=(RATES, MOMENTA)):
 def drawn_map(found, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(page_content, "Map", lambda *given: given)
-        return page_content.mapped(found.ranked, found)
+        return page_content.map_of(found.ranked, found)
 
 
 def test_a_map_of_two_numbers(tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_a_map_of_two_numbers(tmp_path, monkeypatch):
     assert lost.tolist() == [[False, False, False, True]] * 5
     assert names_ == ("lr", "momentum", "val/loss")
     np.testing.assert_allclose(stable, [(0.2 + momentum / 10, momentum) for momentum in y])
-    picture = page_content.mapped(found.ranked, found)  # and so is it drawn
+    picture = page_content.map_of(found.ranked, found)  # and so is it drawn
     shown, grey = picture.axes.collections
     np.testing.assert_allclose(shown.get_array()[:, :3], wanted)
     assert np.ma.getmaskarray(shown.get_array()).tolist() == lost.tolist()
@@ -341,7 +341,7 @@ def test_no_map_of_what_are_not_two_numbers(keys, axes, tmp_path):
     )
     stack(tmp_path, {f"{one}-{other}": 1.0 for one in axes[0] for other in axes[1]})
     found = board.read(tmp_path)
-    assert page_content.mapped(found.ranked, found) is None
+    assert page_content.map_of(found.ranked, found) is None
 
 
 def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path, monkeypatch):
@@ -349,17 +349,17 @@ def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path,
     plan(tmp_path, {"other": ["optimizer=adam", "optimizer.lr=0.1", "optimizer.momentum=0.5"]})
     stack(tmp_path, {"other": 1.0})
     found = board.read(tmp_path)
-    assert page_content.mapped(found.ranked, found) is None
+    assert page_content.map_of(found.ranked, found) is None
     searched = tmp_path / "search"
     searched.mkdir()
     plan(searched, {str(k): [f"optimizer.lr={k / 7}", f"optimizer.momentum={k / 99}"] for k in range(30)})
     stack(searched, {str(k): 1.0 for k in range(30)})
     found = board.read(searched)
-    assert page_content.mapped(found.ranked, found) is None
+    assert page_content.map_of(found.ranked, found) is None
     hole = tmp_path / "hole"  # what waits leaves a hole
     hole.mkdir()
     put_grid(hole, "optimizer.lr", "optimizer.momentum")
-    results.forget(hole, pl.Series("name", ["optimizer.lr=0.2-optimizer.momentum=0.5"]))
+    results.remove_rows(hole, pl.Series("name", ["optimizer.lr=0.2-optimizer.momentum=0.5"]))
     found = board.read(hole)
     ended = replace(found, jobs=found.jobs.filter(pl.col("status") != "waiting"))
     _, _, values, lost, _, _ = drawn_map(ended, monkeypatch)

@@ -25,7 +25,7 @@ def of_another_version(path):
     pl.read_parquet(path).write_parquet(path, metadata={"linear_lab.results": "0"})
 
 
-DAMAGED = [(cut_in_half, "cannot be read"), (of_another_version, "made by another version of linear_lab")]
+DAMAGED = [(cut_in_half, "cannot be read"), (of_another_version, "another version of linear_lab, or another")]
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGED)
@@ -44,7 +44,7 @@ def test_results_that_cannot_be_read_are_put_aside_if_asked(damage, said, tmp_pa
     code, told_then = sweep(tmp_path, *STACKED)
     assert code == 1
     assert told_then.startswith(f"error: {folder}/results.parquet: {said}")
-    assert "overwrite=true with name=study puts the file aside and trains its jobs again" in told_then
+    assert "train the sweep with name=study and overwrite=true, which renames the file" in told_then
     assert (folder / "results.parquet").read_bytes() == damaged  # a refusal changes nothing
     assert sweep(tmp_path, *STACKED, "overwrite=true")[0] == 0
     assert (folder / "results.parquet.unreadable").read_bytes() == damaged
@@ -78,7 +78,7 @@ def test_a_column_of_another_type_is_refused(column, tmp_path):
     path = tmp_path / results.RESULTS
     pl.read_parquet(path).with_columns(column).write_parquet(path, metadata=results.VERSION)
     _, (note,) = read_jobs(tmp_path)
-    assert f"{path}: it is no table of results; overwrite=true" in note
+    assert f"{path}: it is not a table of results; train the sweep" in note
 
 
 def test_a_row_without_what_newer_ones_have_is_listed(tmp_path):
@@ -126,17 +126,17 @@ def test_what_is_forgotten_is_gone_and_nothing_else(tmp_path):
     stack(tmp_path, {"a": 1.0, "b": 2.0, "c": 3.0})
     before = results.read_results(tmp_path)
     stamp = (tmp_path / "results.parquet").stat().st_mtime_ns
-    results.forget(tmp_path, pl.Series("name", [], pl.String))
-    results.forget(tmp_path, pl.Series("name", ["d"]))
+    results.remove_rows(tmp_path, pl.Series("name", [], pl.String))
+    results.remove_rows(tmp_path, pl.Series("name", ["d"]))
     assert (tmp_path / "results.parquet").stat().st_mtime_ns == stamp  # not written again
-    results.forget(tmp_path, pl.Series("name", ["d", "b"]))
+    results.remove_rows(tmp_path, pl.Series("name", ["d", "b"]))
     assert results.read_results(tmp_path).equals(before.filter(name="a").vstack(before.filter(name="c")))
-    results.forget(tmp_path, pl.Series("name", ["a", "c"]))
+    results.remove_rows(tmp_path, pl.Series("name", ["a", "c"]))
     assert results.read_results(tmp_path).is_empty()
     assert board.read(tmp_path).jobs.is_empty()
     stack(tmp_path, {"e": 1.0})
     assert told(board.read(tmp_path), "name", "value") == [("e", 1.0)]
-    results.forget(tmp_path / "e", pl.Series("name", ["a"]))  # where there are none
+    results.remove_rows(tmp_path / "e", pl.Series("name", ["a"]))  # where there are none
 
 
 def test_a_job_has_ended_with_its_config_only(tmp_path):

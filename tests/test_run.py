@@ -211,7 +211,7 @@ def test_a_checkpoint_of_a_newer_lightning_is_refused(tmp_path, finished):
     folder = shutil.copytree(finished, tmp_path / "run")
     path = folder / "checkpoints" / "best.ckpt"
     torch.save(torch.load(path, weights_only=True) | {"pytorch-lightning_version": "99.1"}, path)
-    with pytest.raises(UserError, match=r"lightning 99\.1 wrote it, but .* update lightning"):
+    with pytest.raises(UserError, match=r"lightning 99\.1 wrote it, which is newer .* update"):
         evaluate(str(folder))
 
 
@@ -570,11 +570,17 @@ def of_another_model(path):
         (lambda path: path.mkdir(), "is not a checkpoint \\(it is not a regular file\\)"),
         (lambda path: os.mkfifo(path), "is not a checkpoint \\(it is not a regular file\\)"),
         (lambda path: path.touch(), "is not a checkpoint \\(it does not hold only tensors and numbers\\)"),
-        (lambda path: path.write_bytes(b"PK\3\4cut"), "is no checkpoint \\(.+\\)"),
-        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is no checkpoint \\(it has no state_dict\\)"),
-        (lambda path: torch.save({"state_dict": {"network.weight": 1}}, path), "is no checkpoint \\(.+\\)"),
-        (lambda path: torch.save({"state_dict": nn.Linear(1, 1)}, path), "is no checkpoint \\(.+\\)"),  # runs no code
-        (of_another_model, r"network.weight is \(1, 3\) there, and \(1, 1\) in this model\); choose the model"),
+        (lambda path: path.write_bytes(b"PK\3\4cut"), "is not a checkpoint \\(.+\\)"),
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is not a checkpoint \\(it has no state_dict\\)"),
+        (lambda path: torch.save({"state_dict": {"network.weight": 1}}, path), "is not a checkpoint \\(.+\\)"),
+        (
+            lambda path: torch.save({"state_dict": nn.Linear(1, 1)}, path),
+            "is not a checkpoint \\(.+\\)",
+        ),  # runs no code
+        (
+            of_another_model,
+            r"network.weight is \(1, 3\) there, and \(1, 1\) in this model\); choose the model and data",
+        ),
         (lambda path: torch.save({"state_dict": {}}, path), r"network.bias is missing there, and \(1,\) in this model"),
     ],
 )

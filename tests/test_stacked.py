@@ -347,7 +347,7 @@ def test_an_interrupted_stack_goes_on(moment, signum, whole, monkeypatch, tmp_pa
     monkeypatch.setattr(loop.Summary, "after_step", interrupting)
     code, said = sweep(monkeypatch, tmp_path, *GRID)
     assert code == 128 + signum, said
-    assert "interrupted; what has ended stays, the rest is still to do" in said
+    assert "interrupted; the results of finished jobs are kept" in said
     assert "go on" in said
     assert len(rows(tmp_path)) == 4
     assert len(list(tmp_path.glob("outputs/sweeps/study/.stack-*.ckpt"))) == 1
@@ -427,7 +427,7 @@ def test_data_that_have_changed_are_not_mixed_with_what_was_trained_on_others(mo
     code, said = sweep(monkeypatch, tmp_path, *overrides[:3], "seed=range(4)", *overrides[4:])
     assert code == 1
     assert (
-        said.count(f"data: {path} has changed since other jobs of this sweep were trained; put the old data back") >= 2
+        said.count(f"data: {path} has changed since other jobs of this sweep were trained; restore the old data") >= 2
     )
     assert {name: row for name, row in rows(tmp_path).items() if row["status"] == "completed"} == before
     path.write_text(old)
@@ -571,8 +571,8 @@ def test_a_network_of_ones_own_is_stacked(model, monkeypatch, tmp_path, without_
         ("seed=-1", "seed=-1"),
         ("optimizer.nesterov=true", "Nesterov momentum requires a momentum and zero dampening"),
         ("trainer.strategy=ddp", "trainer.strategy=ddp"),
-        ("trainer.max_epochs=0", "it trains no step"),
-        ("trainer.max_epochs=-1", "it trains without end"),
+        ("trainer.max_epochs=0", "it trains for no step"),
+        ("trainer.max_epochs=-1", "it trains without a limit"),
         ("trainer.check_val_every_n_epoch=null", "trainer.check_val_every_n_epoch=null"),
         ("scheduler=plateau", None),
         ("trainer.max_steps=3", None),
@@ -644,7 +644,7 @@ def test_jobs_for_which_memory_is_missing_run_alone(monkeypatch, tmp_path, witho
         "logger=none", "hydra.launcher.memory=1")  # fmt: skip
     code, said = sweep(monkeypatch, tmp_path, *given)
     assert code == 0, said
-    assert "one by one  2 jobs: hydra.launcher.memory leaves room for one model alone" in said
+    assert "one by one  2 jobs: hydra.launcher.memory has room for one model only" in said
 
 
 def test_data_that_are_not_there_fail_each_job(monkeypatch, tmp_path, without_page):
@@ -692,7 +692,7 @@ def test_history_keeps_losses_and_parameters_of_some_steps(monkeypatch, tmp_path
     more = ("hydra.launcher.history=100000", "hydra.launcher.memory=1")
     code, said = sweep(monkeypatch, tmp_path, *given[:3], *more, name="long")
     assert code == 1
-    assert "hydra.launcher.history=100000: 4 jobs would take" in said
+    assert "hydra.launcher.history=100000: the history of 4 jobs takes" in said
 
 
 def test_what_asks_for_a_run_folder_names_the_command_that_makes_one(monkeypatch, tmp_path, without_page):

@@ -139,7 +139,7 @@ def test_signals_save_and_say_how_to_go_on(whole, without_page, tmp_path):
         os.kill(pid, signum)
         assert end(pid) == 128 + signum
         said = (tmp_path / str(pid)).read_text()
-        assert "interrupted; what has ended stays, the rest is still to do" in said
+        assert "interrupted; the results of finished jobs are kept" in said
         assert "Traceback" not in said
         assert f"\ninterrupted  {JOBS[number]}\n" in said
         assert [*board.read(folder).jobs["status"]][: number + 1] == ["completed"] * number + ["interrupted"]
@@ -260,7 +260,7 @@ def test_a_disk_that_fills_up(scarce, whole, without_page):
     said = (root / "said").read_text()
     assert f"\ninterrupted  {JOBS[2]}: cannot write" in said
     assert f"\nwaiting  {JOBS[3]}" in said
-    assert "what has ended stays" not in said  # nobody has interrupted it
+    assert "interrupted; " not in said
     before = ended(folder)
     assert set(before) == set(JOBS[:2])
     assert sweep(root, *GRID, "name=study")[0] == 0

@@ -96,8 +96,7 @@ def writing(
     Args:
         path: the file to replace. A symbolic link is itself replaced, and never followed.
         remedy: what the user can do about a full disk; part of the error message.
-        sync: whether to call fsync before the replacement. Without it, the file survives a kill, but may be lost when
-            the power fails.
+        sync: whether to call fsync first. Without it, the file survives a kill, but may be lost in a power failure.
 
     Raises:
         UserError: if the disk is full or not writable.

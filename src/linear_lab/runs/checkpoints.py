@@ -170,10 +170,7 @@ CHECKPOINT_TYPES = {  # the entries of Lightning's checkpoints that are read her
 
 
 def load_weights(model: LightningModule, path: str) -> None:
-    """Load the weights of a checkpoint into a model.
-
-    Raises UserError if the file is not a checkpoint, or the names or shapes of its parameters differ from the model's.
-    """
+    """Load the weights of a checkpoint; raise UserError if the file is not a checkpoint, or is that of another model."""
     try:
         if not Path(path).is_file():
             raise ValueError("it is not a regular file" if Path(path).exists() else "the file does not exist")
@@ -188,8 +185,7 @@ def load_weights(model: LightningModule, path: str) -> None:
     expected = {name: (*values.shape,) for name, values in model.state_dict().items()}
     if wrong := min((name for name, _ in expected.items() ^ saved.items()), default=None):
         shapes = f"{wrong} is {saved.get(wrong, 'missing')} there, and {expected.get(wrong, 'missing')} in this model"
-        remedy = "choose the model and the data that it was trained with"
-        raise UserError(f"ckpt_path={path}: it holds the weights of another model ({shapes}); {remedy}")
+        raise UserError(f"ckpt_path={path}: it holds another model ({shapes}); choose the model and data of that run")
     model.load_state_dict(content["state_dict"])
 
 
@@ -198,9 +194,7 @@ class NoCheckpointError(UserError):
 
 
 def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, Any]]:
-    """Return the path and content of a run's ``best`` or ``last`` checkpoint.
-
-    If that one cannot be read, the other one is taken, with a warning. A run without checkpoints gives None and {}.
+    """Return path and content of a run's checkpoint, or of its other one if it cannot be read; (None, {}) without any.
 
     Raises:
         NoCheckpointError: if there are checkpoints, but none can be read.
@@ -225,11 +219,10 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             unreadable.append(f"{path} ({first_line(error)})")
             continue
         if newer:
-            installed = version("lightning")
-            raise UserError(f"{path}: lightning {made_by} wrote it, but {installed} is installed; update lightning")
+            raise UserError(f"{path}: lightning {made_by} wrote it, which is newer than this one; update lightning")
         if unreadable:
-            log.warning("cannot read %s; taking %s of step %d instead", unreadable[0], path, step)
+            log.warning("cannot read %s; taking %s instead (step %d)", unreadable[0], path, step)
         return path, checkpoint
     if unreadable:
-        raise NoCheckpointError(f"cannot read {', '.join(unreadable)}; delete them to train from the start")
+        raise NoCheckpointError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
     return None, {}

@@ -52,8 +52,7 @@ def problem_hash(config: dict[str, Any]) -> str:
 
 def affects_numbers(path: Path, value: Any) -> bool:
     """Return whether a leaf affects a run's numbers."""
-    # older configs lack ckpt_path, so its default, null, does not count
-    return path[0] not in NOT_HASHED and (path, value) != (("ckpt_path",), None)
+    return path[0] not in NOT_HASHED and (path, value) != (("ckpt_path",), None)  # which older configs lack
 
 
 def defines_problem(path: Path, value: Any) -> bool:

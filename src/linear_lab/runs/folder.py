@@ -63,8 +63,7 @@ class Run:
         """Open the folder of a run; ``key`` is the override that names the folder in error messages.
 
         Raises:
-            MissingError: if the folder does not exist.
-            UserError: if result.json or the config is missing or unreadable, or a newer linear_lab wrote the folder.
+            UserError: if the folder, its result.json or its config cannot be read, or a newer linear_lab wrote it.
         """
         path, name = Path(folder).expanduser(), f"{key}={folder}"
         if not path.is_dir():
@@ -77,8 +76,7 @@ class Run:
             run.record = run.read()
             made_by = run.record.versions.get("linear_lab", "")
             if release(made_by) > release(__version__):
-                remedy = f"but {__version__} is installed; update linear_lab"
-                raise UserError(f"{name}: linear_lab {made_by} wrote it, {remedy}")
+                raise UserError(f"{name}: linear_lab {made_by} wrote it, this is {__version__}; update linear_lab")
             if not (made_by and run.record.status):
                 raise ValueError(f"it has no {'status' if made_by else 'version'}")
         except FileNotFoundError:
@@ -111,7 +109,7 @@ class Run:
             raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another folder") from error
         try:
             if not try_lock(file):
-                raise HeldError(f"{self.path}: another process trains in this folder; wait until it has ended")
+                raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")
             self.held = True
             atomic.HELD_LOCKS.add(file)
             with suppress(OSError, ValueError):
