@@ -170,7 +170,7 @@ CHECKPOINT_TYPES = {  # the entries of Lightning's checkpoints that are read her
 
 
 def load_weights(model: LightningModule, path: str) -> None:
-    """Load the weights of a checkpoint; raise UserError if the file is not a checkpoint, or is that of another model."""
+    """Load the weights of a checkpoint; raise UserError if it is not one, or is that of another model."""
     try:
         if not Path(path).is_file():
             raise ValueError("it is not a regular file" if Path(path).exists() else "the file does not exist")
