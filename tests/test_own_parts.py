@@ -218,7 +218,7 @@ def test_a_mistake_has_a_message(kind, tmp_path):
 
 def test_predict_says_what_it_needs(tmp_path):
     train(tmp_path, "trainer.max_epochs=1")
-    with pytest.raises(UserError, match=r"own\.Net on own\.Clouds can be evaluated"):
+    with pytest.raises(UserError, match=r"own\.Net on own\.Clouds; only evaluate works"):
         predict(str(tmp_path), x=[1, 2], trust=["own.Net", "own.Clouds"])
 
 
@@ -290,7 +290,7 @@ def test_a_supervised_module_on_data_of_ones_own(tmp_path):
     assert {"train/loss", "val/loss", "val/accuracy", "test/loss"} <= set(result["metrics"])
     assert result["parameters"].keys() == {"bias", "weight"}
     assert evaluate(str(tmp_path), "last", trust="own.Clouds").items() <= result["metrics"].items()
-    with pytest.raises(UserError, match=r"Module on own\.Clouds can be evaluated"):
+    with pytest.raises(UserError, match=r"Module on own\.Clouds; only evaluate works"):
         predict(str(tmp_path), x=[1, 2], trust="own.Clouds")
 
 

@@ -1,4 +1,4 @@
-"""examples/own_project, as its README uses it: from its own folder, with linear_lab as a dependency."""
+"""The commands of examples/own_project/README.md, run in a copy of its folder."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ SHORT = (*STRIPES, "trainer.max_epochs=3", "logger=none")
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of the folder, in which the user works."""
+    """A copy of the folder, which is the working directory."""
     folder = shutil.copytree(Path(__file__).parents[1] / "examples" / "own_project", tmp_path / "mine")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
@@ -39,7 +39,7 @@ def test_it_trains_goes_on_and_is_measured(project):
     assert result["metrics"]["val/f1"] > 0.4
     assert "val/f1" in out
     assert len(scalars(project / "run")["val/f1"]) == 4
-    assert command(evaluate_entry, "run=run")[0] == 1  # the config names modules that this command does not
+    assert command(evaluate_entry, "run=run")[0] == 1  # the config names classes that this command does not
     code, out, err = command(evaluate_entry, "--config-dir", "conf", "run=run", "checkpoint=last")
     assert code == 0, err
     assert "differ" not in out

@@ -1,4 +1,4 @@
-"""Predictions in the units of the file, and the files that predict by themselves."""
+"""Predictions in the units of the data file, and exported files."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def kinds(tmp_path_factory):
 
 
 def by_hand(run, frame):
-    """y_hat from the parameters that the record tells."""
+    """Return y_hat, computed from the parameters in the record."""
     parameters = record(run)["best"]["parameters"]
     weight = parameters["weight"][0]
     return sum((w * frame[name] for w, name in zip(weight, ("a", "same", "d"), strict=True)), parameters["bias"][0])
@@ -189,7 +189,7 @@ def test_a_class_of_a_row_too_far_from_the_data_is_not_predicted(kinds):
         ("", {}, "the file is empty"),
         ("a,d\n1,2\n", {}, "input: there is no column 'same'; new.csv has the columns a, d"),
         ("a,same,d\n1,7,0\nx,7,0\n", {}, "column a holds text: 'x' in row 2"),
-        ("a,same,d,c_hat\n1,7,0,1\n", {}, "there is a column c_hat already"),
+        ("a,same,d,c_hat\n1,7,0,1\n", {}, "the file has a column c_hat, which is"),
         ("a,same,d\n1,7,0\n", {"output": "no/such/folder.csv"}, "the folder no/such does not exist"),
         ("a,same,d\n1,7,0\n", {"output": "."}, "it is a folder; name a file in it"),
         ("a,same,d\n1,7,0\n", {"output": "out.parquet"}, "the name of the file must end with .csv"),
@@ -302,7 +302,7 @@ def test_two_predictions_at_once_leave_the_rows_of_one(trees, tmp_path, monkeypa
 
     def meanwhile(predictor, x):
         begun.append(len(x))
-        if begun == [300]:  # the first has opened its file
+        if begun == [300]:  # the first process has opened its file
             predict(str(trees[0]), input=str(tmp_path / "two.csv"), output=str(tmp_path / "out.csv"))
             assert set(pl.read_csv(tmp_path / "out.csv")["id"]) == {"two"}
         return columns(predictor, x)
@@ -321,7 +321,7 @@ def test_two_exports_at_once_leave_the_file_of_one(kind, trees, kinds, tmp_path,
     def meanwhile(*given):
         begun.append(given)
         y_hat = write(*given)
-        if len(begun) == 1:  # it has written its file, which has not its name yet
+        if len(begun) == 1:  # it has written its file, but not renamed it yet
             export(str(kinds), output=target, kind=kind)
         return y_hat
 

@@ -129,7 +129,7 @@ def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
 
 
 def no_checkpoint(kind, path):
-    """Write what is no checkpoint of a run in the place of one."""
+    """Write a file that is not a checkpoint of a run in place of a checkpoint."""
     step = {"global_step": 500, "pytorch-lightning_version": "2.0"}
     if kind == "empty":
         path.write_bytes(b"")
