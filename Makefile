@@ -21,7 +21,7 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster wheel loggers check style types structure format \
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test docs cluster wheel loggers check style types structure format \
   bench peers digits lock clean
 
 help:  ## show this list
@@ -57,6 +57,9 @@ screenshots: $(INSTALLED)  ## take the pictures of the dashboard in README again
 
 test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
+
+docs: $(INSTALLED)  ## run every command of README and docs/, and compare its output with that on the page
+	@$(BIN)/python -m pytest -m docs $(ARGS)
 
 cluster: $(INSTALLED)  ## install Ray, and run the tests of Ray and of Slurm's local executor
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
