@@ -271,7 +271,7 @@ def test_too_many_jobs_are_refused_at_once(typed, launch, remedy, tmp_path):
     started = time.process_time()
     code, out, errors = command(entry, "-m", f"output_root={tmp_path}", f"launch={launch}", "name=study", *data, *typed)
     assert (code, out) == (1, "")
-    assert errors == f"error: the sweep has 10,000,000 jobs, {remedy}\n"
+    assert errors == f"error: the sweep has 10,000,000 jobs, which is {remedy}\n"
     assert time.process_time() - started < 5
     assert not [*tmp_path.glob("sweeps/*")]
 

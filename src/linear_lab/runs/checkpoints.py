@@ -219,7 +219,7 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             unreadable.append(f"{path} ({first_line(error)})")
             continue
         if newer:
-            raise UserError(f"{path}: lightning {made_by} wrote it, which is newer than this one; update lightning")
+            raise UserError(f"{path}: a newer lightning, {made_by}, wrote it; update lightning")
         if unreadable:
             log.warning("cannot read %s; taking %s instead (step %d)", unreadable[0], path, step)
         return path, checkpoint
