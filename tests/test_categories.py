@@ -132,7 +132,7 @@ def test_an_unseen_category_is_named(cities, tmp_path):
     with pytest.raises(UserError, match=message.replace("row 2", "row 1")):
         predict(str(cities), x=[2, "Paris"])
     for x in (["Oslo", 2], [2], [2, 3], [2, None], [[2, "Oslo", 1]], [2, ["Oslo"]]):
-        with pytest.raises(UserError, match=r"x wants 2 values a row \(a, city\)|holds '(3|2|None)' in row 1"):
+        with pytest.raises(UserError, match=r"x needs 2 finite values per row \(a, city\)|holds '(3|2|None)' in row 1"):
             predict(str(cities), x=x)
     (tmp_path / "new.csv").write_text("city,a\nOslo,1\n,2\n")
     with pytest.raises(UserError, match=r"column city has no value in row 2 \(missing or not finite: 1 in city\)"):

@@ -178,14 +178,14 @@ def test_a_metric_that_is_no_number_for_an_epoch_ends_nothing(tmp_path):
 
 
 MISTAKES = {  # overrides, module, data, message
-    "no validation": ([], None, {"_target_": "own.WithoutValidation"}, "metric=val/loss: is not .* train_loss, or"),
+    "no validation": ([], None, {"_target_": "own.WithoutValidation"}, "metric=val/loss: it was not .* train_loss, or"),
     "nothing logged": (
         [],
         f"{BORING}BoringModel",
         BORING_DATA,
-        r"nor is another; log it, as in self.log\('val/loss', v",
+        r"no metric was; log it by self.log\('val/loss', v",
     ),
-    "a metric that comes late": (["metric=late"], "own.AtTheEnd", CLOUDS, "metric=late: is not measured by"),
+    "a metric that comes late": (["metric=late"], "own.AtTheEnd", CLOUDS, "metric=late: it was not measured"),
     "two optimizers": ([], "own.TwoOptimizers", CLOUDS, "model: .*multiple optimizers.*manual optimization"),
     "no pickle": (["metric=train_loss"], "own.Unsaveable", CLOUDS, "cannot be saved .*; let its buffers"),
     "no plain state": (["metric=train_loss"], "own.Unreadable", CLOUDS, "cannot be saved .*; let its buffers"),
@@ -218,7 +218,7 @@ def test_a_mistake_has_a_message(kind, tmp_path):
 
 def test_predict_says_what_it_needs(tmp_path):
     train(tmp_path, "trainer.max_epochs=1")
-    with pytest.raises(UserError, match=r"own\.Net on own\.Clouds can be evaluated"):
+    with pytest.raises(UserError, match=r"own\.Net on own\.Clouds; only evaluate works"):
         predict(str(tmp_path), x=[1, 2], trust=["own.Net", "own.Clouds"])
 
 
@@ -290,7 +290,7 @@ def test_a_supervised_module_on_data_of_ones_own(tmp_path):
     assert {"train/loss", "val/loss", "val/accuracy", "test/loss"} <= set(result["metrics"])
     assert result["parameters"].keys() == {"bias", "weight"}
     assert evaluate(str(tmp_path), "last", trust="own.Clouds").items() <= result["metrics"].items()
-    with pytest.raises(UserError, match=r"Module on own\.Clouds can be evaluated"):
+    with pytest.raises(UserError, match=r"Module on own\.Clouds; only evaluate works"):
         predict(str(tmp_path), x=[1, 2], trust="own.Clouds")
 
 

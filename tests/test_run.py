@@ -192,7 +192,7 @@ def test_weights_of_another_model_are_refused(weights, tmp_path, finished):
 
 def test_a_best_score_that_is_no_number_is_refused(tmp_path, finished):
     folder = with_odd_content(finished, tmp_path / "run", "callbacks", {"SaveCheckpoints": {"best": "x"}})
-    with pytest.raises(UserError, match="the best val/loss of the checkpoint is no number"):
+    with pytest.raises(UserError, match="the best val/loss in the checkpoint is not a number"):
         resume(folder, "trainer.max_epochs=502")
 
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_of_a_newer_lightning_is_refused(tmp_path, finished):
     folder = shutil.copytree(finished, tmp_path / "run")
     path = folder / "checkpoints" / "best.ckpt"
     torch.save(torch.load(path, weights_only=True) | {"pytorch-lightning_version": "99.1"}, path)
-    with pytest.raises(UserError, match=r"made by lightning 99\.1, newer than"):
+    with pytest.raises(UserError, match=r"a newer lightning, 99\.1, wrote it; update"):
         evaluate(str(folder))
 
 
@@ -569,16 +569,22 @@ def of_another_model(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: None, "is no checkpoint \\(there is no such file\\); name one such as outputs/runs/"),
-        (lambda path: path.mkdir(), "is no checkpoint \\(it is a folder\\)"),
-        (lambda path: os.mkfifo(path), "is no checkpoint \\(there is no such file\\)"),
-        (lambda path: path.touch(), "is no checkpoint \\(no file of tensors and numbers alone\\)"),
-        (lambda path: path.write_bytes(b"PK\3\4cut"), "is no checkpoint \\(.+\\)"),
-        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is no checkpoint \\(it has no state_dict\\)"),
-        (lambda path: torch.save({"state_dict": {"network.weight": 1}}, path), "is no checkpoint \\(.+\\)"),
-        (lambda path: torch.save({"state_dict": nn.Linear(1, 1)}, path), "is no checkpoint \\(.+\\)"),  # runs no code
-        (of_another_model, r"network.weight is \(1, 3\) there, and \(1, 1\) here\); choose model and data as it was"),
-        (lambda path: torch.save({"state_dict": {}}, path), r"network.bias is missing there, and \(1,\) here"),
+        (lambda path: None, "is not a checkpoint \\(the file does not exist\\); give a file such as outputs/runs/"),
+        (lambda path: path.mkdir(), "is not a checkpoint \\(it is not a regular file\\)"),
+        (lambda path: os.mkfifo(path), "is not a checkpoint \\(it is not a regular file\\)"),
+        (lambda path: path.touch(), "is not a checkpoint \\(it does not hold only tensors and numbers\\)"),
+        (lambda path: path.write_bytes(b"PK\3\4cut"), "is not a checkpoint \\(.+\\)"),
+        (lambda path: torch.save({"weight": torch.zeros(1)}, path), "is not a checkpoint \\(it has no state_dict\\)"),
+        (lambda path: torch.save({"state_dict": {"network.weight": 1}}, path), "is not a checkpoint \\(.+\\)"),
+        (
+            lambda path: torch.save({"state_dict": nn.Linear(1, 1)}, path),
+            "is not a checkpoint \\(.+\\)",
+        ),  # runs no code
+        (
+            of_another_model,
+            r"network.weight is \(1, 3\) there, and \(1, 1\) in this model\); choose the model and data",
+        ),
+        (lambda path: torch.save({"state_dict": {}}, path), r"network.bias is missing there, and \(1,\) in this model"),
     ],
 )
 def test_a_file_without_the_weights_of_the_model_is_refused(spoil, message, tmp_path):

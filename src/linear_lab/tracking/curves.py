@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from linear_lab import compat
 from linear_lab.models import SupervisedModule
-from linear_lab.runs.fingerprints import decides, leaves
+from linear_lab.runs.fingerprints import affects_numbers, leaves
 from linear_lab.tracking import hparams
 from linear_lab.tracking.summary import Summary
 from linear_lab.tracking.tensorboard import RunLogger
@@ -43,7 +43,7 @@ class Curves(Callback):
         self.describe(0)
         resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
         for logger in self.loggers:
-            logger.log_hyperparams({".".join(keys): value for keys, value in leaves(resolved) if decides(keys, value)})
+            logger.log_hyperparams({".".join(keys): v for keys, v in leaves(resolved) if affects_numbers(keys, v)})
 
     def describe(self, step: int) -> None:
         """Write the hyperparameters of the run's row, and log the config; a resumed run may have changed both."""
