@@ -1,6 +1,6 @@
-"""All benchmarks, one after the other; what they print goes to outputs/benchmarks.txt too.
+"""Runs all benchmarks one after the other, and writes their output to the terminal and to outputs/benchmarks.txt.
 
-``--quick`` tries that of sweeps alone.
+With ``--quick``, runs only the benchmark of sweeps, with few jobs.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ NAMES = ("start", "step", "data", "size", "sweep", "table", "dashboard")
 
 
 def main() -> None:
-    """Run all."""
+    """Run the benchmarks."""
     outputs = HERE.parent / "outputs"
     outputs.mkdir(exist_ok=True)
     with (outputs / "benchmarks.txt").open("w") as file:
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def show(text: str, file: IO[str]) -> None:
-    """Print, and write."""
+    """Print a text, and write it to a file."""
     print(text, flush=True)
     file.write(text + "\n")
 

@@ -1,9 +1,10 @@
-"""Digits of certified coefficients that the optimum and training reach: a table.
+"""Prints a table of the correct digits of certified coefficients, for the optimum and for training.
 
-The sets are linear ones of NIST's Statistical Reference Datasets (https://www.itl.nist.gov/div898/strd/lls/lls.shtml):
-those that follow from their definition, and Longley's, whose columns are nearly dependent. Correct digits are counted
-as LRE = -log10(|c - certified| / |certified|) (McCullough, "Assessing the Reliability of Statistical Software: Part I",
-The American Statistician 52, 1998); the table has the worst coefficient of each set.
+The data sets are linear ones of NIST's Statistical Reference Datasets
+(https://www.itl.nist.gov/div898/strd/lls/lls.shtml): those that a formula defines, and Longley's, whose columns are
+nearly dependent. The number of correct digits is LRE = -log10(|c - certified| / |certified|) (McCullough, "Assessing
+the Reliability of Statistical Software: Part I", The American Statistician 52, 1998). The table shows the worst
+coefficient of each set.
 """
 
 import contextlib
@@ -21,13 +22,15 @@ from hydra import compose, initialize_config_dir
 
 from linear_lab.cli import CONF, register_resolvers
 from linear_lab.fitting import run
+from linear_lab.runs.folder import Run
+from linear_lab.runs.record import Record
 
-DIGITS = 15.0  # that a certified value has
+DIGITS = 15.0  # digits of a certified value
 
 
 @dataclass(frozen=True)
 class Certified:
-    """A set: its columns, and its certified coefficients, the intercept first if there is one."""
+    """A data set: its columns, and its certified coefficients, beginning with the intercept if there is one."""
 
     x: dict[str, list[float]]
     y: list[float]
@@ -39,35 +42,35 @@ class Certified:
         return len(self.coefficients) > len(self.x)
 
     def write(self, folder: Path) -> list[str]:
-        """Write the set as a CSV; returns the overrides that train on all of it."""
+        """Write the data set as a CSV file; return the overrides that train on all of its rows."""
         path = folder / "set.csv"
         pl.DataFrame(self.x | {"y": self.y}).write_csv(path)
         bias = str(self.bias).lower()
         return ["data=table", f"data.path={path}", "data.y=[y]", "data.fractions=[1,0,0]", f"model.bias={bias}"]
 
     def lre(self, parameters: dict[str, Any]) -> float:
-        """Correct digits of the worst coefficient."""
-        found = [*(parameters["bias"] or []), *parameters["weight"][0]]
-        return min(map(lre, found, self.coefficients))
+        """Return the number of correct digits of the worst coefficient."""
+        values = [*(parameters["bias"] or []), *parameters["weight"][0]]
+        return min(map(lre, values, self.coefficients))
 
 
-def lre(found: float, certified: float) -> float:
-    """Correct digits of one number.
+def lre(value: float, certified: float) -> float:
+    """Return the number of correct digits of a value.
 
     >>> round(lre(0.999, 1.0), 9)
     3.0
     """
-    return DIGITS if found == certified else min(DIGITS, -math.log10(abs(found - certified) / abs(certified)))
+    return DIGITS if value == certified else min(DIGITS, -math.log10(abs(value - certified) / abs(certified)))
 
 
 def powers(values: list[float], y: list[float], coefficients: list[float]) -> Certified:
-    """Make the set of a polynomial of degree 5."""
+    """Return the data set of a polynomial of degree 5."""
     return Certified({f"x{k}": [x**k for x in values] for k in range(1, 6)}, y, coefficients)
 
 
 X = [float(x) for x in range(21)]
 WAMPLER1 = [float(sum(x**k for k in range(6))) for x in range(21)]
-# the errors of Wampler4, a hundredth of which Wampler3 has, and Wampler5 a hundred times as much
+# the errors of Wampler4; Wampler3 has these divided by 100, and Wampler5 multiplied by 100
 ERRORS = [75900, -204800, 204800, -204800, 252300, -204800, 204800, -204800, 183800, -204800, 204800]
 ERRORS = [float(error) for error in (*ERRORS, *ERRORS[9::-1])]
 LONGLEY = {  # J. W. Longley, Journal of the American Statistical Association 62, 1967; y is total employment
@@ -119,35 +122,35 @@ SOLVERS = {
     "sgd, 32-true, 500 steps": ["optimizer=sgd"],
     "adam, 32-true, 500 steps": ["optimizer=adam"],
 }
-FLOAT32 = ("NoInt1", "synthetic")  # sets that 500 steps in float32 can solve
-SYNTHETIC = ["data=synthetic", "data.features=3"]  # held against its own optimum
+FLOAT32 = ("NoInt1", "synthetic")  # data sets that 500 steps in float32 can solve
+SYNTHETIC = ["data=synthetic", "data.features=3"]  # compared with its optimum
 
 
-def train(folder: Path, *overrides: str) -> dict[str, Any]:
-    """Train in a folder, without a word; the record."""
+def train(folder: Path, *overrides: str) -> Record:
+    """Train in a folder, print nothing, and return the record."""
     folder.mkdir(parents=True)
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, "logger=none"])
     with contextlib.redirect_stdout(io.StringIO()):
         run.train(cfg, folder)
-    return folder.Run.open(folder).record
+    return Run.open(folder).record
 
 
 def digits(name: str, overrides: list[str], folder: Path) -> tuple[float, float]:
-    """Correct digits of the optimum, and of what is learned."""
+    """Return the numbers of correct digits of the optimum and of the learned parameters."""
     folder.mkdir()
     if name != "synthetic":
-        known = SETS[name]
-        record = train(folder / "run", *known.write(folder), *overrides)
-        return known.lre(record["optimum"]), known.lre(record["parameters"])
+        data_set = SETS[name]
+        record = train(folder / "run", *data_set.write(folder), *overrides)
+        return data_set.lre(record.optimum or {}), data_set.lre(record.parameters)
     record = train(folder / "run", *SYNTHETIC, *overrides)
-    optimum = record["optimum"]
-    return DIGITS, Certified({}, [], [*optimum["bias"], *optimum["weight"][0]]).lre(record["parameters"])
+    optimum: Any = record.optimum
+    return DIGITS, Certified({}, [], [*optimum["bias"], *optimum["weight"][0]]).lre(record.parameters)
 
 
 def main() -> None:
-    """Print the table, in Markdown."""
+    """Print the table as Markdown."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print(f"| set | {' | '.join(SOLVERS)} |\n|{'---|' * (1 + len(SOLVERS))}")

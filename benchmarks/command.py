@@ -1,8 +1,8 @@
-"""The command of a sweep, as ``python -m linear_lab.train -m <overrides>``; its last line has the seconds of its parts.
+"""Runs a sweep as ``python -m linear_lab.train -m <overrides>`` does; its last line has the seconds of each part.
 
 "plan" makes the table of jobs; "train" trains them, in stacks or one by one; "write" writes results.parquet, the
-leaderboard and the page; "best" trains the best jobs of stacks again, alone, and writes HPARAMS rows. What is left is
-Hydra's start, and imports.
+leaderboard and the page; "best" trains the best jobs of stacks again, alone, and writes HPARAMS rows. The rest of the
+time is Hydra's start, and imports.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch  # noqa: F401  first, so that importing it is in no part
+import lightning.pytorch  # noqa: F401  at the top, so that no part includes the time of the import
 import polars  # noqa: F401
 import torch  # noqa: F401
 
@@ -21,11 +21,11 @@ from linear_lab.sweep.dispatch import Launches
 from linear_lab.sweep.launchers import StackedLauncher
 from linear_lab.sweep.sweeper import GridSweeper
 
-taken: dict[str, float] = {}
+seconds: dict[str, float] = {}  # by part
 
 
 def clock(name: str, owner: Any, function: str) -> None:
-    """Have the seconds of a function added up under a name."""
+    """Replace a function by one that adds its time to ``seconds[name]``."""
     original: Callable[..., Any] = getattr(owner, function)
 
     def run(*arguments: Any, **options: Any) -> Any:
@@ -33,13 +33,13 @@ def clock(name: str, owner: Any, function: str) -> None:
         try:
             return original(*arguments, **options)
         finally:
-            taken[name] = taken.get(name, 0.0) + time.perf_counter() - started
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
     setattr(owner, function, run)
 
 
 def main() -> None:
-    """Sweep."""
+    """Run the sweep."""
     clock("plan", sweeper, "grid")
     clock("plan", GridSweeper, "plan")
     clock("train", StackedLauncher, "train_stacks")
@@ -49,8 +49,8 @@ def main() -> None:
     clock("best", GridSweeper, "keep_best")
     sys.argv = ["train", "-m", *sys.argv[1:]]
     train.main()
-    writing = taken.pop("results", 0.0)  # results.parquet is written while stacks train
-    print(json.dumps(taken | {"train": taken["train"] - writing, "write": taken["write"] + writing}))
+    writing = seconds.pop("results", 0.0)  # results.parquet is written while stacks train
+    print(json.dumps(seconds | {"train": seconds["train"] - writing, "write": seconds["write"] + writing}))
 
 
 if __name__ == "__main__":

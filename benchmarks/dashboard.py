@@ -1,7 +1,8 @@
-"""What the dashboard costs: the default run as a user starts it, with all that it logs and with `logger=none`.
+"""Measures the cost of logging for the dashboard: the default run as a whole process, compared with ``logger=none``.
 
-Each round starts both as processes, one after the other, in turns which goes first; the table shows the median over
-rounds, and the ratio to the run without a logger with the smallest and largest ratio of a round.
+Each round starts one process per variant, one after the other, and every other round in the opposite order. The table
+shows the median time over the rounds, and its ratio to that of the run without a logger: the median, the smallest and
+the largest over the rounds.
 """
 
 import statistics
@@ -16,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 ROUNDS = 7
-WAYS = {"logger=none": ("logger=none",), "without pictures": ("logger.tensorboard.pictures=false",), "default": ()}
+VARIANTS = {"logger=none": ("logger=none",), "without pictures": ("logger.tensorboard.pictures=false",), "default": ()}
 
 
 def timed(folder: str, *overrides: str) -> float:
-    """Train in a process of its own; seconds from its start to its end."""
+    """Train in a new process; return the seconds from its start to its end."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "linear_lab.train", f"output_root={folder}", *OVERRIDES, *overrides]
     subprocess.run(command, check=True, capture_output=True)
@@ -29,17 +30,18 @@ def timed(folder: str, *overrides: str) -> float:
 
 def main() -> None:
     """Print the table."""
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     size: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for turn in range(-1, ROUNDS):  # the first one warms up
-            ways = list(WAYS.items())
-            for name, overrides in ways if turn % 2 else reversed(ways):
-                folder = Path(scratch, f"{turn} {name}")
-                took = timed(str(folder), *overrides)
+        for number in range(-1, ROUNDS):  # round -1 is a warm-up
+            variants = list(VARIANTS.items())
+            for name, overrides in variants if number % 2 else reversed(variants):
+                folder = Path(scratch, f"{number} {name}")
+                elapsed = timed(str(folder), *overrides)
                 size[name] = sum(path.stat().st_size for path in folder.glob("runs/*/events*"))
-                seconds[name] += [took] if turn >= 0 else []
-    table = Table("default run, whole process", "seconds", "times logger=none", "events", box=None, header_style="dim")
+                seconds[name] += [elapsed] if number >= 0 else []
+    titles = ("default run, whole process", "seconds", "ratio to logger=none", "event files")
+    table = Table(*titles, box=None, header_style="dim")
     for name, values in seconds.items():
         ratios = [value / base for value, base in zip(values, seconds["logger=none"], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

@@ -1,10 +1,11 @@
-"""Rows a second from memory to a step: ours against a DataLoader, and against loops that only slice.
+"""Measures rows per second from memory to a training step: linear_lab, a DataLoader, and loops that only slice.
 
-Batches of 256 rows of 10 features, in a new order each epoch; views of the rows as they lie, without an order, are the
-floor. Alone each is only iterated over. In the Trainer, the same for both, the time that it waits for batches is taken
-apart from the whole. Each round times all of them one after the other; the table shows the median over rounds, and how
-many times as many rows a second ours serves, with the smallest and largest ratio of a round. With ``trainer=gpu`` ours
-and the loops have the rows in the GPU's memory; a DataLoader has not, and the Trainer brings each of its batches there.
+Batches have 256 rows of 10 features, in a new order each epoch; views of the rows in their original order show the
+upper limit. "alone" only iterates over the batches. "in the Trainer" trains with Lightning's Trainer, and shows both
+the time that it waits for batches and the whole time. Each round times all of them one after the other. The table shows
+the median over the rounds, and the time divided by that of linear_lab: the median, the smallest and the largest ratio.
+With ``trainer=gpu``, linear_lab and the loops keep the rows in the GPU's memory, while the Trainer copies each batch of
+a DataLoader there.
 """
 
 import statistics
@@ -27,13 +28,13 @@ OURS, SLICES, VIEWS, LOADER = "linear_lab", "slices of an order", "views, no ord
 
 
 class Slices:
-    """A permutation an epoch, and the rows of a batch by a slice of it; without ``shuffle`` views of the rows."""
+    """Draws one permutation per epoch, and indexes by slices of it; without ``shuffle``, yields views of the rows."""
 
     def __init__(self, x: Tensor, y: Tensor, *, shuffle: bool) -> None:
         self.x, self.y, self.shuffle = x, y, shuffle
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield an epoch."""
+        """Yield the batches of an epoch."""
         if not self.shuffle:
             yield from zip(self.x.split(BATCH), self.y.split(BATCH), strict=True)
             return
@@ -42,18 +43,18 @@ class Slices:
             yield self.x[rows], self.y[rows]
 
 
-class Waited:
-    """Batches of another iterable, and the seconds that were waited for them."""
+class WaitTimer:
+    """Yields the batches of another iterable, and measures the seconds spent waiting for them."""
 
     def __init__(self, batches: Any) -> None:
         self.batches, self.seconds = batches, 0.0
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return the number of batches per epoch."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield an epoch."""
+        """Yield the batches of an epoch."""
         started = time.perf_counter()
         for batch in self.batches:
             self.seconds += time.perf_counter() - started
@@ -62,40 +63,40 @@ class Waited:
 
 
 def iterate(batches: Iterable[Any]) -> None:
-    """Only look at each batch."""
+    """Iterate over the batches, and do nothing with them."""
     for _ in batches:
         pass
 
 
 def sources(rows: int) -> dict[str, Any]:
-    """Who serves so many rows."""
+    """Return the sources of batches that are compared, by name."""
     x, y = torch.randn(rows, FEATURES), torch.randn(rows, 1)
-    near = x.to(DEVICE), y.to(DEVICE)
+    on_device = x.to(DEVICE), y.to(DEVICE)
     return {
-        OURS: Batches(*near, BATCH, seed=0),
-        SLICES: Slices(*near, shuffle=True),
-        VIEWS: Slices(*near, shuffle=False),
+        OURS: Batches(*on_device, BATCH, seed=0),
+        SLICES: Slices(*on_device, shuffle=True),
+        VIEWS: Slices(*on_device, shuffle=False),
         LOADER: DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True),
     }
 
 
 def alone(batches: Any) -> dict[str, float]:
-    """Seconds of an epoch without a Trainer."""
+    """Return the seconds of an epoch without a Trainer."""
     return {"alone": timed(iterate, batches)}
 
 
 def in_trainer(batches: Any) -> dict[str, float]:
-    """Seconds of an epoch in the Trainer: waiting for batches, and the whole."""
-    waited = Waited(batches)
-    whole = timed(bare_trainer, waited, FEATURES, 1)
-    return {"in the Trainer, waiting": waited.seconds, "in the Trainer, whole": whole}
+    """Return the seconds of an epoch in the Trainer: waiting for batches, and the whole epoch."""
+    timer = WaitTimer(batches)
+    whole = timed(bare_trainer, timer, FEATURES, 1)
+    return {"in the Trainer, waiting": timer.seconds, "in the Trainer, whole": whole}
 
 
 def table() -> Table:
-    """Measure all."""
+    """Measure all sources, and return the table."""
     quiet()
-    shown = Table(title=f"rows a second, batches of {BATCH} rows by {FEATURES}, {ROUNDS} rounds, 1 thread")
-    for heading in ("", "M rows a second", "ours is so many times as fast", "smallest to largest"):
+    shown = Table(title=f"rows per second, batches of {BATCH} rows by {FEATURES}, {ROUNDS} rounds, 1 thread")
+    for heading in ("", "million rows per second", "time relative to linear_lab", "smallest to largest"):
         shown.add_column(heading, justify="right" if heading else "left")
     measures: list[tuple[int, Callable[[Any], dict[str, float]], tuple[str, ...]]] = [
         (100_000, alone, (OURS, SLICES, VIEWS, LOADER)),
@@ -103,17 +104,17 @@ def table() -> Table:
         (100_000, in_trainer, (OURS, LOADER)),
     ]
     for rows, measure, names in measures:
-        those = {name: batches for name, batches in sources(rows).items() if name in names}
-        seconds: list[dict[str, dict[str, float]]] = []  # by round, name, way
+        compared = {name: batches for name, batches in sources(rows).items() if name in names}
+        seconds: list[dict[str, dict[str, float]]] = []  # by round, source, setting
         for _ in range(ROUNDS + 1):
-            seconds.append({name: measure(batches) for name, batches in those.items()})
-        for way in seconds[0][OURS]:
-            shown.add_row(f"{rows:,} rows, {way}", style="bold")
-            for name in those:
-                found = [one[name][way] for one in seconds[1:]]  # the first warms up
-                ratios = [one[name][way] / one[OURS][way] for one in seconds[1:]]
+            seconds.append({name: measure(batches) for name, batches in compared.items()})
+        for setting in seconds[0][OURS]:
+            shown.add_row(f"{rows:,} rows, {setting}", style="bold")
+            for name in compared:
+                times = [one[name][setting] for one in seconds[1:]]  # the first round is a warm-up
+                ratios = [one[name][setting] / one[OURS][setting] for one in seconds[1:]]
                 spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-                speed = f"{rows / statistics.median(found) / 1e6:.2f}"
+                speed = f"{rows / statistics.median(times) / 1e6:.2f}"
                 shown.add_row(f"  {name}", speed, f"{statistics.median(ratios):.2f}", spread)
     return shown
 

@@ -1,7 +1,7 @@
-"""Runs a command as a process of its own, and says how long it took and how much memory it had at most.
+"""Runs a command in a new process, and measures its time and its peak memory.
 
-On Linux the peak of a process begins with that of the one that starts it, so this file is itself run as a process,
-which imports next to nothing.
+On Linux, a process inherits the peak memory of the process that starts it. So `measured` runs this file, which imports
+little, in a new process, which then starts the command.
 """
 
 import json
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 
 class Measured(NamedTuple):
-    """What a process took.
+    """The measurements of one process.
 
     Attributes:
-        seconds: from its start to its end.
-        memory: the most that it, or one of the processes that it started and waited for, had, in MB.
-        files: that it left in the folder where it ran.
-        parts: seconds of its parts, by name, as it printed them in its last line.
+        seconds: time from its start to its end.
+        memory: peak memory in MB, of the process or of one that it started and waited for, whichever is larger.
+        files: number of files in its working directory afterwards.
+        parts: seconds of its parts by name, which it has printed as JSON in its last line.
     """
 
     seconds: float
@@ -32,10 +32,10 @@ class Measured(NamedTuple):
 
 
 def measured(command: list[str], place: Path) -> Measured:
-    """Run a command in a new folder, with a cache of compiled kernels that is empty.
+    """Run a command in a new folder, with an empty cache of torch.compile.
 
     Raises:
-        RuntimeError: if it fails, with what it wrote.
+        RuntimeError: if the command fails; the message includes its output.
     """
     place.mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -44,22 +44,22 @@ def measured(command: list[str], place: Path) -> Measured:
         run = subprocess.run(
             [sys.executable, __file__, *command], capture_output=True, text=True, check=True, cwd=place, env=environment
         )
-    found = json.loads(run.stdout)
-    if found["code"]:
-        raise RuntimeError(f"{' '.join(command)[:500]} failed:\n{found['stdout']}\n{found['stderr']}")
-    last = (found["stdout"].splitlines() or [""])[-1]
+    result = json.loads(run.stdout)
+    if result["code"]:
+        raise RuntimeError(f"{' '.join(command)[:500]} failed:\n{result['stdout']}\n{result['stderr']}")
+    last = (result["stdout"].splitlines() or [""])[-1]
     parts = json.loads(last) if last.startswith("{") else {}
-    return Measured(found["seconds"], found["memory"], sum(path.is_file() for path in place.rglob("*")), parts)
+    return Measured(result["seconds"], result["memory"], sum(path.is_file() for path in place.rglob("*")), parts)
 
 
 def main() -> None:
-    """Run the command that the arguments are."""
+    """Run the command given by the arguments, and print the measurements as JSON."""
     started = time.perf_counter()
     run = subprocess.run(sys.argv[1:], capture_output=True, text=True)
     seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    found: dict[str, Any] = {"seconds": seconds, "memory": memory, "code": run.returncode}
-    print(json.dumps(found | {"stdout": run.stdout, "stderr": run.stderr}))
+    result: dict[str, Any] = {"seconds": seconds, "memory": memory, "code": run.returncode}
+    print(json.dumps(result | {"stdout": run.stdout, "stderr": run.stderr}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What one waits for besides training: `--help` and the default run, as processes, against what they cannot do without.
+"""Measures ``--help`` and the default run as whole processes, compared with the least that they need.
 
-"import" is that of lightning.pytorch, "loop" the same 500 steps in plain PyTorch. Each round starts all processes one
-after the other, in turns which goes first; a row has the median of the ratios of the rounds, and the smallest and
-largest.
+For ``--help`` this is importing lightning.pytorch ("import"), and for a run also the same 500 steps in plain PyTorch
+("loop"). Each round starts all processes one after the other, and every other round in the opposite order. A row shows
+the ratio within a round: the median, the smallest and the largest.
 """
 
 import os
@@ -33,14 +33,14 @@ for _ in range(500):
     optimizer.step()
 """
 TRAIN = ("-m", "linear_lab.train")
-WAYS = {
+COMMANDS = {
     "import": ("-c", IMPORT),
     "--help": (*TRAIN, "--help"),
     "import and loop": ("-c", PLAIN_LOOP),
     "default run": (*TRAIN, *OVERRIDES),
     "default run, logger=none": (*TRAIN, *OVERRIDES, "logger=none"),
 }
-AGAINST = {
+BASELINES = {
     "--help": "import",
     "default run": "import and loop",
     "default run, logger=none": "import and loop",
@@ -48,7 +48,7 @@ AGAINST = {
 
 
 def timed(*arguments: str) -> float:
-    """Run Python in a folder of its own; seconds from its start to its end."""
+    """Run Python in an empty folder; return the seconds from its start to its end."""
     compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -57,23 +57,24 @@ def timed(*arguments: str) -> float:
 
 
 def rows(rounds: int = ROUNDS) -> list[tuple[str, float, str, list[float]]]:
-    """What was timed, its median in seconds, what it is held against, and the ratio of each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for turn in range(-1, rounds):  # the first one warms up
-        ways = list(WAYS.items())
-        for name, arguments in ways if turn % 2 else reversed(ways):
-            took = timed(*arguments)
-            seconds[name] += [took] if turn >= 0 else []
+    """Return rows of a table: a command, its median seconds, its baseline, and the ratio of each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for number in range(-1, rounds):  # round -1 is a warm-up
+        commands = list(COMMANDS.items())
+        for name, arguments in commands if number % 2 else reversed(commands):
+            elapsed = timed(*arguments)
+            seconds[name] += [elapsed] if number >= 0 else []
     ratios = {
         name: [one / other for one, other in zip(seconds[name], seconds[base], strict=True)]
-        for name, base in AGAINST.items()
+        for name, base in BASELINES.items()
     }
-    return [(name, statistics.median(seconds[name]), base, ratios[name]) for name, base in AGAINST.items()]
+    return [(name, statistics.median(seconds[name]), base, ratios[name]) for name, base in BASELINES.items()]
 
 
 def main() -> None:
     """Print the table."""
-    table = Table("whole process", "seconds", "against", "ratio", "smallest to largest", box=None, header_style="dim")
+    titles = ("whole process", "seconds", "baseline", "ratio", "smallest to largest")
+    table = Table(*titles, box=None, header_style="dim")
     for name, median, base, ratios in rows():
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         table.add_row(name, f"{median:.1f}", base, f"{statistics.median(ratios):.2f}", spread)

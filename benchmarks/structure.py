@@ -1,7 +1,7 @@
-"""The structure of the code, measured beside its goals: ``make structure``.
+"""Measures the structure of the code, and compares it with its goals: ``make structure``.
 
-Exits with 1 where a measure is worse than benchmarks/structure.json says. Who adds a capability raises that file in a
-commit that says why; ``--write`` lowers what has become better.
+Exits with code 1 if a measure is worse than the recorded one in benchmarks/structure.json. A new capability may raise a
+recorded measure, in a commit that says why; ``--write`` records the present measures.
 """
 
 import ast
@@ -18,7 +18,7 @@ from typing import Any
 import grimp
 
 ROOT = Path(__file__).parents[1]
-SRC, LANDED = ROOT / "src", ROOT / "benchmarks" / "structure.json"
+SRC, RECORDED = ROOT / "src", ROOT / "benchmarks" / "structure.json"
 GOALS = {
     "lines of src": 7000,
     "files without __init__": 55,
@@ -34,7 +34,7 @@ GOALS = {
     "pairs of files with one name": 0,
 }
 COMMANDS = {"train", "evaluate", "predict", "export", "leaderboard", "dashboard"}
-UNDOCUMENTED = (  # names of Lightning, torch, Hydra, TensorBoard, Optuna and CPython that their docs do not give
+UNDOCUMENTED = (  # names of Lightning, torch, Hydra, TensorBoard, Optuna and CPython that their docs do not mention
     r"hydra\._internal", r"_get_node", r"_return_value", r"\.f_back", r"_get_file_writer", r"trainer\._\w+",
     r"_current_fx_name", r"_generate_state_key", r"restarted_on_train_batch_end", r"total_batch_idx",
     r"val_check_batch", r"enable_validation", r"callback_metrics\.update", r"logged_metrics", r"trainer\.callbacks\b",
@@ -67,26 +67,26 @@ finally:
 
 
 def main() -> int:
-    """Print the measures, and tell whether none is worse than the landed one."""
-    landed: dict[str, int] = json.loads(LANDED.read_text()) if LANDED.exists() else {}
+    """Print the measures; return 1 if one is worse than the recorded one, else 0."""
+    recorded: dict[str, int] = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     measures = dict(measured())
-    print(f"{'':40}{'now':>8}{'landed':>8}{'goal':>8}")
+    print(f"{'':40}{'now':>8}{'recorded':>10}{'goal':>8}")
     for name, value in measures.items():
-        worse = " worse" if value > landed.get(name, value) else ""
-        print(f"{name:40}{value:8}{landed.get(name, value):8}{GOALS[name]:8}{worse}")
+        worse = " worse" if value > recorded.get(name, value) else ""
+        print(f"{name:40}{value:8}{recorded.get(name, value):10}{GOALS[name]:8}{worse}")
     if "--write" in sys.argv:
-        LANDED.write_text(json.dumps(measures, indent=2) + "\n")
+        RECORDED.write_text(json.dumps(measures, indent=2) + "\n")
         return 0
-    return int(any(value > landed.get(name, value) for name, value in measures.items()))
+    return int(any(value > recorded.get(name, value) for name, value in measures.items()))
 
 
 def measured() -> Iterator[tuple[str, int]]:
     """Yield the measures, by the names of their goals."""
     paths = sorted(SRC.rglob("*.py"))
     texts = {path: path.read_text() for path in paths}
-    own = [path for path in paths if path.name != "__init__.py"]
+    modules = [path for path in paths if path.name != "__init__.py"]
     yield "lines of src", sum(len(text.splitlines()) for text in texts.values())
-    yield "files without __init__", len(own)
+    yield "files without __init__", len(modules)
     yield "longest file", max(len(text.splitlines()) for text in texts.values())
     yield "longest function", max(length for text in texts.values() for length in function_lengths(text))
     yield "longest fitting/run.py", len(texts[SRC / "linear_lab/fitting/run.py"].splitlines())
@@ -99,24 +99,24 @@ def measured() -> Iterator[tuple[str, int]]:
     others = [text for path, text in texts.items() if path != compat]
     yield "undocumented names outside compat.py", sum(len(re.findall("|".join(UNDOCUMENTED), text)) for text in others)
     yield "functions in compat.py", sum(isinstance(node, ast.FunctionDef) for node in ast.parse(texts[compat]).body)
-    stems = sorted(path.stem for path in own if path.stem not in COMMANDS)
+    stems = sorted(path.stem for path in modules if path.stem not in COMMANDS)
     yield "pairs of files with one name", sum(stem(one) == stem(other) for one, other in pairwise(sorted(stems)))
 
 
 def function_lengths(text: str) -> Iterator[int]:
-    """Yield the lengths of functions, in lines."""
+    """Yield the length of each function, in lines."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             yield (node.end_lineno or 0) - node.lineno + 1
 
 
 def stem(name: str) -> str:
-    """Take off the ending by which two inflections of a word differ."""
+    """Remove the ending in which forms of one word differ, such as ``ing``."""
     return re.sub(r"(ings?|ions?|ed|ers?|s|e)$", "", name)
 
 
 def traced() -> tuple[list[str], list[str]]:
-    """Train a default run; return the files that it executed, and those that the config came into, in order."""
+    """Train a default run; return the files that it executes, and those that get the config, in order of the calls."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", TRACED, folder]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -127,14 +127,14 @@ def traced() -> tuple[list[str], list[str]]:
 
 
 def circles() -> int:
-    """Count the groups of modules that import each other in a circle, imports within functions included."""
+    """Count the groups of modules that import each other in a circle, including imports within functions."""
     graph = grimp.build_graph("linear_lab", exclude_type_checking_imports=True, cache_dir=None)
-    reached = {module: graph.find_downstream_modules(module) for module in graph.modules}
-    left, count = set(graph.modules), 0
-    while left:
-        module = left.pop()
-        circle = {other for other in left if other in reached[module] and module in reached[other]}
-        left -= circle
+    downstream = {module: graph.find_downstream_modules(module) for module in graph.modules}
+    remaining, count = set(graph.modules), 0
+    while remaining:
+        module = remaining.pop()
+        circle = {other for other in remaining if other in downstream[module] and module in downstream[other]}
+        remaining -= circle
         count += bool(circle)
     return count
 

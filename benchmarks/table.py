@@ -1,7 +1,7 @@
-"""A million rows by ten columns: reading, standardizing and solving them, against polars and NumPy alone.
+"""Measures reading, standardizing and solving a million rows of ten columns, compared with polars and NumPy alone.
 
-Each round times all of them one after the other; the table shows the median, and the ratio to the floor beside it with
-the smallest and largest ratio of a round.
+Each round times all of them one after the other. The table shows the median time, that of the baseline, and the ratio
+within a round: the median, the smallest and the largest.
 """
 
 import statistics
@@ -49,20 +49,20 @@ def main() -> None:
             ),
         }
         shown = Table(title=f"{ROWS:,} rows by {FEATURES} columns, {ROUNDS} rounds")
-        floors = ("polars' read_csv", "polars' read_parquet", "NumPy's lstsq, 0.7 of the rows")
-        for heading in ("", "seconds", "against", "its seconds", "ratio", "smallest to largest"):
-            shown.add_column(heading, justify="left" if heading in ("", "against") else "right")
-        for (name, pair), floor in zip(contestants.items(), floors, strict=True):
-            times = [[timed(call) for call in pair] for _ in range(ROUNDS + 1)][1:]  # the first warms up
+        baselines = ("polars' read_csv", "polars' read_parquet", "NumPy's lstsq, 0.7 of the rows")
+        for heading in ("", "seconds", "baseline", "its seconds", "ratio", "smallest to largest"):
+            shown.add_column(heading, justify="left" if heading in ("", "baseline") else "right")
+        for (name, pair), baseline in zip(contestants.items(), baselines, strict=True):
+            times = [[timed(call) for call in pair] for _ in range(ROUNDS + 1)][1:]  # the first round is a warm-up
             ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
             ratios = [a / b for a, b in times]
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            shown.add_row(name, f"{ours:.2f}", floor, f"{theirs:.2f}", f"{statistics.median(ratios):.2f}", spread)
+            shown.add_row(name, f"{ours:.2f}", baseline, f"{theirs:.2f}", f"{statistics.median(ratios):.2f}", spread)
     Console().print(shown)
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

@@ -1,18 +1,18 @@
-"""The dashboard as a process, and a browser that looks at it; for tests and for the pictures of the docs.
+"""Starts the dashboard and a browser, for tests and for the pictures of the docs.
 
-TensorBoard builds its older pages of elements with shadow roots, which selectors do not enter: ``find`` does.
+TensorBoard's older pages have elements with shadow roots, which selectors do not enter, but ``find`` does.
 
     time series       "scalar-card", "image-card", "histogram-card"; pinned ones below "metrics-pinned-view";
-                      SERIES below a card: a curve a run
+                      SERIES below a card: one curve per run
     scalars           "tf-scalar-card"
     custom scalars    "tf-custom-scalar-multi-line-chart-card"
-    images            "img", loaded where naturalWidth > 0
+    images            "img"; it is loaded if naturalWidth > 0
     graphs            "g.node"
-    histograms        "g.histogram": one a step and run
+    histograms        "g.histogram": one per step and run
     distributions     "tf-distribution-loader"
     text              "tf-text-loader"; "td" for cells of its tables
     HPARAMS           "vaadin-grid", whose cells trials() reads; the plots after view():
-                      "g.foreground path": a line a run; "circle.data-marker": a run in each cell of the matrix
+                      "g.foreground path": one line per run; "circle.data-marker": one per run and cell of the matrix
 """
 
 import contextlib
@@ -26,10 +26,10 @@ import time
 import urllib.request
 
 SERIES = "line-chart path[style*=stroke]"
-OWN = (  # what the console tells of healthy pages
-    "Multiple instances of Three.js",  # TensorBoard's bundle holds it twice
-    "is deprecated. Please use app-layout instead!",  # HPARAMS is built of old Polymer elements
-    "Automatic fallback to software WebGL",  # there is no GPU; forceSVG=true spares most of them
+HARMLESS = (  # messages in the console that are no errors
+    "Multiple instances of Three.js",  # TensorBoard's bundle contains it twice
+    "is deprecated. Please use app-layout instead!",  # HPARAMS uses old Polymer elements
+    "Automatic fallback to software WebGL",  # there is no GPU; forceSVG=true avoids most of these
     "GL Driver Message",
 )
 FIND = """
@@ -42,7 +42,7 @@ return inside(document);
 
 
 def start(logdir, *arguments, port=0):
-    """Start the dashboard, by default on some free port; return the process and the address that it prints."""
+    """Start the dashboard, by default on a free port; return the process and the address that it prints."""
     ports = [] if port is None else [f"--port={port}"]
     command = [sys.executable, "-m", "linear_lab.dashboard", str(logdir), "--no-browser", *ports, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -53,7 +53,7 @@ def start(logdir, *arguments, port=0):
 
 
 def end(process, by=signal.SIGINT):
-    """End a process by a signal, and return its exit code and all that it said since it told its address."""
+    """End a process by a signal, and return its exit code and its output after the address."""
     if by:
         process.send_signal(by)
     try:
@@ -65,7 +65,7 @@ def end(process, by=signal.SIGINT):
 
 @contextlib.contextmanager
 def served(logdir, *arguments):
-    """Yield the address of a dashboard that ends cleanly."""
+    """Yield the address of a dashboard, and check that it ends cleanly."""
     process, address = start(logdir, *arguments)
     try:
         yield address
@@ -75,7 +75,7 @@ def served(logdir, *arguments):
 
 
 def ask(address, path, content=None):
-    """What the dashboard tells its own pages; content goes there by POST."""
+    """Return the JSON that the dashboard sends to its pages; ``content`` is sent by POST."""
     body = None if content is None else json.dumps(content).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{address.partition('?')[0]}data/{path}", body, headers)
@@ -84,14 +84,14 @@ def ask(address, path, content=None):
 
 
 def missing():
-    """Which programs a browser needs that are not here."""
+    """Return the names of the programs that the browser needs and that are missing."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     return [name for name, path in (("chromium", browser), ("chromedriver", shutil.which("chromedriver"))) if not path]
 
 
 @contextlib.contextmanager
 def chromium(width=1500, height=1200):
-    """Yield a browser without a window, in a profile of its own."""
+    """Yield a headless browser with a new profile."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -111,25 +111,25 @@ def chromium(width=1500, height=1200):
 
 
 def visit(driver, address, page="timeseries"):
-    """Load a page anew: charts as SVG, which can be counted."""
+    """Load a page, with charts as SVG, whose elements can be counted."""
     driver.get("about:blank")
     driver.get(f"{address}&forceSVG=true#{page}")
 
 
 def find(driver, selector):
-    """All elements that a selector matches, within shadow roots, too."""
+    """Return all elements that a selector matches, also within shadow roots."""
     return driver.execute_script(FIND, selector)
 
 
 def read(driver, selector, name="textContent"):
-    """A property of all elements that a selector matches: by default the text, also of what is out of sight."""
+    """Return a property of all elements that a selector matches, by default the text, even if it is not visible."""
     return driver.execute_script(
         FIND.replace("inside(document)", "inside(document).map(e => e[arguments[1]])"), selector, name
     )
 
 
 def stable(question, seconds=30, times=3):
-    """Ask until the answer is true and the same a few times in a row, and return it."""
+    """Call a function until its result is true and stays the same for a few calls, and return the result."""
     answers = []
     for _ in range(seconds * 4):
         answers.append(question())
@@ -140,12 +140,12 @@ def stable(question, seconds=30, times=3):
 
 
 def count(driver, selector):
-    """How many elements a selector matches once there are some, and no more come."""
+    """Return the number of elements that a selector matches, once there are some and their number stays the same."""
     return stable(lambda: len(find(driver, selector)))
 
 
 def pinned(driver):
-    """The colours of the curves on each pinned card of the time series, once all have some: tag -> [colour, ...]."""
+    """Return the colours of the curves on each pinned card, once all cards have some, as tag -> [colour, ...]."""
     script = """
         const cards = [...document.querySelectorAll('metrics-pinned-view scalar-card')];
         const colours = card => [...card.querySelectorAll(arguments[0])].map(path => path.style.stroke);
@@ -165,7 +165,7 @@ def view(driver, name):
 
 
 def trials(driver):
-    """The table of HPARAMS, as far as it is in the window: a dict a row, in the order shown."""
+    """Return the visible part of the table of HPARAMS: one dict per row, in the order shown."""
     read = """
         const lines = [...arguments[0].shadowRoot.querySelectorAll('tr')].filter(line => line.offsetHeight);
         lines.sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top);
@@ -181,14 +181,14 @@ def trials(driver):
 
 
 def sort(driver, column, direction="Descending"):
-    """Sort the table of HPARAMS: it does so once both a column and a direction are chosen."""
+    """Sort the table of HPARAMS, which needs both a column and a direction."""
     for text in (column, direction):
         item = next(i for i in find(driver, "paper-item") if i.get_attribute("textContent").strip() == text)
         driver.execute_script("arguments[0].click()", item)
 
 
 def complaints(driver):
-    """What the console tells, but for what it tells of any healthy page."""
+    """Return the messages in the browser's console, except those in `HARMLESS`."""
     levels = ("WARNING", "SEVERE")
     entries = [entry["message"] for entry in driver.get_log("browser") if entry["level"] in levels]
-    return [entry for entry in entries if not any(known in entry for known in OWN)]
+    return [entry for entry in entries if not any(known in entry for known in HARMLESS)]

@@ -1,4 +1,4 @@
-"""Runs that many tests read: each is trained once, whichever of pytest's processes asks first."""
+"""Fixtures of runs that many tests read. Each is trained once, by the first pytest process that needs it."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background processes so
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update(NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 
@@ -18,13 +18,13 @@ from runs import command, train
 from linear_lab import train as train_entry
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-settings.register_profile("linear_lab", deadline=None)  # a slow machine is no failure
+settings.register_profile("linear_lab", deadline=None)  # a slow machine must not fail a test
 settings.load_profile("linear_lab")
 
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """Make a folder by a function of it, unless another of pytest's processes has; read it only."""
+    """Make a folder by calling a function, unless another pytest process has made it; tests must not change it."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
@@ -41,7 +41,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture
 def quota():
-    """Let no file grow beyond so many bytes, as where a disk is full or a quota used up."""
+    """Limit the size of files, so that writing fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)

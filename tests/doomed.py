@@ -1,4 +1,4 @@
-"""What goes wrong in a job, whichever process runs it."""
+"""A callback that makes jobs fail, in any process."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from linear_lab.fitting.callbacks import StopOnSignal
 
 
 class Doom(Callback):
-    """From the third epoch on: raises, kills its process or waits, each for one seed; says where it came so far."""
+    """Raises, kills its process, or waits, depending on the seed, from the third epoch on; notes that it got so far."""
 
     def __init__(self, seed, folder, raises=None, kills=None, waits=None):
         self.seed, self.folder = seed, Path(folder)

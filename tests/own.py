@@ -1,4 +1,4 @@
-"""Modules and data of a builder's own, which derive from nothing of this project."""
+"""Modules and data of a user, which derive from no class of this project."""
 
 import random
 
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(LightningModule):
-    """A classifier with dropout, that configures itself and logs under names of its own."""
+    """A classifier with dropout that configures its own optimizer, and logs under its own names."""
 
     def __init__(self, width=8, lr=0.05, scheduler="step", nan_in=None):
         super().__init__()
@@ -65,7 +65,7 @@ class Fail(Callback):
 
 
 class TrainingAlone(LightningModule):
-    """Logs its training loss alone, and has nothing to validate."""
+    """Logs its training loss only, and has no validation step."""
 
     def __init__(self):
         super().__init__()
@@ -81,11 +81,11 @@ class TrainingAlone(LightningModule):
 
 
 class Given(LightningModule):
-    """Takes optimizer, loss and scheduler, as partials or as specs, and a network that its YAML file builds."""
+    """Takes optimizer, loss and scheduler, as functions or as dicts, and a network that its YAML file builds."""
 
     def __init__(self, net, optimizer, loss, scheduler=None):
         super().__init__()
-        self.save_hyperparameters(ignore=["net"], logger=False)  # a partial, which no checkpoint can hold
+        self.save_hyperparameters(ignore=["net"], logger=False)  # a function, which a checkpoint cannot hold
         self.net, self.optimizer, self.loss, self.scheduler = net, optimizer, loss, scheduler
 
     def training_step(self, batch, batch_idx):
@@ -119,7 +119,7 @@ class AtTheEnd(TrainingAlone):
 
 
 class Clouds(LightningDataModule):
-    """Three clouds of points, shuffled, split at random, and moved a little each time that they are taken."""
+    """Three clouds of points, shuffled, split at random, with new noise each time that they are read."""
 
     def __init__(self, rows=60, batch_size=8, workers=0, validate=True):
         super().__init__()

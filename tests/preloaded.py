@@ -1,11 +1,11 @@
-"""What the server of `processes` imports, so that none of its processes has to: torch, Lightning, Hydra, most of ours.
+"""The imports of the server in `processes`, which its processes need not repeat: torch, Lightning, Hydra, linear_lab.
 
-Entries are left out: each process runs its own as ``__main__``.
+The modules of commands are not imported, since a process runs one of them as ``__main__``.
 """
 
 import logging
 
-handler = logging.NullHandler()  # as Hydra's is there in a command: else Lightning would keep its messages from the log
+handler = logging.NullHandler()  # without one, Lightning would add its own and not propagate its messages
 logging.getLogger().addHandler(handler)
 
 import linear_lab.cli  # noqa: E402

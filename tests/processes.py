@@ -1,7 +1,7 @@
-"""Commands and calls in processes of their own that need not import torch and Lightning, which takes seconds each time.
+"""Runs commands and functions in new processes that need not import torch and Lightning, which takes seconds.
 
-A server imports them once, when the first process is asked for, and forks. Tests of what is not imported, of signals
-while it is, of console scripts, and of what starts processes itself (DDP, joblib, TensorBoard) use `subprocess`.
+A server process imports them once, when the first process starts, and forks. Tests of what is not imported, of signals
+during imports, of console scripts, and of programs that start processes (DDP, joblib, TensorBoard) use `subprocess`.
 """
 
 import atexit
@@ -23,11 +23,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["preloaded", "processes"])
 
 
-calls = {}  # the processes of `fork`, by their ids
+calls = {}  # the processes that `fork` has started, by id
 
 
 class Process:
-    """A process that was started, with the part of `subprocess.Popen` that tests use."""
+    """A started process, with those methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, process, pipes):
         self.process, self.pid = process, process.pid
@@ -35,7 +35,7 @@ class Process:
         self.readers = [threading.Thread(target=self._read, args=given, daemon=True) for given in enumerate(pipes)]
         for reader in self.readers:
             reader.start()
-        atexit.register(self.kill)  # else Python would wait for what a failed test has left
+        atexit.register(self.kill)  # else Python would wait for processes that a failed test has left
 
     def _read(self, number, pipe):
         with pipe, open(pipe.fileno(), closefd=False) as file:
@@ -56,7 +56,7 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout=None):
-        """Standard output and error, once this process and all that share them have ended."""
+        """Return standard output and error, after this process and all that share them have ended."""
         end = None if timeout is None else time.monotonic() + timeout
         for waited in (*self.readers, self.process):
             waited.join(None if end is None else max(0, end - time.monotonic()))
@@ -78,16 +78,16 @@ def start(entry, *arguments, env=None, cwd=None):
 
 
 def begin(process):
-    """Have the server fork."""
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):  # for the server to import
+    """Start a process from the server."""
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):  # for its imports
         process.start()
 
 
 def fork(function, *arguments):
-    """Call in a process of its own, which ends with what is returned; its id.
+    """Call a function in a new process, whose exit code is what the function returns; return the id of the process.
 
-    It is not a fork of this process: a child of one that has used polars would wait for ever for polars' threads. So
-    nothing that was patched here is patched there.
+    The process is a fork of the server, since a fork of a process that has used polars waits for its threads forever.
+    So it lacks the patches of a test.
     """
     process = CONTEXT.Process(target=call, args=(cloudpickle.dumps((function, arguments)),))
     begin(process)
@@ -96,7 +96,7 @@ def fork(function, *arguments):
 
 
 def call(pickled):
-    """Call, and end at once."""
+    """Call the function, and end the process at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)
     code = 99
@@ -110,20 +110,20 @@ def call(pickled):
 
 
 def has_ended(pid):
-    """Tell whether a process of `fork` has ended."""
+    """Return whether a process that `fork` has started has ended."""
     return calls[pid].exitcode is not None
 
 
 def end(pid):
-    """Wait for a process of `fork`; its exit code, or less the signal that killed it."""
+    """Wait for a process that `fork` has started; return its exit code, or minus the signal that killed it."""
     calls[pid].join()
     return calls.pop(pid).exitcode
 
 
 def run(entry, arguments, environment, folder, ends):
-    """Be that command, from here on."""
+    """Become a command: replace its output files, environment and working directory, and run it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    multiprocessing.set_start_method(None, force=True)  # no other process is to come of the server
+    multiprocessing.set_start_method(None, force=True)  # the process itself must not use the server
     for number, end in enumerate(ends, 1):
         os.dup2(end.fileno(), number)
         end.close()

@@ -1,4 +1,4 @@
-"""Composing a config, training it in this process, and reading what it left."""
+"""Functions that compose configs, run commands in this process, and read the files of runs."""
 
 import copy
 import functools
@@ -30,7 +30,7 @@ class Noted(Callback):
 
 
 def compose(*overrides, name="train"):
-    """The config that the command line would compose. What options give is composed once: it takes time."""
+    """Return the config that the command line would compose. Options are composed once, since this takes time."""
     chosen = tuple(o for o in overrides if o[0] in "+~" or (CONF / o.partition("=")[0]).is_dir())
     cfg = copy.deepcopy(composed(name, chosen))
     for override in OverridesParser.create().parse_overrides([o for o in overrides if o not in chosen]):
@@ -54,19 +54,19 @@ def loader():
 
 
 def load(overrides):
-    """The config that Hydra composes, with its own node."""
+    """Return the config that Hydra composes, including the node hydra."""
     return loader().load_configuration("train", list(overrides), run_mode=RunMode.RUN)
 
 
 def composer(load=load):
-    """What composes the configs of a sweep's jobs, by a function that composes one."""
+    """Return a composer for the jobs of a sweep, which uses a function that composes one config."""
     made = Composer(load, loader().get_group_options, {"optimizer": "sgd", "data": "toy"}.get, "/base")
     made.steering = ["name=study"]
     return made
 
 
 def train(folder, *overrides):
-    """Train in a folder, in this process; the record. Pictures, which take most of a short run's time, if asked for."""
+    """Train in a folder, in this process; return the record. Pictures, which take long, are off by default."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not any(override.startswith("logger") for override in overrides):
@@ -76,7 +76,7 @@ def train(folder, *overrides):
 
 
 def command(entry, *arguments):
-    """Type a command in this process: exit code, standard output, standard error."""
+    """Run a command in this process; return its exit code, standard output and standard error."""
     root, before, out, errors, code = logging.getLogger(), sys.argv, io.StringIO(), io.StringIO(), 0
     handlers = root.handlers[:]
     sys.argv = ["linear-lab", *map(str, arguments)]
@@ -95,7 +95,7 @@ def command(entry, *arguments):
 
 
 def resume(folder, *overrides):
-    """Go on in a folder; the record."""
+    """Resume a run folder; return the record."""
     saved = OmegaConf.create((Path(folder) / ".hydra" / "config.yaml").read_text())
     changes = OmegaConf.from_dotlist([f"resume={folder}", *overrides])
     run.train(OmegaConf.merge(saved, changes), folder, [f"resume={folder}", *overrides])
@@ -107,7 +107,7 @@ def record(folder):
 
 
 def events(folder):
-    """All that TensorBoard reads of a run."""
+    """Return the events that TensorBoard reads of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
@@ -115,6 +115,6 @@ def events(folder):
 
 
 def scalars(folder):
-    """What TensorBoard shows of a run: tag -> [(step, value), ...]."""
+    """Return the scalars that TensorBoard shows of a run, as tag -> [(step, value), ...]."""
     found = events(folder)
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by one process, and never through a link."""
+"""Atomic writes, and files that are never written through a symbolic link."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ SIZE = 1 << 22
 
 @pytest.fixture
 def precious(tmp_path):
-    """A file elsewhere, to which links lead."""
+    """A file outside of the run folder, which the links of a test point to."""
     path = tmp_path / "elsewhere" / "precious"
     path.parent.mkdir()
     path.write_text("precious")
@@ -76,9 +76,9 @@ def test_what_killed_processes_left_does_not_pile_up(tmp_path, precious):
     for _ in range(3):
         assert processes.end(processes.fork(killed)) == -signal.SIGKILL
     assert len(list(tmp_path.glob("*.part"))) == 1
-    link = tmp_path / f"{atomic.PART}0.part"
+    link = tmp_path / f"{atomic.PART_PREFIX}0.part"
     link.symlink_to(precious)
-    with atomic.writing(tmp_path / "b"):  # it is being written, so another writer leaves it
+    with atomic.writing(tmp_path / "b"):  # another writer must not delete this unfinished file
         (mine,) = (path for path in tmp_path.glob("*.part") if not path.is_symlink())
         atomic.replace(tmp_path / "c", b"")
         assert mine.exists()
@@ -107,7 +107,7 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
     for seed in range(12):
         pid = processes.fork(write)
         before = path.stat().st_ino
-        while path.stat().st_ino == before:  # it has begun
+        while path.stat().st_ino == before:  # until the process has written once
             time.sleep(0.001)
         time.sleep(random.Random(seed).uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-APPENDED = {  # what is opened by its name, to be locked or appended to
+APPENDED = {  # files that are opened to be locked or appended to, not replaced
     "lock of a run": (folder.LOCK, lambda path: folder.Run(path.parent).lock()),
     "lock of a board": (board.LOCK, results.locked),
     "log of a job": (folder.LOG, console_in),
@@ -132,17 +132,17 @@ APPENDED = {  # what is opened by its name, to be locked or appended to
 def test_locks_and_logs_refuse_links(what, dangling, tmp_path, precious):
     name, opened = APPENDED[what]
     (tmp_path / name).symlink_to(precious.with_name("missing") if dangling else precious)
-    with pytest.raises(UserError, match=rf"{name}: a symbolic link"), opened(tmp_path / name):
-        pytest.fail("it was followed")
+    with pytest.raises(UserError, match=rf"{name}: it is a symbolic link"), opened(tmp_path / name):
+        pytest.fail("the link was followed")
     assert [path.read_text() for path in precious.parent.iterdir()] == ["precious"]
 
 
 @pytest.mark.parametrize("dangling", [False, True])
 def test_messages_are_not_logged_through_a_link(dangling, tmp_path, precious, capsys, monkeypatch):
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own has a file
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest adds a FileHandler, and a second is not added
     (tmp_path / "stacks.log").symlink_to(precious.with_name("missing") if dangling else precious)
-    with pytest.raises(UserError, match=r"stacks.log: a symbolic link"), log_to_file(tmp_path / "stacks.log"):
-        pytest.fail("it was followed")
+    with pytest.raises(UserError, match=r"stacks.log: it is a symbolic link"), log_to_file(tmp_path / "stacks.log"):
+        pytest.fail("the link was followed")
     assert [path.read_text() for path in precious.parent.iterdir()] == ["precious"]
     assert capsys.readouterr() == ("", "")
 
@@ -150,7 +150,7 @@ def test_messages_are_not_logged_through_a_link(dangling, tmp_path, precious, ca
 @pytest.mark.parametrize("name", [".hydra", "checkpoints"])
 def test_a_run_is_not_written_through_a_linked_folder(name, tmp_path, precious):
     (tmp_path / name).symlink_to(precious.parent)
-    with pytest.raises(UserError, match=rf"{name}: a symbolic link"):
+    with pytest.raises(UserError, match=rf"{name}: it is a symbolic link"):
         train(tmp_path)
     assert list(precious.parent.iterdir()) == [precious]
 
@@ -163,7 +163,7 @@ def test_the_log_of_a_command_refuses_a_link(dangling, tmp_path, precious):
     code, _, errors = command(train_entry, f"hydra.run.dir={run}", "logger=none")
     assert [path.read_text() for path in precious.parent.iterdir()] == ["precious"]
     assert (code, errors.count("\n")) == (1, 1)
-    assert errors.startswith(f"error: {run}/train.log: a symbolic link, through which nothing is written")
+    assert errors.startswith(f"error: {run}/train.log: it is a symbolic link, and linear_lab never writes")
 
 
 def test_the_page_of_a_sweep_refuses_a_linked_folder(tmp_path, precious):
@@ -171,15 +171,16 @@ def test_the_page_of_a_sweep_refuses_a_linked_folder(tmp_path, precious):
     events.write_text("events")
     for name in (page.PAGE, page_content.LEAST_SQUARES):
         (tmp_path / name).symlink_to(precious.parent)
-        with pytest.raises(UserError, match=f"{name}: a symbolic link"), page_content.replaced_events(tmp_path / name):
-            pytest.fail("it was followed")
+        message = f"{name}: it is a symbolic link"
+        with pytest.raises(UserError, match=message), page_content.replaced_events(tmp_path / name):
+            pytest.fail("the link was followed")
     assert sorted(precious.parent.iterdir()) == [events, precious]
 
 
 def test_the_database_of_a_search_refuses_a_link(tmp_path, precious):
     precious.write_text("")
     (tmp_path / "search.db").symlink_to(precious)
-    with pytest.raises(UserError, match=r"search\.db: a symbolic link"):
+    with pytest.raises(UserError, match=r"search\.db: it is a symbolic link"):
         open_storage(tmp_path)
     assert precious.read_text() == ""
 
@@ -191,7 +192,7 @@ def test_a_job_that_is_a_link_is_not_trained(tmp_path, precious):
     arguments = (f"output_root={tmp_path}", "name=study", "trainer.max_epochs=1", "logger=none")
     code, _, errors = command(train_entry, "-m", *arguments)
     assert code == 1
-    assert errors.startswith(f"error: {sweep}/sgd: a symbolic link, through which nothing is written")
+    assert errors.startswith(f"error: {sweep}/sgd: it is a symbolic link, and linear_lab never writes")
     assert list(precious.parent.iterdir()) == [precious]
 
 

@@ -74,7 +74,7 @@ def metrics(folder):
 
 @pytest.fixture(scope="module")
 def with_a_killed_one(swept, tmp_path_factory):
-    """The sweep, and a job that has no end: one that still runs, or was killed."""
+    """The sweep, and a job without an end: it still runs, or was killed."""
     folder = tmp_path_factory.mktemp("killed") / "sweep"
     shutil.copytree(swept, folder, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copytree(folder / jobs(folder)[-1], folder / KILLED, ignore=shutil.ignore_patterns("*.end"))

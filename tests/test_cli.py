@@ -85,8 +85,8 @@ def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
         (["callbacks=[1,2]"], ["error: callbacks=[1,2]: choose one of default, early_stopping"]),
         (["logger=true"], ["error: logger=true: choose one of csv, mlflow, none, tensorboard, wandb"]),
         (["console=null"], ["error: console=null: console holds several values", "as in console.steps=0"]),
-        (["metric=1e3"], ["error: metric=1e3: while training these data measure"]),
-        (["metric=ünï"], ["error: metric=ünï: while training these data measure"]),
+        (["metric=1e3"], ["error: metric=1e3 is not measured in training"]),
+        (["metric=ünï"], ["error: metric=ünï is not measured in training"]),
         (["output_root="], ["error: output_root=: the value is empty"]),
         (["resume="], ["error: resume=: the value is empty"]),
         (["hydra.run.dir="], ["error: hydra.run.dir=: the value is empty"]),
@@ -116,11 +116,11 @@ def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
         (["seed=(1"], ["error: seed=(1: cannot be parsed as key=value"]),
         (["-m", "optimizer=adam,adamw", "optimizer.betas=[0,0.9]"], ["so type optimizer.betas=choice([0,0.9])"]),
         (["optimizer.lr=-1"], ["error: optimizer: lr must be a positive number, got -1"]),
-        (["-m", "output_root=/dev/null/x", "seed=0,1"], ["error: no run can be kept in /dev/null/x/sweeps"]),
+        (["-m", "output_root=/dev/null/x", "seed=0,1"], ["error: cannot make a run folder in /dev/null/x/sweeps"]),
         (["scheduler=null"], ["error: scheduler=null: choose one of cosine, none, plateau, step"]),
         (["trainer.max_epochs=abc"], ["trainer.max_epochs must be a whole number from -1", "got the text 'abc'"]),
         (["resume=nowhere"], ["error: resume=nowhere: there is no such folder"]),
-        (["output_root=/dev/null/x"], ["error: no run can be kept in /dev/null/x/runs"]),
+        (["output_root=/dev/null/x"], ["error: cannot make a run folder in /dev/null/x/runs"]),
     ],
 )
 def test_a_mistake_ends_with_one_message_and_exit_code_1(arguments, said, tmp_path):
@@ -395,7 +395,7 @@ def test_train_evaluate_resume(tmp_path):
     assert "max_epochs: 5" in out
     for arguments, words in {
         ("-m", "trainer.max_epochs=6,7"): "resume continues one run",
-        ("trainer.max_epochs=3",): "is from epoch 5 already",
+        ("trainer.max_epochs=3",): "has reached epoch 5",
         ("trainer.precision=7",): "Precision 7 is invalid",
         ("seed=1",): "seed=1 cannot change",
     }.items():
@@ -422,7 +422,7 @@ def test_a_folder_that_holds_a_run_is_refused(left, tmp_path):
     before = contents(tmp_path)
     code, out, err = command(train_entry, f"hydra.run.dir={tmp_path}", *SHORT)
     assert (code, out) == (1, "")
-    assert f"error: {tmp_path}: holds a run already ({Path(left).name}); go on with it by resume={tmp_path}, or" in err
+    assert f"error: {tmp_path}: it already holds a run ({Path(left).name}); continue it with resume={tmp_path}," in err
     assert contents(tmp_path).items() - before.items() <= {(tmp_path / ".lock", b"")}
 
 
@@ -446,7 +446,7 @@ def test_a_place_that_can_hold_no_run_is_named(place, tmp_path, monkeypatch):
         assert err.startswith("error: ")
         assert len(err.splitlines()) == 1
         assert place in err
-        assert "no run can be kept" in err
+        assert "cannot make a run folder" in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -469,7 +469,7 @@ def test_a_folder_of_ones_own_is_taken_once(tmp_path):
     before = contents(tmp_path)
     code, _, err = command(train_entry, f"hydra.run.dir={tmp_path}", "seed=1", *SHORT)
     assert code == 1
-    assert f"error: {tmp_path}: holds a run already (result.json)" in err
+    assert f"error: {tmp_path}: it already holds a run (result.json)" in err
     assert contents(tmp_path) == before
 
 
@@ -519,7 +519,7 @@ def test_evaluate_wants_a_run(tmp_path):
     assert "error: run=<folder> is missing" in err
     code, _, err = command(evaluate_entry, f"run={tmp_path}")
     assert code == 1
-    assert "no result.json in it" in err
+    assert "it has no result.json" in err
 
 
 def test_a_table_from_training_to_predictions(tmp_path):
@@ -542,8 +542,8 @@ def test_a_table_from_training_to_predictions(tmp_path):
     for entry, arguments, words in (
         (predict_entry, (), "run=<folder> is missing"),
         (export_entry, (), "run=<folder> is missing"),
-        (predict_entry, (f"run={folder}",), "either x=[...] or input=<file>"),
-        (predict_entry, (f"run={folder}", "x=[1]"), "x wants 2 numbers a row (living area, [red])"),
+        (predict_entry, (f"run={folder}",), "either as x=[...] or as input=<file>"),
+        (predict_entry, (f"run={folder}", "x=[1]"), "x needs 2 finite numbers per row (living area, [red])"),
         (predict_entry, (f"run={folder}", f"input={tmp_path / 'no.csv'}"), "not there; check the path"),
         (export_entry, (f"run={folder}", "format=h5"), "choose format=pt2"),
     ):

@@ -1,4 +1,4 @@
-"""Fingerprints of a sweep's jobs, computed as columns: as each job's config alone has them."""
+"""Fingerprints of a sweep's jobs: computed as columns, they equal those of each job's config."""
 
 import functools
 import itertools
@@ -52,7 +52,7 @@ def combinations(*typed, limit=10_000):
 
 
 def alone(overrides):
-    """The fingerprints of one job, by its config; None for one that cannot be composed."""
+    """Return the fingerprints of one job, computed from its config; None if it cannot be composed."""
     try:
         config, cfg = shared()(overrides), shared().config(overrides)
     except REFUSED:
@@ -61,13 +61,13 @@ def alone(overrides):
 
 
 def deciding(overrides):
-    """What decides a run's numbers, as a text that tells 1 from 1.0 and from true."""
-    config = {key: value for key, value in shared()(overrides).items() if key not in fingerprints.FREE}
+    """Return the parts of a config that affect results, as text, in which 1, 1.0 and true differ."""
+    config = {key: value for key, value in shared()(overrides).items() if key not in fingerprints.NOT_HASHED}
     return json.dumps(config, sort_keys=True)
 
 
 def check(typed):
-    """The fingerprints of a grid are those of its jobs, one by one; returns the table."""
+    """Check that the fingerprints of a grid are those of its jobs; return the table."""
     jobs = plan.overrides(typed).to_list()
     expected = [alone(overrides) for overrides in jobs]
     try:
@@ -76,14 +76,14 @@ def check(typed):
         assert expected[0] is None
     if None in expected:
         with pytest.raises(UserError):
-            plan.identified(typed, shared())
+            plan.with_fingerprints(typed, shared())
         return None
-    found = plan.identified(typed, shared())
-    assert found.select(typed.columns).equals(typed)  # the rows are where they were
+    found = plan.with_fingerprints(typed, shared())
+    assert found.select(typed.columns).equals(typed)  # the rows have kept their order
     assert [*found.select("config_hash", "group", "problem").iter_rows()] == expected
     configs = [deciding(overrides) for overrides in jobs]
     pairs = {*zip(configs, found["config_hash"], strict=True)}
-    assert len(pairs) == len({*configs}) == found["config_hash"].n_unique()  # equal if and only if these are
+    assert len(pairs) == len({*configs}) == found["config_hash"].n_unique()  # equal exactly for equal configs
     planned = plan.plan_jobs(typed, shared())
     assert planned["config_hash"].to_list() == found["config_hash"].unique(maintain_order=True).to_list()
     assert planned["name"].n_unique() == len(planned)
@@ -92,7 +92,7 @@ def check(typed):
 
 @functools.cache
 def keys(shape):
-    """All keys that a job may set, those of containers among them."""
+    """Return all keys that a job may set, including those of dicts and lists."""
     return [
         key
         for key in dotted(OmegaConf.to_container(by_hydra(shape)))
@@ -102,7 +102,7 @@ def keys(shape):
 
 @st.composite
 def typed_grids(draw, values=VALUES):
-    """Grids of groups and keys, in any order."""
+    """Draw grids of groups and keys, in any order."""
     chosen = {
         group: draw(st.sampled_from([None, *sorted(file.stem for file in (CONF / group).glob("*.yaml"))]))
         for group in GROUPS
@@ -114,7 +114,7 @@ def typed_grids(draw, values=VALUES):
 
 
 @settings(max_examples=25)
-@example(["seed=[0.8,'${optimizer.lr}']", "optimizer.lr=0"])  # the rate goes to a place that is gone without the seed
+@example(["seed=[0.8,'${optimizer.lr}']", "optimizer.lr=0"])  # without the seed, no leaf has the rate
 @given(typed_grids())
 def test_fingerprints_of_a_grid_are_those_of_its_jobs(typed):
     check(combinations(*typed))
@@ -125,7 +125,7 @@ def test_fingerprints_of_a_grid_are_those_of_its_jobs(typed):
 def test_fingerprints_do_not_depend_on_the_order_in_which_keys_are_typed(typed, order):
     names = [item.partition("=")[0] for item in typed]
     if any(one != other and one.startswith(f"{other}.") for one in names for other in names):
-        return  # one in the other: the last counts
+        return  # one key contains the other, so the last one counts
     found = check(combinations(*typed))
     order.shuffle(typed)
     other = check(combinations(*typed))
@@ -149,7 +149,7 @@ def test_hostile_texts(ones, others, structural):
     try:
         OverridesParser.create().parse_overrides([line for row in lines for line in row])
     except hydra.errors.HydraException:
-        return  # no text that Hydra's grammar takes
+        return  # Hydra's grammar refuses the text
     check(plan.listed(lines))
 
 
@@ -232,7 +232,7 @@ def test_ranges_have_the_values_that_hydra_gives_them_in_decimals(text):
     (override,) = OverridesParser.create(config_loader=loader()).parse_overrides([f"optimizer={text}"])
     found = combinations(f"optimizer={text}", "seed=1,2")
     texts, wanted = {*found["optimizer"]}, {*override.sweep_string_iterator()}
-    if "." in text:  # 0.3 and not 0.30000000000000004; Hydra may also count one more, at the end
+    if "." in text:  # Hydra gives 0.30000000000000004 for 0.3, and may give one more value
         assert all(len(value) <= 6 for value in texts)
         assert all(min(abs(float(value) - float(other)) for other in wanted) < 1e-12 for value in texts)
         assert len(wanted) - 1 <= len(texts) <= len(wanted)
@@ -262,8 +262,8 @@ def test_hydra_composes_once_for_each_choice_of_groups():
 @pytest.mark.parametrize(
     ("launch", "remedy"),
     [
-        ("stacked", "more than 2,000,000; set hydra.launcher.limit=<number> to train as many"),
-        ("local", "more than 100,000; launch=stacked trains as many at once"),
+        ("stacked", "more than 2,000,000; set hydra.launcher.limit=<number> to train more"),
+        ("local", "more than 100,000; launch=stacked can train more"),
     ],
 )
 def test_too_many_jobs_are_refused_at_once(typed, launch, remedy, tmp_path):
@@ -271,14 +271,14 @@ def test_too_many_jobs_are_refused_at_once(typed, launch, remedy, tmp_path):
     started = time.process_time()
     code, out, errors = command(entry, "-m", f"output_root={tmp_path}", f"launch={launch}", "name=study", *data, *typed)
     assert (code, out) == (1, "")
-    assert errors == f"error: the sweep has 10,000,000 jobs, {remedy}\n"
+    assert errors == f"error: the sweep has 10,000,000 jobs, which is {remedy}\n"
     assert time.process_time() - started < 5
     assert not [*tmp_path.glob("sweeps/*")]
 
 
 @pytest.mark.parametrize("text", ["range(0,inf)", "range(0.0,1.0,0)", "range(1,2,0)", "interval(0,1)"])
 def test_a_range_without_end_is_refused(text):
-    with pytest.raises(UserError, match="has no end of values to try"):
+    with pytest.raises(UserError, match="has infinitely many values"):
         combinations(f"seed={text}")
 
 

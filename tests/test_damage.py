@@ -1,4 +1,4 @@
-"""Damaged files in a run folder or a sweep's folder: one message that names the file, and nothing is lost."""
+"""Damaged files in a run folder or a sweep's folder: one message names the file, and no other file changes."""
 
 import io
 import json
@@ -24,7 +24,7 @@ DEEP = 20_000  # levels
 
 
 def changed(**fields):
-    """Change the record of a run; ... removes a field."""
+    """Change fields of a run's record; the value ``...`` removes a field."""
 
     def damage(content):
         fields_left = {**json.loads(content), **fields}
@@ -88,7 +88,7 @@ def files(folder):
 
 
 def refused(kind, folder):
-    """Type a command, which must be refused in one line, and leave all as it was; what it said."""
+    """Run a command that must fail with a message of one line and change no file; return the message."""
     entry, *arguments = COMMANDS[kind]
     before = files(folder)
     code, out, err = command(entry, *(argument.format(folder) for argument in arguments))
@@ -164,7 +164,7 @@ def test_a_job_that_was_killed_as_it_began_goes_on(left, swept, tmp_path):
         assert (code, err) == (0, "")
         assert {**record(job), "seconds": 0} == {**whole, "seconds": 0}
     else:
-        assert "no result.json in it, so no run was started there" in refused("resume", job)
+        assert "it has no result.json, so it is not a run folder" in refused("resume", job)
 
 
 def parquet(**columns):
@@ -198,7 +198,7 @@ SETTINGS = {
 
 
 def rank(sweep):
-    """Rank the jobs of a sweep by its command: what it printed, and the rows of leaderboard.csv."""
+    """Run the leaderboard command; return its output, and the rows of leaderboard.csv."""
     code, out, err = command(leaderboard_entry, f"sweep={sweep}")
     assert code == 0, err
     assert "Traceback" not in out + err

@@ -1,4 +1,4 @@
-"""The run folder: one for each launch, held by one process, whole at any moment."""
+"""The run folder: each run has its own, one process holds its lock, and a kill leaves no half-written file."""
 
 import json
 import multiprocessing
@@ -29,12 +29,12 @@ def test_launches_of_one_second_have_folders_of_their_own(tmp_path):
         folders = list(pool.map(make, [str(tmp_path)] * 40))
     assert len(set(folders)) == 40
     assert all(re.fullmatch(r"\d{8}-\d{6}-[a-z0-9]{4}", os.path.basename(folder)) for folder in folders)  # noqa: PTH119
-    assert not any(os.listdir(folder) for folder in folders)  # noqa: PTH208 - the probe is gone
+    assert not any(os.listdir(folder) for folder in folders)  # noqa: PTH208 - check_room leaves no file
 
 
 def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
     letters, now = iter("aab"), atomic.datetime.now(atomic.UTC)
-    monkeypatch.setattr(atomic, "datetime", SimpleNamespace(now=lambda zone: now))  # else the second may end in between
+    monkeypatch.setattr(atomic, "datetime", SimpleNamespace(now=lambda zone: now))  # so that both have the same time
     monkeypatch.setattr(atomic.random.SystemRandom, "choices", lambda self, *_, k: next(letters) * k)
     names = [make(str(tmp_path))[-4:] for _ in range(2)]
     assert names == ["aaaa", "bbbb"]
@@ -42,7 +42,7 @@ def test_a_name_that_is_taken_is_not_shared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("root", ["/dev/null/outputs", "/proc/outputs"])
 def test_a_root_that_cannot_hold_a_run_is_named(root):
-    with pytest.raises(UserError, match=rf"no run can be kept in {root}.*choose another"):
+    with pytest.raises(UserError, match=rf"cannot make a run folder in {root}.*choose another"):
         make(root)
 
 
@@ -60,7 +60,7 @@ def test_a_full_disk_is_found_before_training(tmp_path):
 def test_a_folder_is_held_by_one_process(tmp_path):
     other = folder.Run(tmp_path)
     with folder.Run(tmp_path).recording(), pytest.raises(UserError, match="another process"), other.recording():
-        pytest.fail("two hold it")
+        pytest.fail("two processes hold the folder")
     assert not other.held
     with folder.Run(tmp_path).recording() as again:
         again.write(status="completed")
@@ -107,11 +107,11 @@ def test_numbers_without_a_word_in_json_are_null(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no result.json in it"),
+        (None, "it has no result.json"),
         ("{half", "cannot be read"),
         ("[]", "cannot be read"),
         ('{"status": "completed"}', "cannot be read"),
-        ('{"versions": {"linear_lab": "99.0"}}', "made by linear_lab 99.0, this is .*update"),
+        ('{"versions": {"linear_lab": "99.0"}}', "linear_lab 99.0 wrote it, this is .*update"),
     ],
 )
 def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path):
@@ -124,7 +124,7 @@ def test_a_folder_without_a_readable_record_is_named(content, message, tmp_path)
 def test_a_folder_without_its_config_is_named(tmp_path):
     with folder.Run(tmp_path).recording() as one:
         one.write(status="completed")
-    with pytest.raises(UserError, match=r"no \.hydra/config\.yaml in it"):
+    with pytest.raises(UserError, match=r"it has no \.hydra/config\.yaml"):
         folder.Run.open(tmp_path)
 
 
@@ -210,9 +210,9 @@ def test_a_claimed_folder_is_its_own_and_held(tmp_path):
     for name in ("result.json", "checkpoints/best.ckpt"):
         (run.path / "result.json").unlink(missing_ok=True)
         (run.path / name).write_text("")
-        message = rf"holds a run already \({name.rpartition('/')[2]}\).*by resume="
+        message = rf"already holds a run \({name.rpartition('/')[2]}\).*with resume="
         with pytest.raises(UserError, match=message), folder.Run(run.path).claimed():
-            pytest.fail("it is taken twice")
+            pytest.fail("the folder was claimed twice")
 
 
 @pytest.mark.parametrize("name", ["result.json", ".hydra/config.yaml", ".hydra/overrides.yaml", "train.log"])
@@ -221,12 +221,12 @@ def test_a_pipe_is_not_waited_for(name, tmp_path):
         one.begin("a: 1", ["a=1"])
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=f"{name}: no regular file"):
+    with pytest.raises(UserError, match=f"{name}: it is not a regular file"):
         folder.Run.open(tmp_path)
-    with pytest.raises(ValueError, match="no regular file") if name == "result.json" else nullcontext():
+    with pytest.raises(ValueError, match="not a regular file") if name == "result.json" else nullcontext():
         folder.Run(tmp_path).read()
     with pytest.raises(OSError, match="No such device"), open(tmp_path / name, "a", opener=atomic.no_link):
-        pytest.fail("nobody reads it")
+        pytest.fail("a pipe without a reader was opened")
 
 
 @pytest.mark.parametrize("content", [b"{", b"5", b"[5]", b"a: b", b"\xff", b"[" * 20_000, ...])
@@ -251,7 +251,7 @@ def test_overrides_are_added_as_yaml(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_does_not_keep_the_folder(tmp_path):
-    """As the workers of a DataLoader, which outlive a killed run for seconds."""
+    """The workers of a DataLoader, for example, outlive a killed run by seconds."""
     with folder.Run(tmp_path).lock():
         fork = multiprocessing.get_context("fork")
         begun = fork.Event()

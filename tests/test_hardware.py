@@ -1,4 +1,4 @@
-"""What benchmarks say of hardware that is not there."""
+"""The messages of benchmarks about hardware that is not available."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("trainer=tpu", "benchmarks take trainer=cpu or trainer=gpu, got trainer=tpu\n"),
+        ("trainer=tpu", "benchmarks accept trainer=cpu or trainer=gpu, got trainer=tpu\n"),
         pytest.param(
             "trainer=gpu",
-            f"trainer=gpu: torch {torch.__version__} sees no GPU; leave it out to measure on the CPU\n",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it would be measured"),
+            f"trainer=gpu: torch {torch.__version__} finds no GPU; leave trainer=gpu out to measure on the CPU\n",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so the benchmark would run"),
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_run_that_diverges_raises(tmp_path):
 
 
 def test_a_folder_that_holds_a_run_is_refused(finished):
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         linear_lab.train_run(linear_lab.compose(SHORT), finished)
 
 

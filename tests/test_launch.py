@@ -1,4 +1,4 @@
-"""Sweeps in other processes: the same bits, and what is left when a process is lost."""
+"""Sweeps in other processes: they give the same bits, and keep their results when a process is killed."""
 
 import importlib.util
 import json
@@ -39,7 +39,7 @@ LAUNCHES = [
 
 
 def start(root, launch, **doom):
-    """Sweep over the seeds in a process of its own."""
+    """Run a sweep over seeds in a new process."""
     given = {"_target_": "doomed.Doom", "seed": "${seed}", "folder": f"'{root}'"} | doom
     items = ",".join(f"{key}:{value}" for key, value in given.items())
     arguments = [f"output_root={root}", "name=study", f"+callbacks.doom={{{items}}}", *launch, *OVERRIDES]
@@ -49,7 +49,7 @@ def start(root, launch, **doom):
 
 
 def end(process):
-    """Exit code, standard output, and standard error less what Python says of any process that was killed."""
+    """Return exit code, output, and standard error without Python's messages about killed processes."""
     out, errors = process.communicate(timeout=300)
     errors = [line for line in errors.splitlines() if "resource_tracker" not in line and "warnings.warn" not in line]
     return process.returncode, out, errors
@@ -64,7 +64,7 @@ def wait_for(condition, process=None):
 
 
 def begun(root, seed):
-    """Processes in which a job came to its third epoch."""
+    """Return the processes in which a job reached its third epoch."""
     file = root / f"begun-{seed}"
     return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -83,7 +83,7 @@ def bits(root):
 
 @pytest.fixture(scope="session")
 def alone(once):
-    """The bits of each job, trained alone in this process."""
+    """The results of each job, trained alone in this process."""
 
     def each(folder):
         for seed in SEEDS:
@@ -99,7 +99,7 @@ def test_a_job_that_kills_its_process_takes_no_other_with_it(launch, alone, tmp_
     assert (code, errors) == (1, [])
     assert bits(tmp_path) == {2: alone[2]}
     assert "failed  sgd-seed=1: RuntimeError('doomed')" in out
-    assert "interrupted  sgd-seed=0: its process was lost (" in out
+    assert "interrupted  sgd-seed=0: its process ended unexpectedly (" in out
     (counts,) = (line for line in out.splitlines() if line.startswith("3 jobs: "))
     assert sorted(counts[len("3 jobs: ") :].split(", ")) == ["1 completed", "1 failed", "1 interrupted"]
     assert "-m linear_lab.train -m name=study 'seed=range(3)'" in out
@@ -122,7 +122,7 @@ def test_kill_9_of_a_worker_and_of_the_sweep_loses_nothing(launch, alone, tmp_pa
     code, out, errors = end(process)
     assert (code, errors) == (0, []), out
     assert bits(tmp_path) == alone
-    assert len(begun(tmp_path, 1)) == (3 if launch == JOBLIB else 2)  # it was trained again, and once
+    assert len(begun(tmp_path, 1)) == (3 if launch == JOBLIB else 2)  # the job was trained again, once
 
 
 @pytest.mark.cluster
@@ -146,7 +146,7 @@ def test_without_slurm_the_message_says_so(tmp_path):
     command = [sys.executable, "-m", "linear_lab.train", "-m", f"output_root={tmp_path}", "launch=slurm", "seed=0,1"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: launch: no job could be started (RuntimeError: Could not detect")
+    assert done.stderr.startswith("error: launch: the launcher started no job (RuntimeError: Could not detect")
     assert done.stderr.count("\n") == 1
 
 
@@ -191,7 +191,7 @@ def test_local_gives_each_job_the_config_that_hydra_would(monkeypatch):
         by_hydra = loader.load_sweep_config
         monkeypatch.setattr(loader, "load_sweep_config", lambda *given: (loaded.append(1), by_hydra(*given))[1])
         for seed, lr in ((1, 0.1), (2, "null"), (3, "'a, =b'")):
-            for experiment in ("debug", "notebook"):  # debug changes Hydra's own node
+            for experiment in ("debug", "notebook"):  # debug changes Hydra's config
                 typed = [
                     f"seed={seed}",
                     f"experiment={experiment}",
@@ -204,7 +204,7 @@ def test_local_gives_each_job_the_config_that_hydra_would(monkeypatch):
                 assert repr(found) == repr(expected)
                 assert OmegaConf.get_type(found, "hydra") is OmegaConf.get_type(expected, "hydra")
                 assert found._get_flag("struct") == expected._get_flag("struct")
-    assert len(loaded) == 2  # one an experiment
+    assert len(loaded) == 2  # one per experiment
 
 
 def test_local_under_the_sweeper_of_hydra(tmp_path):
@@ -223,11 +223,11 @@ def test_workers_are_as_many_as_cores_or_gpus(monkeypatch):
     assert [config.workers(name) for name in ("cpu", "gpu", "auto")] == [3, 4, 4]
     assert [config.gpus(name, 2) for name in ("cpu", "gpu", "cuda")] == [None, 2, 2]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert [config.workers(name) for name in ("gpu", "auto")] == [1, 3]  # the job says what is wrong
+    assert [config.workers(name) for name in ("gpu", "auto")] == [1, 3]  # the job reports what is wrong
 
 
 def lease(connection):
-    """Take a GPU of two, say which one, and hold it until told to end."""
+    """Lock one of two GPUs, send its name, and hold it until told to end."""
     torch.cuda.device_count = lambda: 2
     try:
         connection.send(job.leased_gpu())
@@ -254,7 +254,7 @@ def test_each_process_gets_a_gpu_of_its_own(visible, tmp_path, monkeypatch):
         return ours.recv()
 
     assert [another(), another()] == names
-    assert another() == "launch=joblib: all 2 GPUs are taken; try hydra.launcher.n_jobs=2"
+    assert another() == "launch=joblib: all 2 GPUs are in use; try hydra.launcher.n_jobs=2"
     held[0][0].kill()
     held[0][0].join()
     assert another() == names[0]

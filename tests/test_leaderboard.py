@@ -1,4 +1,4 @@
-"""A sweep's leaderboard, from plans, records and results written by hand."""
+"""The leaderboard of a sweep, from plans, records and results that the tests write."""
 
 import csv
 import fcntl
@@ -42,7 +42,7 @@ def put(folder, name, value=1.0, status="completed", *, overrides=(), group=None
 
 
 def plan(folder, jobs, own=OWN):
-    """Plan jobs, given as overrides by name; a sweep plans no name= for them."""
+    """Plan jobs, given as overrides by name; name= is not part of them."""
     frame = pl.DataFrame({"name": [*jobs], "config_hash": [f"hash of {name}" for name in jobs]})
     frame = frame.with_columns(group=pl.lit(None, pl.String), problem=pl.lit("of all"))
     typed = listed([[item for item in overrides if not item.startswith("name=")] for overrides in jobs.values()])
@@ -65,7 +65,7 @@ def stack(folder, values, *, status="completed", own=OWN, overrides=None, **fiel
 
 
 def told(found, *columns):
-    """The jobs of a board, as tuples of some columns."""
+    """Return some columns of a leaderboard's jobs, as tuples."""
     return found.jobs.select(columns).rows()
 
 
@@ -98,7 +98,7 @@ def test_best_first_and_the_others_as_planned(tmp_path):
     assert [list(row.values()) for row in table] == [
         ["1", "lr=3", "3", "0.30000000000000004", "0.30000000000000004", "7", "completed", "0.25", ""],
         ["2", "lr=2", "2", "0.5", "0.5", "7", "completed", "0.25", ""],
-        ["2", "lr=5", "5", "0.5", "0.5", "7", "completed", "0.25", ""],  # they share a rank
+        ["2", "lr=5", "5", "0.5", "0.5", "7", "completed", "0.25", ""],  # equal values share a rank
         ["4", "lr=8", "8", "9.0", "9.0", "7", "completed", "0.25", ""],
         ["", "lr=1", "1", "", "", "", "waiting", "", ""],
         ["", "lr=4", "4", "", "", "7", "diverged", "0.25", ""],
@@ -163,7 +163,7 @@ def test_what_is_no_finite_number_is_not_ranked(value, tmp_path):
     put(tmp_path, "a", metrics={"val/loss": value}, excess_loss=value, seconds=value, steps=None)
     found = board.write(tmp_path)
     assert (found.best, rows(tmp_path)[0]["val/loss"], rows(tmp_path)[0]["excess_loss"]) == (None, "", "")
-    assert "no job was completed, so none has won" in (tmp_path / "leaderboard.md").read_text()
+    assert "no job was completed" in (tmp_path / "leaderboard.md").read_text()
 
 
 def cut_in_half(path):
@@ -171,7 +171,7 @@ def cut_in_half(path):
 
 
 def spoilt(path):
-    """Overwrite what comes before the footer of a table."""
+    """Overwrite the data of a Parquet file, but not its footer."""
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff" * 60 + content[64:])
 
@@ -229,8 +229,8 @@ def test_an_older_sweep_does_not_tell_what_was_typed(tmp_path):
     assert (board.is_sweep(tmp_path), found.best.command, found.differing) == (True, None, [])
     assert f"train again  as {tmp_path}/0-sgd/.hydra says" in printed(found)
     put(tmp_path, "new", overrides=["seed=1"])
-    assert board.read(tmp_path).differing == []  # what is not known does not differ
-    assert "0-sgd" in printed(found).splitlines()[1]  # no other column tells the jobs apart
+    assert board.read(tmp_path).differing == []  # unknown overrides do not differ
+    assert "0-sgd" in printed(found).splitlines()[1]  # shown, since no other column distinguishes the jobs
 
 
 def test_what_differs_in_the_order_typed(tmp_path):
@@ -277,7 +277,7 @@ def test_the_means_over_seeds(tmp_path):
     assert [list(row.values())[:5] + list(row.values())[6:] for row in table] == [
         ["1", "c", "1", "0", "2.0", "2.0", "2.0"],
         ["2", "a", "3", "0", "4.0", "1.0", "8.0"],  # (3 + 1 + 8) / 3
-        ["3", "b", "2", "1", "0.375", "0.25", "0.5"],  # behind those that lost none
+        ["3", "b", "2", "1", "0.375", "0.25", "0.5"],  # after the groups without a lost job
         ["", "d", "0", "1", "", "", ""],
     ]
     deviations = [row["standard_deviation"] for row in table]
@@ -314,7 +314,7 @@ def test_a_table_over_seeds_only_where_there_are_some(tmp_path):
     found = board.write(tmp_path)
     assert found.groups.is_empty()
     assert not (tmp_path / "leaderboard_seeds.csv").exists()
-    assert "over seeds" not in printed(found) + board.markdown(found, board.MOST)
+    assert "over seeds" not in printed(found) + board.markdown(found, board.MAX_ROWS)
     put(tmp_path, "c", group="b", seed=0)
     assert board.write(tmp_path).groups.select("group", "n", "len").rows() == [("a", 1, 1), ("b", 2, 2)]
     assert "val/loss over seeds" in printed(board.read(tmp_path))
@@ -330,7 +330,7 @@ def test_only_what_has_changed_is_read_again(tmp_path, monkeypatch):
     assert parsed == []
     before = (tmp_path / "c" / "result.json").stat()
     text = (tmp_path / "c" / "result.json").read_text().replace("1.0", "0.0")
-    (tmp_path / "new").write_text(text)  # as long, and written in the same tick of the clock
+    (tmp_path / "new").write_text(text)  # it has the same length and the same time of modification
     os.utime(tmp_path / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
     (tmp_path / "new").replace(tmp_path / "c" / "result.json")
     assert board.read(tmp_path).best.name == "c"
@@ -347,7 +347,7 @@ def test_plan_and_results_are_read_again_only_when_they_have_changed(tmp_path, m
     monkeypatch.setattr(inventory, "read_plan", lambda folder: first.append(folder) or read_plan(folder))
     monkeypatch.setattr(inventory, "read_stacked", lambda *given: again.append(given) or read_stacked(*given))
     found = board.read(tmp_path)
-    assert board.read(tmp_path) is found  # what was ranked stays too
+    assert board.read(tmp_path) is found  # the ranking is reused
     assert board.read(tmp_path, mode="max") is not found
     assert (len(first), len(again)) == (1, 1)
     stack(tmp_path, {"b": 0.5})
@@ -375,7 +375,7 @@ def test_another_metric(tmp_path):
     with pytest.raises(UserError, match="mode=up: choose min or max"):
         board.read(tmp_path, mode="up")
     plan(tmp_path, {"c": []}, {"metric": "test/loss", "mode": "max"})
-    assert board.read(tmp_path).best.name == "a"  # the sweep's own comes before the jobs'
+    assert board.read(tmp_path).best.name == "a"  # the sweep's settings come before those of the jobs
     stack(tmp_path, {"d": 0.25})
     assert [board.read(tmp_path, *chosen).best.name for chosen in [(), ("val/loss",)]] == ["d", "d"]
 
@@ -400,7 +400,7 @@ def test_losses_that_do_not_compare_are_told(key, metric, said, tmp_path):
     for value in "ab":
         put(tmp_path, value, overrides=[f"{key}={value}"], own={"metric": metric, "mode": "min"})
     found = board.read(tmp_path)
-    assert (f"jobs differ in {key}: losses of other data" in printed(found)) == said
+    assert (f"jobs differ in {key}, so their losses are not" in printed(found)) == said
 
 
 HOSTILE = ["data.path='../../x y=é|`.csv'", "data.x=['a b','c']", '+note=$(rm -rf "$HOME")\n\x1b[31m', "seed=1"]
@@ -414,7 +414,7 @@ def test_the_command_is_what_was_typed_less_what_steers(tmp_path):
     assert (python, rest) == (layout.python(), ["-m", "linear_lab.train", *HOSTILE])
     text = (tmp_path / "leaderboard.md").read_text()
     assert text.endswith(f"\n```sh\n{printable(found.best.command)}\n```\n")
-    assert text.count("\n| ") == 4  # a line break, or a bar, in a value ends no row
+    assert text.count("\n| ") == 4  # line breaks and bars in a value do not end a row
     assert f"train again  {layout.python()} -m linear_lab.train" in printed(found, width=40, is_terminal=True)
     table = printed(found).split("train again")[0]
     assert "?[31m" in table
@@ -428,7 +428,7 @@ def test_a_stacks_winner_is_trained_again_as_it_was_typed(tmp_path):
     found = board.read(tmp_path)
     assert found.best.name == "b"
     assert sorted(shlex.split(found.best.command)[3:]) == sorted([*HOSTILE, "++optimizer.nesterov=true"])
-    (tmp_path / "plan.parquet").unlink()  # then the results tell
+    (tmp_path / "plan.parquet").unlink()  # then the overrides come from the results
     stack(tmp_path, {"c": 0.5}, overrides={"c": ["seed=5", "+note=3"]})
     assert shlex.split(board.read(tmp_path).best.command)[3:] == ["seed=5", "+note=3"]
 
@@ -502,7 +502,7 @@ def test_the_terminal_shows_the_top(tmp_path):
     assert "2 more in" in printed(found, top=44)
     assert "41 more jobs are not shown." in board.markdown(found, 5)
     assert board.markdown(found, 5).count("\n| ") == 2 * (2 + 5)
-    assert "not shown" not in board.markdown(found, board.MOST)
+    assert "not shown" not in board.markdown(found, board.MAX_ROWS)
     assert shown.endswith(f"leaderboard  {tmp_path}/leaderboard.md\n")
 
 
@@ -526,7 +526,7 @@ def test_who_writes_last_has_read_last(tmp_path):
         writer = threading.Thread(target=board.write, args=(tmp_path,))
         writer.start()
         writer.join(0.2)
-        assert writer.is_alive()  # it waits
+        assert writer.is_alive()  # it waits for the lock
         put(tmp_path, "b")
     writer.join()
     assert [row["job"] for row in rows(tmp_path)] == ["a", "b"]
@@ -540,7 +540,7 @@ def test_a_full_disk_costs_a_warning(tmp_path, quota, caplog):
     assert board.write(tmp_path).best.name == "b"
     said = f"cannot write {tmp_path}/leaderboard.csv: File too large; make room"
     assert f"the leaderboard of {tmp_path} could not be written: {said}" in caplog.text
-    assert [row["job"] for row in rows(tmp_path)] == ["a"]  # whole, if older
+    assert [row["job"] for row in rows(tmp_path)] == ["a"]  # the older table is complete
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".leaderboard.lock", "a", "b", "leaderboard.csv", "leaderboard.md"
     ]  # fmt: skip
@@ -655,7 +655,7 @@ def test_a_mistake_ends_with_one_message_and_writes_nothing(arguments, said, tmp
     monkeypatch.chdir(tmp_path)
     for folder in ("plain", "study"):
         (tmp_path / folder).mkdir()
-    put(tmp_path / "plain", "run", job={})  # a run that is no job
+    put(tmp_path / "plain", "run", job={})  # a run without a job
     put(tmp_path / "study", "job")
     code, out, err = command(entry, *arguments)
     assert (code, out) == (1, "")
@@ -665,7 +665,7 @@ def test_a_mistake_ends_with_one_message_and_writes_nothing(arguments, said, tmp
 
 
 def test_it_answers_without_torch(tmp_path):
-    """By the command itself, and where it is written between jobs: nothing that takes its time is imported."""
+    """Neither the command, nor writing between jobs, imports a package that takes long to import."""
     plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"], "c": ["seed=3"]})
     put(tmp_path, "a", overrides=["seed=1"], group="g", seed=1)
     stack(tmp_path, {"b": 2.0})
@@ -678,7 +678,7 @@ def test_it_answers_without_torch(tmp_path):
     done = subprocess.run(typed, capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("\nset()\n"), done.stderr
     assert "3 jobs: 2 completed, 1 waiting" in done.stdout
-    (tmp_path / "results.parquet").unlink()  # then there is nothing to show on a page
+    (tmp_path / "results.parquet").unlink()  # then the page has no content
     script = script.replace("leaderboard.main()", "page.write_page(sys.argv[1][6:])")
     done = subprocess.run([*typed[:2], script, typed[3]], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("set()\n", "")
@@ -689,8 +689,8 @@ def test_between_jobs_it_is_written_as_often_as_its_share_of_the_time_allows(swe
     written = []
     monkeypatch.setattr(board, "write", written.append)
     monkeypatch.setitem(board._written, swept, (time.monotonic() - 10, 1.0))
-    board.write_sparingly(swept)
+    board.write_if_due(swept)
     assert not written
     monkeypatch.setitem(board._written, swept, (time.monotonic() - 30, 1.0))
-    board.write_sparingly(swept)
+    board.write_if_due(swept)
     assert written == [swept]

@@ -1,4 +1,4 @@
-"""What `make` refuses: it would take any variable in silence."""
+"""The Makefile refuses unknown variables, which make itself would accept."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def test_the_targets_are_there():
 def test_what_is_meant_for_args_is_refused(target):
     code, out, err = make(target, "lr=0.01", "data.x=[a b]", "ARGS=seed=1")
     assert (code, out) == (2, "")
-    assert f'goes into ARGS: make {target} ARGS="seed=1 data.x=[a b] lr=0.01"' in err
+    assert f'pass overrides in ARGS: make {target} ARGS="seed=1 data.x=[a b] lr=0.01"' in err
 
 
 def test_args_in_small_letters():

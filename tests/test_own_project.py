@@ -1,4 +1,4 @@
-"""examples/own_project, as its README uses it: from its own folder, with linear_lab as a dependency."""
+"""The commands of examples/own_project/README.md, run in a copy of its folder."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ SHORT = (*STRIPES, "trainer.max_epochs=3", "logger=none")
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of the folder, in which the user works."""
+    """A copy of the folder, which is the working directory."""
     folder = shutil.copytree(Path(__file__).parents[1] / "examples" / "own_project", tmp_path / "mine")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
@@ -39,7 +39,7 @@ def test_it_trains_goes_on_and_is_measured(project):
     assert result["metrics"]["val/f1"] > 0.4
     assert "val/f1" in out
     assert len(scalars(project / "run")["val/f1"]) == 4
-    assert command(evaluate_entry, "run=run")[0] == 1  # the config names modules that this command does not
+    assert command(evaluate_entry, "run=run")[0] == 1  # the config names classes that this command does not
     code, out, err = command(evaluate_entry, "--config-dir", "conf", "run=run", "checkpoint=last")
     assert code == 0, err
     assert "differ" not in out
@@ -98,7 +98,7 @@ def test_other_processes_sweep_it(launch, project):
 def test_without_a_metric_none_is_ranked(project):
     code, out, err = command(train_entry, *SHORT, "metric=null", "-m", "optimizer.lr=0.01,0.02")
     assert code == 0, err
-    assert "metric=null ranks none" in out
+    assert "no best job, since metric=null" in out
 
 
 def test_a_search_learns_from_its_metric(project):
@@ -107,7 +107,7 @@ def test_a_search_learns_from_its_metric(project):
     table = pl.read_csv(project / "outputs" / "sweeps" / "found" / "leaderboard.csv")
     assert len(table["val/f1"].drop_nulls()) == 3
     code, _, err = command(train_entry, *SHORT, "-m", "sweep=search", "metric=null")
-    assert (code, err) == (1, "error: metric=null: a search learns from a metric; name one\n")
+    assert (code, err) == (1, "error: metric=null: a search optimizes a metric; set one, such as metric=val/loss\n")
 
 
 def test_two_processes_train_it(project):
@@ -122,4 +122,4 @@ def test_a_stack_says_why_it_takes_none(project):
     code, out, err = command(train_entry, *SHORT, "-m", *typed)
     assert code == 0, err
     assert "4 completed" in out
-    assert "StripesCNN is no SupervisedModule" in out + err
+    assert "StripesCNN is not a SupervisedModule" in out + err

@@ -1,4 +1,4 @@
-"""A sweep's own page in TensorBoard."""
+"""The page of a sweep in TensorBoard."""
 
 import fcntl
 import itertools
@@ -28,12 +28,12 @@ TRAINED = [(name, lr) for name in ("sgd", "adam") for lr in ("0.01", "0.1", "0.5
 
 
 def names(folder):
-    """The jobs' folders in the order planned."""
+    """Return the folders of the jobs, in the order of the plan."""
     return board.read(folder).jobs["name"].to_list()
 
 
 def leaderboard(folder):
-    """The rows of the table that the page shows, headings first."""
+    """Return the rows of the page's leaderboard, headings first."""
     (text,) = events(folder / "_sweep").Tensors("leaderboard/text_summary")
     lines = text.tensor_proto.string_val[0].decode().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
@@ -41,7 +41,7 @@ def leaderboard(folder):
 
 
 def as_job(folder, *overrides):
-    """Have a run's record say that it is a job of a sweep."""
+    """Write to a run's record that it is a job of a sweep."""
     config = page_content.read_config(folder) | {"metric": "val/loss", "mode": "min"}
     job = job_fields(config, overrides, "-".join(overrides))
     (folder / "result.json").write_text(json.dumps(record(folder) | {"job": job}))
@@ -61,7 +61,7 @@ def test_jobs_and_the_two_runs_beside_them(swept):
     assert statuses == ["completed", "completed", "diverged", "completed", "completed", "completed"]
     for name in ("_least_squares", "_sweep"):
         assert len(list((swept / name).glob("events*"))) == 1
-        assert not [tag for tag in events(swept / name).Tags()["tensors"] if "hparams" in tag]  # no row
+        assert not [tag for tag in events(swept / name).Tags()["tensors"] if "hparams" in tag]  # no HPARAMS row
 
 
 def test_the_page_shows_rates_paths_and_the_leaderboard(swept):
@@ -99,7 +99,7 @@ def test_what_is_drawn_is_what_the_jobs_found(swept, tmp_path, monkeypatch):
     assert optimum == pytest.approx((2, 0))
     assert loss(np.array([1.0]), np.array([0.0])) == pytest.approx((1 + 4 + 9 + 16) / 4)  # y = 2 x, y_hat = x
     assert {name: len(of_one) for name, of_one in paths.items()} == {"SGD": 3, "Adam": 3}
-    ranked = found.ranked.select("name", "optimizer").rows()  # best first, and those that diverged last
+    ranked = found.ranked.select("name", "optimizer").rows()  # best first, diverged ones last
     for optimizer, of_one in paths.items():
         for name, path in zip([name for name, kind in ranked if kind == optimizer], of_one, strict=True):
             start, end = record(swept / name)["initial"], record(swept / name)["parameters"]
@@ -124,17 +124,17 @@ def test_jobs_with_other_data_have_no_common_line(tmp_path):
         train(folder, "data=synthetic", f"data.seed={seed}", "trainer.max_epochs=1")
         as_job(folder, f"data.seed={seed}")
         write_page(tmp_path)
-        assert (tmp_path / "_least_squares").exists() == (seed == 0)  # only as long as all fit the same data
+        assert (tmp_path / "_least_squares").exists() == (seed == 0)  # only while all jobs fit the same data
     rows = leaderboard(tmp_path)
     assert rows[0][:2] == ["rank", "data.seed"]
     assert {(row[1], row[-1]) for row in rows[1:]} == {("0", "0-sgd"), ("1", "1-sgd")}
     (text,) = events(tmp_path / "_sweep").Tensors("leaderboard/text_summary")
-    assert b"jobs differ in data.seed: losses of other data" in text.tensor_proto.string_val[0]
-    assert len(list((tmp_path / "_sweep").glob("events*"))) == 1  # the newer in place of the older
+    assert b"jobs differ in data.seed, so their losses are not" in text.tensor_proto.string_val[0]
+    assert len(list((tmp_path / "_sweep").glob("events*"))) == 1  # the newer file has replaced the older one
 
 
 def test_least_squares_is_measured_as_runs_are(tmp_path):
-    """On noisy, standardized data of two features its loss is the optimum's, and no job's is below it."""
+    """On noisy, standardized data, the loss of _least_squares is that of the optimum, and no job has a smaller one."""
     table = tmp_path / "t.csv"
     table.write_text("a,b,c\n" + "".join(f"{k},{k * k % 7},{3 * k - (k * k % 7) + k % 5}\n" for k in range(40)))
     overrides = ("data=table", f"data.path={table}", "data.y=[c]", "trainer.max_epochs=1", "optimizer.weight_decay=0.5")
@@ -172,13 +172,13 @@ def test_a_page_that_shows_all_there_is_stays(swept, tmp_path):
     assert len(leaderboard(tmp_path)) == 3
 
 
-def test_between_jobs_it_is_written_sparingly(swept, tmp_path, monkeypatch):
+def test_between_jobs_it_is_written_only_if_due(swept, tmp_path, monkeypatch):
     copied(swept, tmp_path, 1)
     monkeypatch.setitem(page._written, tmp_path, (time.monotonic() - 90, 5.0))
-    write_page(tmp_path, sparingly=True)  # 5 s are 5 % of 100 s
+    write_page(tmp_path, if_due=True)  # 5 s are 5 % of 100 s
     assert not (tmp_path / "_sweep").exists()
     monkeypatch.setitem(page._written, tmp_path, (time.monotonic() - 110, 5.0))
-    write_page(tmp_path, sparingly=True)
+    write_page(tmp_path, if_due=True)
     assert (tmp_path / "_sweep").exists()
     ended, took = page._written[tmp_path]
     assert 0 <= time.monotonic() - ended < took + 60
@@ -189,8 +189,8 @@ def test_one_process_at_a_time_writes_it(swept, tmp_path):
     copied(swept, tmp_path, 1)
     with (tmp_path / page.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_page(tmp_path, sparingly=True)  # does not wait between two jobs
-        last = threading.Thread(target=write_page, args=[tmp_path])  # in the end it does
+        write_page(tmp_path, if_due=True)  # between two jobs, it does not wait for the lock
+        last = threading.Thread(target=write_page, args=[tmp_path])  # at the end, it does
         last.start()
         last.join(0.5)
         assert last.is_alive()
@@ -212,11 +212,11 @@ def test_a_config_cut_in_half_costs_one_line_of_the_pictures(swept, tmp_path, mo
     drawn = []
     monkeypatch.setattr(page_content, "pictures", lambda jobs, _: drawn.append(jobs["name"].to_list()) or {})
     write_page(tmp_path)
-    assert drawn.pop() == [second.name, first.name]  # best first; the record says what is wanted
-    assert "sweep/paths" in events(tmp_path / "_sweep").Tags()["images"]  # the other config tells of the surface
+    assert drawn.pop() == [second.name, first.name]  # best first
+    assert "sweep/paths" in events(tmp_path / "_sweep").Tags()["images"]  # the surface comes from the other config
     assert (tmp_path / "_least_squares").exists()
     told = record(first)
-    del told["job"]["problem"]  # as in older ones
+    del told["job"]["problem"]  # as in older records
     (first / "result.json").write_text(json.dumps(told | {"seconds": 1.5}))
     write_page(tmp_path)
     assert drawn.pop() == [second.name]
@@ -260,7 +260,7 @@ RATES, MOMENTA = (0.4, 0.1, 0.2, 0.3), (0.0, 0.9, 0.5, 0.75, 0.25)  # in no orde
 
 
 def put_grid(folder, *keys, seeds=(None,), axes=(RATES, MOMENTA)):
-    """A stack of all combinations; the loss is 10 lr + momentum (times the seed), and from lr 0.4 on they diverge."""
+    """Write a stack of all combinations: the loss is 10 lr + momentum, times the seed; jobs with lr >= 0.4 diverge."""
     jobs = {}
     for one, other, seed in itertools.product(*axes, seeds):
         typed = [f"{keys[0]}={one}", f"{keys[1]}={other}", *([] if seed is None else [f"seed={seed}"])]
@@ -276,7 +276,7 @@ def put_grid(folder, *keys, seeds=(None,), axes=(RATES, MOMENTA)):
 def drawn_map(found, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(page_content, "Map", lambda *given: given)
-        return page_content.mapped(found.ranked, found)
+        return page_content.map_of(found.ranked, found)
 
 
 def test_a_map_of_two_numbers(tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_a_map_of_two_numbers(tmp_path, monkeypatch):
     assert lost.tolist() == [[False, False, False, True]] * 5
     assert names_ == ("lr", "momentum", "val/loss")
     np.testing.assert_allclose(stable, [(0.2 + momentum / 10, momentum) for momentum in y])
-    picture = page_content.mapped(found.ranked, found)  # and so is it drawn
+    picture = page_content.map_of(found.ranked, found)  # the picture has the same values
     shown, grey = picture.axes.collections
     np.testing.assert_allclose(shown.get_array()[:, :3], wanted)
     assert np.ma.getmaskarray(shown.get_array()).tolist() == lost.tolist()
@@ -300,7 +300,7 @@ def test_a_map_of_two_numbers(tmp_path, monkeypatch):
     (line,) = [line for name, line in picture.legend if name == "largest stable"]
     np.testing.assert_allclose(line.get_xydata(), stable)
     assert [name for name, _ in picture.legend] == ["diverged", "largest stable"]
-    assert all(len(name) <= 14 for name, _ in picture.legend)  # longer ones are cut
+    assert all(len(name) <= 14 for name, _ in picture.legend)  # TensorBoard cuts longer names
     assert picture.render("20 runs").startswith(b"\x89PNG")
 
 
@@ -308,7 +308,7 @@ def test_a_map_with_the_rate_up_the_side(tmp_path, monkeypatch):
     found = put_grid(tmp_path, "optimizer.momentum", "optimizer.lr", axes=((0.0, 0.1, 0.4), RATES))
     x, y, values, lost, names_, stable = drawn_map(found, monkeypatch)
     assert (values.shape, names_) == ((4, 3), ("momentum", "lr", "val/loss"))
-    assert lost.tolist() == [[False, False, True]] * 4  # by the first number
+    assert lost.tolist() == [[False, False, True]] * 4  # `put_grid` compares the first key with 0.4
     np.testing.assert_allclose(stable[:, 0], x)
     np.testing.assert_allclose(stable[:, 1], 0.2 + y.mean() / 10)
 
@@ -321,7 +321,7 @@ def test_several_seeds_of_a_map_show_their_median(tmp_path, monkeypatch):
     name = "optimizer.lr=0.1-optimizer.weight_decay=0.5-seed=9"
     stack(tmp_path, {name: None}, status="diverged", stable_lr=0.25)
     _, _, values, lost, _, _ = drawn_map(board.read(tmp_path), monkeypatch)
-    assert values[2, 0] == pytest.approx(1.5 * 1.5)  # of the two that were completed
+    assert values[2, 0] == pytest.approx(1.5 * 1.5)  # the median of the two completed jobs
     assert not lost[2, 0]
 
 
@@ -341,7 +341,7 @@ def test_no_map_of_what_are_not_two_numbers(keys, axes, tmp_path):
     )
     stack(tmp_path, {f"{one}-{other}": 1.0 for one in axes[0] for other in axes[1]})
     found = board.read(tmp_path)
-    assert page_content.mapped(found.ranked, found) is None
+    assert page_content.map_of(found.ranked, found) is None
 
 
 def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path, monkeypatch):
@@ -349,17 +349,17 @@ def test_no_map_where_a_third_key_differs_or_where_most_of_it_is_empty(tmp_path,
     plan(tmp_path, {"other": ["optimizer=adam", "optimizer.lr=0.1", "optimizer.momentum=0.5"]})
     stack(tmp_path, {"other": 1.0})
     found = board.read(tmp_path)
-    assert page_content.mapped(found.ranked, found) is None
+    assert page_content.map_of(found.ranked, found) is None
     searched = tmp_path / "search"
     searched.mkdir()
     plan(searched, {str(k): [f"optimizer.lr={k / 7}", f"optimizer.momentum={k / 99}"] for k in range(30)})
     stack(searched, {str(k): 1.0 for k in range(30)})
     found = board.read(searched)
-    assert page_content.mapped(found.ranked, found) is None
-    hole = tmp_path / "hole"  # what waits leaves a hole
+    assert page_content.map_of(found.ranked, found) is None
+    hole = tmp_path / "hole"  # a waiting job leaves a hole in the map
     hole.mkdir()
     put_grid(hole, "optimizer.lr", "optimizer.momentum")
-    results.forget(hole, pl.Series("name", ["optimizer.lr=0.2-optimizer.momentum=0.5"]))
+    results.remove_rows(hole, pl.Series("name", ["optimizer.lr=0.2-optimizer.momentum=0.5"]))
     found = board.read(hole)
     ended = replace(found, jobs=found.jobs.filter(pl.col("status") != "waiting"))
     _, _, values, lost, _, _ = drawn_map(ended, monkeypatch)
@@ -398,7 +398,7 @@ def stacked(once):
 
 
 def trial(folder):
-    """The name of a row on the HPARAMS page."""
+    """Return the Trial ID of a row on the HPARAMS page."""
     content = events(folder).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     return metadata.parse_session_start_info_plugin_data(content).group_name
 
@@ -413,10 +413,10 @@ def test_rows_of_stacks_are_those_of_the_same_jobs_alone(swept, stacked):
         found, wanted = scalars(row), {tag: points for tag, points in scalars(alone).items() if tag.startswith("hp/")}
         assert set(found) == set(wanted)
         for tag, points in found.items():
-            assert [step for step, _ in points] == [wanted[tag][-1][0]]  # the end alone
+            assert [step for step, _ in points] == [wanted[tag][-1][0]]  # only the final values
             assert points[-1][1] == pytest.approx(wanted[tag][-1][1], rel=1e-5, abs=1e-9), (name, tag)
     folders = [*(stacked / "_rows" / name for name in jobs), *(swept / name for name in jobs)]
-    assert len({trial(folder) for folder in folders}) == len(folders)  # TensorBoard merges none
+    assert len({trial(folder) for folder in folders}) == len(folders)  # TensorBoard merges no rows
 
 
 def test_the_page_of_stacks_shows_the_same_table_and_rates(swept, stacked):
@@ -435,7 +435,7 @@ def test_what_failed_or_waits_has_no_row(tmp_path):
     study = tmp_path / "sweeps" / "study"
     study.mkdir(parents=True)
     plan(study, {"waits": ["seed=7", "data=table", f"data.path={table}", "data.y=[b]"]})
-    typed = ("data=table", f"data.path={table}", "data.y=[b],[c]", "seed=0,1", "launch=stacked")  # there is no c
+    typed = ("data=table", f"data.path={table}", "data.y=[b],[c]", "seed=0,1", "launch=stacked")  # there is no column c
     options = (f"output_root={tmp_path}", "name=study", "hydra.launcher.keep=0", "trainer.max_epochs=2")
     code, out, errors = command(train_entry, "-m", *typed, *options)
     assert code == 1, errors

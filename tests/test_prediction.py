@@ -1,4 +1,4 @@
-"""Predictions in the units of the file, and the files that predict by themselves."""
+"""Predictions in the units of the data file, and exported files."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def kinds(tmp_path_factory):
 
 
 def by_hand(run, frame):
-    """y_hat from the parameters that the record tells."""
+    """Return y_hat, computed from the parameters in the record."""
     parameters = record(run)["best"]["parameters"]
     weight = parameters["weight"][0]
     return sum((w * frame[name] for w, name in zip(weight, ("a", "same", "d"), strict=True)), parameters["bias"][0])
@@ -176,23 +176,25 @@ def test_a_typed_row_too_far_from_the_data_has_no_prediction(x, trees, capsys):
 
 
 def test_a_class_of_a_row_too_far_from_the_data_is_not_predicted(kinds):
-    with pytest.raises(UserError, match=r"predicted column y_probability has NaN in row 1.*too far from the data"):
+    with pytest.raises(
+        UserError, match=r"predicted column y_probability has NaN in row 1.*too far from the training data"
+    ):
         predict(str(kinds), x=[1e300, -1e300])
 
 
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("a,same,d\n", {}, "a header, but no rows"),
+        ("a,same,d\n", {}, "the file has a header, but no rows"),
         ("", {}, "the file is empty"),
         ("a,d\n1,2\n", {}, "input: there is no column 'same'; new.csv has the columns a, d"),
         ("a,same,d\n1,7,0\nx,7,0\n", {}, "column a holds text: 'x' in row 2"),
-        ("a,same,d,c_hat\n1,7,0,1\n", {}, "there is a column c_hat already"),
-        ("a,same,d\n1,7,0\n", {"output": "no/such/folder.csv"}, "there is no folder no/such"),
-        ("a,same,d\n1,7,0\n", {"output": "."}, "a folder; name a file in it"),
-        ("a,same,d\n1,7,0\n", {"output": "out.parquet"}, "what is written is .csv; name such a file"),
+        ("a,same,d,c_hat\n1,7,0,1\n", {}, "the file has a column c_hat, which is"),
+        ("a,same,d\n1,7,0\n", {"output": "no/such/folder.csv"}, "the folder no/such does not exist"),
+        ("a,same,d\n1,7,0\n", {"output": "."}, "it is a folder; name a file in it"),
+        ("a,same,d\n1,7,0\n", {"output": "out.parquet"}, "the name of the file must end with .csv"),
         ("a,same,d\n1,7,0\n1.7e308,7,0\n", {}, r"predicted column c_hat has infinity in row 2"),
-        ("a,same,d\n1,7,0\n", {"output": "/dev/full"}, "not a plain file"),
+        ("a,same,d\n1,7,0\n", {"output": "/dev/full"}, "it is not a regular file"),
         ("a,same,d\n1,7,0\n", {"missing": "ignore"}, "missing=ignore: choose missing=error, drop or empty"),
         ("a,same,d\n,7,0\n", {"missing": "drop"}, "missing=drop leaves no row"),
         ("a,same,d\n1,7,0\n", {"which": "worst"}, "checkpoint=worst"),
@@ -209,7 +211,7 @@ def test_a_bad_input_is_named(content, arguments, message, trees, tmp_path, monk
 def test_the_input_is_never_overwritten(trees, tmp_path):
     path = tmp_path / "new.csv"
     path.write_text("a,same,d\n1,7,0\n")
-    with pytest.raises(UserError, match="the data themselves, which would be lost"):
+    with pytest.raises(UserError, match="it is the data file, which would be overwritten"):
         predict(str(trees[0]), input=str(path), output=str(path))
     assert path.read_text() == "a,same,d\n1,7,0\n"
 
@@ -218,16 +220,16 @@ def test_what_a_run_left_is_never_overwritten(trees, tmp_path):
     run, frame = trees
     path = tmp_path / "new.csv"
     frame.write_csv(path)
-    for name, message in (("result.json", "a file that the run left"), ("../my.csv", "the data themselves")):
+    for name, message in (("result.json", "it is a file of the run"), ("../my.csv", "it is the data file")):
         before = (run / name).read_bytes()
         with pytest.raises(UserError, match=message):
             predict(str(run), input=str(path), output=str(run / name))
         assert (run / name).read_bytes() == before
-    with pytest.raises(UserError, match="a file that the run left"):
+    with pytest.raises(UserError, match="it is a file of the run"):
         export(str(run), output=str(run / "checkpoints" / "best.ckpt"))
-    with pytest.raises(UserError, match=r"what is written is \.pt2"):
+    with pytest.raises(UserError, match=r"the name of the file must end with \.pt2"):
         export(str(run), output=str(tmp_path / "model.onnx"))
-    with pytest.raises(UserError, match="is shown, not written"):
+    with pytest.raises(UserError, match="are not written to a file"):
         predict(str(run), x=[1, 2, 3], output=str(tmp_path / "out.csv"))
 
 
@@ -243,13 +245,13 @@ def test_a_feature_may_be_called_as_a_prediction(tmp_path, capsys):
     "x", [[1], [1, 2, 3, 4], [[1, 2]], [], ["a", 1, 2], [1, None, 2], [1, float("nan"), 2], "a", [[[1]]]]
 )
 def test_bad_rows_are_named(x):
-    with pytest.raises(UserError, match=r"x wants 3 numbers a row \(a, b, c\), as in x=\[0,0,0\]"):
+    with pytest.raises(UserError, match=r"x needs 3 finite numbers per row \(a, b, c\); type x=\[0,0,0\]"):
         as_rows(x, ["a", "b", "c"])
 
 
 def test_either_x_or_input(finished):
     for arguments in ({}, {"x": [1], "input": "new.csv"}):
-        with pytest.raises(UserError, match=r"either x=\[...\] or input=<file>"):
+        with pytest.raises(UserError, match=r"either as x=\[...\] or as input=<file>"):
             predict(str(finished), **arguments)
 
 
@@ -300,7 +302,7 @@ def test_two_predictions_at_once_leave_the_rows_of_one(trees, tmp_path, monkeypa
 
     def meanwhile(predictor, x):
         begun.append(len(x))
-        if begun == [300]:  # the first has opened its file
+        if begun == [300]:  # the first process has opened its file
             predict(str(trees[0]), input=str(tmp_path / "two.csv"), output=str(tmp_path / "out.csv"))
             assert set(pl.read_csv(tmp_path / "out.csv")["id"]) == {"two"}
         return columns(predictor, x)
@@ -319,7 +321,7 @@ def test_two_exports_at_once_leave_the_file_of_one(kind, trees, kinds, tmp_path,
     def meanwhile(*given):
         begun.append(given)
         y_hat = write(*given)
-        if len(begun) == 1:  # it has written its file, which has not its name yet
+        if len(begun) == 1:  # it has written its file, but not renamed it yet
             export(str(kinds), output=target, kind=kind)
         return y_hat
 
@@ -352,7 +354,7 @@ def test_a_full_disk_is_named(room, trees, tmp_path, quota):
 def test_bad_exports_are_named(finished, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="format=pickle: choose format=pt2 or format=onnx"):
         export(str(finished), kind="pickle")
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="does not exist; make it first"):
         export(str(finished), output=str(tmp_path / "no" / "model.pt2"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"format=onnx: onnxruntime is missing; .* -m pip install -e '.*\[onnx\]'"):

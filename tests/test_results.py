@@ -1,4 +1,4 @@
-"""What stacks leave: a table of results, whatever happens to it."""
+"""The table of results of stacks, also when it is damaged or written by two processes."""
 
 import csv
 import fcntl
@@ -25,7 +25,7 @@ def of_another_version(path):
     pl.read_parquet(path).write_parquet(path, metadata={"linear_lab.results": "0"})
 
 
-DAMAGED = [(cut_in_half, "cannot be read"), (of_another_version, "made by another version of linear_lab")]
+DAMAGED = [(cut_in_half, "cannot be read"), (of_another_version, "another version of linear_lab, or another")]
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGED)
@@ -44,8 +44,8 @@ def test_results_that_cannot_be_read_are_put_aside_if_asked(damage, said, tmp_pa
     code, told_then = sweep(tmp_path, *STACKED)
     assert code == 1
     assert told_then.startswith(f"error: {folder}/results.parquet: {said}")
-    assert "overwrite=true with name=study puts the file aside and trains its jobs again" in told_then
-    assert (folder / "results.parquet").read_bytes() == damaged  # a refusal changes nothing
+    assert "train the sweep with name=study and overwrite=true, which renames the file" in told_then
+    assert (folder / "results.parquet").read_bytes() == damaged  # the refused command has not changed the file
     assert sweep(tmp_path, *STACKED, "overwrite=true")[0] == 0
     assert (folder / "results.parquet.unreadable").read_bytes() == damaged
     again = results.read_results(folder)
@@ -60,7 +60,7 @@ def test_a_column_that_cannot_be_read_is_noted_and_costs_no_new_row(tmp_path):
         path = tmp_path / name
         pl.DataFrame({"name": ["a"] * 100, "other": ["x"] * 100}).write_parquet(path, metadata=results.VERSION)
         spoilt(path)
-        results.add(tmp_path, pl.DataFrame({"name": ["b"]}), name)  # as a stack that has trained for hours
+        results.add(tmp_path, pl.DataFrame({"name": ["b"]}), name)  # as a stack does after hours of training
         assert pl.read_parquet(path)["name"].to_list() == ["b"]
         assert (tmp_path / f"{name}.unreadable").exists()
 
@@ -78,7 +78,7 @@ def test_a_column_of_another_type_is_refused(column, tmp_path):
     path = tmp_path / results.RESULTS
     pl.read_parquet(path).with_columns(column).write_parquet(path, metadata=results.VERSION)
     _, (note,) = read_jobs(tmp_path)
-    assert f"{path}: it is no table of results; overwrite=true" in note
+    assert f"{path}: it is not a table of results; train the sweep" in note
 
 
 def test_a_row_without_what_newer_ones_have_is_listed(tmp_path):
@@ -92,7 +92,7 @@ def test_a_row_without_what_newer_ones_have_is_listed(tmp_path):
 
 
 def python(script, *arguments):
-    """Start a script in a process of its own: polars has threads, which no fork survives."""
+    """Start a script in a new process, since a process that has used polars must not fork."""
     return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
 
 
@@ -116,27 +116,27 @@ def test_two_processes_lose_no_row(tmp_path):
     found = results.read_results(tmp_path)
     wanted = {f"{which}-{k}" for which in "ab" for k in range(20)} | {"a-last", "b-last"}
     assert (set(found["name"]), len(found)) == (wanted, 42)
-    assert found.filter(pl.col("name").str.ends_with("last"))["k"].to_list() == [19, 19]  # the newest in their place
+    assert found.filter(pl.col("name").str.ends_with("last"))["k"].to_list() == [19, 19]
     assert not list(tmp_path.glob("*.part"))
     turns = found.filter(~pl.col("name").str.ends_with("last"))["name"].str.head(1).to_list()
-    assert turns not in (sorted(turns), sorted(turns, reverse=True))  # they did it at once
+    assert turns not in (sorted(turns), sorted(turns, reverse=True))  # both processes wrote at the same time
 
 
 def test_what_is_forgotten_is_gone_and_nothing_else(tmp_path):
     stack(tmp_path, {"a": 1.0, "b": 2.0, "c": 3.0})
     before = results.read_results(tmp_path)
     stamp = (tmp_path / "results.parquet").stat().st_mtime_ns
-    results.forget(tmp_path, pl.Series("name", [], pl.String))
-    results.forget(tmp_path, pl.Series("name", ["d"]))
-    assert (tmp_path / "results.parquet").stat().st_mtime_ns == stamp  # not written again
-    results.forget(tmp_path, pl.Series("name", ["d", "b"]))
+    results.remove_rows(tmp_path, pl.Series("name", [], pl.String))
+    results.remove_rows(tmp_path, pl.Series("name", ["d"]))
+    assert (tmp_path / "results.parquet").stat().st_mtime_ns == stamp  # the file was not written again
+    results.remove_rows(tmp_path, pl.Series("name", ["d", "b"]))
     assert results.read_results(tmp_path).equals(before.filter(name="a").vstack(before.filter(name="c")))
-    results.forget(tmp_path, pl.Series("name", ["a", "c"]))
+    results.remove_rows(tmp_path, pl.Series("name", ["a", "c"]))
     assert results.read_results(tmp_path).is_empty()
     assert board.read(tmp_path).jobs.is_empty()
     stack(tmp_path, {"e": 1.0})
     assert told(board.read(tmp_path), "name", "value") == [("e", 1.0)]
-    results.forget(tmp_path / "e", pl.Series("name", ["a"]))  # where there are none
+    results.remove_rows(tmp_path / "e", pl.Series("name", ["a"]))  # a sweep without results
 
 
 def test_a_job_has_ended_with_its_config_only(tmp_path):
@@ -198,7 +198,7 @@ def test_a_job_in_a_stack_and_alone_is_ranked_by_its_stack(row, record, counts, 
     assert told(found, "name", "status", "steps", "folder") == [wanted, ("b", "waiting", None, False)]
     value = {"row": 1.0, "record": 2.0}[counts] if "completed" in (wanted[1],) else None
     assert (found.best and found.best.value) == value
-    put(tmp_path, "a", 3.0, overrides=["seed=1"], steps=30, config_hash="another")  # it has gone on otherwise
+    put(tmp_path, "a", 3.0, overrides=["seed=1"], steps=30, config_hash="another")  # resumed with another config
     ended = (10, 1.0 if row == "completed" else None, False)
     assert told(board.read(tmp_path), "steps", "value", "folder")[0] == ((30, 3.0, True) if row == "failed" else ended)
 
@@ -207,7 +207,7 @@ def test_jobs_that_learn_otherwise_alone_are_told(tmp_path):
     weights = {"alike": 1.0 + 1e-7, "other": 1.01, "lost": None, "failed": 2.0, "both_lost": 2.0, "large": 2.0}
     stack(tmp_path, dict.fromkeys([*weights, "left_out"], 1.0))
     stack(tmp_path, {"both_lost": 1.0}, status="diverged")
-    stack(tmp_path, {"large": 1.0}, parameters={"weight": None, "bias": None})  # too many to be kept
+    stack(tmp_path, {"large": 1.0}, parameters={"weight": None, "bias": None})  # as of a large model
     statuses = {"lost": "diverged", "both_lost": "diverged", "failed": "failed"}
     for name, weight in weights.items():
         put(tmp_path, name, 1.0, statuses.get(name, "completed"), parameters={"weight": [[weight]], "bias": [0.0]})
@@ -221,12 +221,12 @@ def test_jobs_that_learn_otherwise_alone_are_told(tmp_path):
     assert other.endswith("by 0.01 of their norm, more than 1e-05")
     assert lost.startswith("differs  lost: ")
     assert [line.split(":")[0] for line in told_by("64-true")] == ["differs  alike", "differs  other", "differs  lost"]
-    assert [*best_jobs.disagreements(tmp_path / "large", names, None)] == []  # where there are no results
+    assert [*best_jobs.disagreements(tmp_path / "large", names, None)] == []  # a sweep without results
 
 
 def test_twenty_thousand_jobs_are_ranked_and_listed(tmp_path):
     count, random = 20_000, np.random.default_rng(0)
-    values = random.permutation(count // 2).repeat(2).astype(float) / 7  # each twice
+    values = random.permutation(count // 2).repeat(2).astype(float) / 7  # each value appears twice
     random.shuffle(values)
     lost = random.random(count) < 0.1
     statuses = np.where(lost, "diverged", "completed")
@@ -241,12 +241,12 @@ def test_twenty_thousand_jobs_are_ranked_and_listed(tmp_path):
     frame = pl.DataFrame({"name": names, "status": statuses, "value": values, "steps": 3, "excess_loss": values})
     frame = frame.with_columns(config_hash="name")
     frame = frame.with_columns(metrics=pl.struct(pl.col("value").alias("val/loss")), job=job, error=pl.lit(None))
-    results.add(tmp_path, frame.drop("value").sample(fraction=1, shuffle=True, seed=1))  # as stacks end: in any order
+    results.add(tmp_path, frame.drop("value").sample(fraction=1, shuffle=True, seed=1))  # stacks end in any order
     found = board.write(tmp_path)
     with (tmp_path / "leaderboard.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     kept = np.flatnonzero(~lost)
-    order = kept[np.argsort(values[kept], kind="stable")]  # of equal ones the first planned comes first
+    order = kept[np.argsort(values[kept], kind="stable")]  # equal values are in the order of the plan
     assert [row["job"] for row in table] == [names[k] for k in [*order, *np.flatnonzero(lost)]]
     ranks = 1 + np.searchsorted(np.sort(values[kept]), values[order])
     assert [row["rank"] for row in table] == [*map(str, ranks), *[""] * lost.sum()]

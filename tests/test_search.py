@@ -1,4 +1,4 @@
-"""A search: what ranges mean, that it learns, that it draws the same when killed, and what it stops."""
+"""A search: its ranges, its learning, the same draws after a kill, and pruning."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ SPACE = space(parsed("data=toy", "optimizer=sgd,adam", LR))[1]
 
 
 def loss(params):
-    """Quadratic in the logarithm of lr, least at 0.01."""
+    """Return a loss that is quadratic in the logarithm of lr, with its minimum at 0.01."""
     return (math.log10(float(params["optimizer.lr"])) + 2) ** 2 + 0.3 * (params["optimizer"] == "adam")
 
 
@@ -50,7 +50,7 @@ def completed(overrides):
 
 
 def finish(study, n=1):
-    """Run what is left, and return what was run."""
+    """Run the remaining trials, and return them."""
     ran = {}
     while batch := study.ask(n):
         for number, overrides in batch:
@@ -63,7 +63,7 @@ def finish(study, n=1):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """All trials of a search that was not killed, for one worker and for three."""
+    """The trials of a search that was not killed, for one worker and for three."""
     return {n: finish(opened(tmp_path_factory.mktemp("search")), n) for n in (1, 3)}
 
 
@@ -101,17 +101,17 @@ def test_of_two_overrides_with_one_key_the_last_counts():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("a=1", "nothing to search; try a range"),
+        ("a=1", "there is no range; give one"),
         ("a=glob(*)", r"a=glob\(\*\): a pattern.*choice\(sgd,adam\)"),
-        ("a=tag(log,interval(0,1))", "above 0 have a logarithm; try a lower bound"),
-        ("a=interval(2,1)", "no value lies in it; the lower bound comes first"),
-        ("a=range(4,4)", "no value lies in it"),
-        ("a=range(1,4,0)", "a step of 0"),
+        ("a=tag(log,interval(0,1))", "above 0 have a logarithm; raise the lower bound"),
+        ("a=interval(2,1)", "it has no value; the lower bound comes first"),
+        ("a=range(4,4)", "it has no value"),
+        ("a=range(1,4,0)", "the step must not be 0"),
         ("a=interval(nan,1)", "not finite"),
         ("a=interval(0,inf)", "not finite"),
-        ("a=tag(ln,interval(1,2))", "no tag is called ln; try"),
+        ("a=tag(ln,interval(1,2))", "there is no tag ln; try"),
         ("a=tag(log,choice(1,2))", "categories have no logarithm"),
-        ("a=tag(log,range(1,9))", r"no steps; try tag\(log,int\(interval"),
+        ("a=tag(log,range(1,9))", r"allows no step; try tag\(log,int\(interval"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_with_a_remedy(override, message):
@@ -127,7 +127,7 @@ def test_the_ready_made_search_has_a_space():
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False) | st.integers())
 def test_a_number_is_read_back_as_the_same_number(value):
-    (override,) = parsed(f"a={search.written(value)}")
+    (override,) = parsed(f"a={search.as_text(value)}")
     assert override.value() == value
     assert type(override.value()) is type(value)
 
@@ -147,7 +147,7 @@ def test_it_finds_more_than_as_many_uniform_draws(monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_killed_search_draws_the_trials_of_one_that_was_not(tmp_path, uninterrupted, monkeypatch, n):
-    """Killed before the eighth, ninth or tenth write to the database, whichever that is."""
+    """The process is killed before its eighth, ninth or tenth write to the database."""
     left = []
 
     def killable(name):
@@ -219,7 +219,7 @@ def test_a_diverged_trial_counts_as_the_worst_and_the_search_learns_from_it(tmp_
         nothing = [("diverged", None), ("completed", math.nan), ("completed", None)][number % 3]
         record = {"status": nothing[0], "metrics": {"val/loss": nothing[1]}} if diverges else completed(overrides)
         study.tell(number, record)
-        study.tell(number, {"status": "completed", "metrics": {"val/loss": 0.0}})  # told already
+        study.tell(number, {"status": "completed", "metrics": {"val/loss": 0.0}})  # these have a result already
         assert (study.study.trials[number].value == worst) == diverges
     assert worst in {trial.value for trial in study.study.trials}
     assert math.isfinite(study.study.best_value)
@@ -229,10 +229,10 @@ def test_a_diverged_trial_counts_as_the_worst_and_the_search_learns_from_it(tmp_
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"seed": 4}, "hydra.sweeper.seed=3, and this command hydra.sweeper.seed=4"),
-        ({"fixed": ["data=table"]}, "data=toy, and this command data=table; .*choose another name="),
-        ({"searched": {"optimizer.lr": SPACE["optimizer.lr"]}}, "optimizer=Cat.*, and this command optimizer=-"),
-        ({"mode": "max"}, "mode=min, and this command mode=max"),
+        ({"seed": 4}, "hydra.sweeper.seed=3, but this command has hydra.sweeper.seed=4"),
+        ({"fixed": ["data=table"]}, "data=toy, but this command has data=table; .*choose another name="),
+        ({"searched": {"optimizer.lr": SPACE["optimizer.lr"]}}, "optimizer=Cat.*, but this command has optimizer=-"),
+        ({"mode": "max"}, "mode=min, but this command has mode=max"),
     ],
 )
 def test_another_search_under_the_same_name_is_refused_with_the_difference(study1, other, message):
@@ -250,7 +250,7 @@ def study1(tmp_path_factory):
 
 
 def test_two_processes_do_not_search_under_one_name(study1, monkeypatch):
-    monkeypatch.setattr("linear_lab.runs.atomic.PATIENCE", 0)
+    monkeypatch.setattr("linear_lab.runs.atomic.LOCK_TIMEOUT", 0)
     first = opened(study1)
     with pytest.raises(UserError, match="another process searches here; wait"):
         opened(study1)
@@ -288,11 +288,11 @@ def test_without_optuna_its_install_command_is_named(typed, monkeypatch, tmp_pat
     assert re.match(r"error: sweep=search: .*python -m pip install -e '\.\[search\]'", errors)
 
 
-CURVE = range(10, 110, 10)  # steps of validation
+CURVE = range(10, 110, 10)  # the steps of the validations
 
 
 def run(study, height, curve=CURVE):
-    """Run a trial that starts at 1 and comes down to ``height``; returns the step at which it is stopped."""
+    """Run a trial whose loss falls from 1 to ``height``; return the step at which it is pruned."""
     ((number, _),) = study.ask()
     job = study.folder / f"job{number}"
     job.mkdir()
@@ -306,7 +306,7 @@ def run(study, height, curve=CURVE):
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory):
-    """A search in which five trials have completed, and a sixth is to run, in the folder job5."""
+    """A search with five completed trials; the sixth runs in the folder job5."""
     study = opened(tmp_path_factory.mktemp("search"))
     assert [run(study, height) for height in (0.9, 0.3, 0.2, 0.9)] == [None] * 4
     assert run(study, 0.1, range(10, 310, 10)) is None
@@ -318,7 +318,7 @@ def five(tmp_path_factory):
 
 
 def reporting(folder, *curve):
-    """Answers of the check to a run that goes on in job5."""
+    """Return the answers of `prune_check` for a run that continues in job5."""
     hopeless = prune_check(folder, "job5")
     return [hopeless(step, value) for step, value in curve]
 
@@ -346,11 +346,11 @@ def test_a_run_is_not_judged_where_fewer_were_measured(job5):
 def test_a_run_that_goes_on_from_a_checkpoint_is_judged_as_one_that_was_not_killed(job5):
     curve = [(step, 0.25 if step == 80 else 0.99) for step in CURVE]
     whole = reporting(job5, *curve)
-    assert whole == [False] * 5 + [True, True, False, False, False]  # a good step 80 saves it
+    assert whole == [False] * 5 + [True, True, False, False, False]  # step 80 is good again
     (job5 / "job5" / "reports.jsonl").unlink()
     reporting(job5, *curve[:8])
     with (job5 / "job5" / "reports.jsonl").open("a") as file:
-        file.write("[90, 0.")  # killed in the middle of a line
+        file.write("[90, 0.")  # as a process that is killed while it writes
     assert reporting(job5, *curve[4:]) == whole[4:]
 
 
@@ -442,7 +442,7 @@ def test_a_journal_that_names_a_file_deletes_none(tmp_path):
     opened(tmp_path).close()
     journal = tmp_path / "search.db-journal"
     journal.write_bytes(bytes(512) + bytes.fromhex("d9d505f920a163d7"))
-    with pytest.raises(UserError, match=r"search\.db-journal: it has SQLite delete another file; delete it"):
+    with pytest.raises(UserError, match=r"search\.db-journal: it would make SQLite delete another file; delete"):
         opened(tmp_path)
     journal.unlink()
     (tmp_path / "kept").write_text("kept")

@@ -1,4 +1,4 @@
-"""Many runs trained as columns: the numbers of one run, a table, and what faults leave."""
+"""Stacks: the same numbers as single runs, the table of results, and faults."""
 
 import os
 import random
@@ -49,7 +49,7 @@ OPTIMIZERS = [
 
 
 def as_columns(groups, names):
-    """The numbers of several optimizers by name, (J,) each, as a stack has them."""
+    """Return the numbers of several optimizers by name, ``(J,)`` each, as in a stack."""
     flat = [group | {f"betas.{k}": beta for k, beta in enumerate(group.get("betas", ()))} for group in groups]
     numbers = {name: torch.tensor([one[name] for one in flat], dtype=torch.float64) for name in names}
     return {name: values for name, values in numbers.items() if name not in OPTIONAL or values.any()}
@@ -78,7 +78,7 @@ def test_optimizers_take_the_steps_of_torch(kind, arguments, dtype):
         together, state = vmap(lambda p, g, s, n: rule.update(p, g, s, n, modes))(together, gradient, state, n)
         if taken == 250:
             numbers["lr"] = numbers["lr"] / 2
-    exact = {} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}  # powers of beta round in another way
+    exact = {} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}  # powers of beta are rounded differently
     for job, parameter in enumerate(alone):
         assert torch.allclose(together[job], parameter, **exact) if exact else torch.equal(together[job], parameter)
 
@@ -118,7 +118,7 @@ def test_bounds_are_where_torch_refuses():
                 taken = True
             except ValueError:
                 taken = False
-            cfg = compose(f"optimizer={kind.__name__.lower()}", "+optimizer.eps=1e-8")  # and where this project refuses
+            cfg = compose(f"optimizer={kind.__name__.lower()}", "+optimizer.eps=1e-8")  # also refused values
             OmegaConf.update(cfg, f"optimizer.{name.replace('.', '[')}{']' * ('.' in name)}", value)
             try:
                 check(cfg)
@@ -128,7 +128,7 @@ def test_bounds_are_where_torch_refuses():
 
 
 def sweep(monkeypatch, folder, *overrides, launch="stacked", name="study"):
-    """Sweep in a folder as the working one; its exit code and what it said."""
+    """Run a sweep in a working directory; return its exit code and its output."""
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
     keep = ("hydra.launcher.keep=0",) if launch == "stacked" and not any("keep" in item for item in overrides) else ()
@@ -137,14 +137,14 @@ def sweep(monkeypatch, folder, *overrides, launch="stacked", name="study"):
 
 
 def rows(folder, name="study"):
-    """The results of a sweep's stacks, by job."""
+    """Return the results of a sweep's stacks, by job."""
     found = results.read_results(folder / "outputs/sweeps" / name)
     return {row["name"]: row for row in found.iter_rows(named=True)}
 
 
 @pytest.fixture
 def without_page(monkeypatch):
-    """Leave out the pictures of the sweep's page, which take longest."""
+    """Leave out the pictures of the page, which take longest."""
     monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
 
 
@@ -165,12 +165,12 @@ def close(one, other, tolerance, where=""):
 
 
 def vector(parameters):
-    """All numbers of a record's parameters."""
+    """Return all numbers of a record's parameters."""
     given = [np.ravel(values) for _, values in sorted(parameters.items()) if values is not None]
     return np.concatenate(given).astype(float)
 
 
-CONVERGED = "sgd, converged"  # to where rounding, another one on each processor, decides the best step
+CONVERGED = "sgd, converged"  # rounding, which depends on the processor, decides which step is best
 MLP = ("model=mlp", "model.hidden=[5]", "data=synthetic", "data.samples=60", "data.features=2")
 CASES = {
     "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002,0.0005", "seed=0,1", "optimizer.weight_decay=0,0.1",
@@ -269,7 +269,7 @@ SAME = ("status", "steps", "metrics", "parameters", "best", "initial", "excess_l
 
 @pytest.fixture(scope="module")
 def whole(once):
-    """The results of a sweep that nothing interrupted, by job."""
+    """The results of a sweep that was not interrupted, by job."""
 
     def train(folder):
         with pytest.MonkeyPatch.context() as patch:
@@ -284,13 +284,13 @@ def same(folder):
 
 
 def left(folder):
-    """Names of what a sweep's folder holds."""
+    """Return the names of the files in a sweep's folder."""
     return {path.name for path in (folder / "outputs/sweeps/study").iterdir()}
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Have each group trained in two chunks."""
+    """Train each group in two chunks."""
     monkeypatch.setattr(stacks, "CHUNK", 2)
 
 
@@ -302,7 +302,7 @@ def test_a_stack_leaves_a_table_and_no_folder(whole, monkeypatch, tmp_path, with
     before = (tmp_path / "outputs/sweeps/study/results.parquet").stat().st_mtime_ns
     code, said = sweep(monkeypatch, tmp_path, *GRID)
     assert (code, "8 jobs: 8 completed" in said) == (0, True)
-    assert (tmp_path / "outputs/sweeps/study/results.parquet").stat().st_mtime_ns == before  # nothing is trained twice
+    assert (tmp_path / "outputs/sweeps/study/results.parquet").stat().st_mtime_ns == before  # no job was trained twice
 
 
 def test_chunks_give_the_same(whole, monkeypatch, tmp_path, without_page, small_chunks):
@@ -313,7 +313,7 @@ def test_chunks_give_the_same(whole, monkeypatch, tmp_path, without_page, small_
 
 
 def test_a_kernel_compiled_for_one_size_gives_the_same(whole, monkeypatch, tmp_path, without_page):
-    monkeypatch.setattr(stacks, "CHUNK", 3)  # chunks of two, and of padding
+    monkeypatch.setattr(stacks, "CHUNK", 3)  # chunks of two jobs, padded to three
     code, said = sweep(monkeypatch, tmp_path, *GRID, "optimizer=adam", "seed=0,1,2", "hydra.launcher.compile=true")
     assert (code, "not compiled" in said) == (0, False), said
     found = same(tmp_path)
@@ -329,31 +329,31 @@ def test_without_a_compiler_training_goes_on_eagerly(monkeypatch, tmp_path, with
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
     code, said = sweep(monkeypatch, tmp_path, *GRID, "hydra.launcher.compile=true")
     assert code == 0, said
-    assert said.count("not compiled  no C++ compiler\n") == 1  # of two groups
+    assert said.count("not compiled  no C++ compiler\n") == 1  # once for two groups
     assert len(rows(tmp_path)) == 8
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("moment", [83, 80])  # steps: in the middle of an epoch, and where a validation follows
+@pytest.mark.parametrize("moment", [83, 80])  # steps within an epoch, and before a validation
 def test_an_interrupted_stack_goes_on(moment, signum, whole, monkeypatch, tmp_path, without_page):
     after, seen = loop.Summary.after_step, []
 
     def interrupting(self, at, losses):
         seen.append(at)
-        if len(seen) == moment:  # in the second group
+        if len(seen) == moment:  # while the second group trains
             os.kill(os.getpid(), signum)
         return after(self, at, losses)
 
     monkeypatch.setattr(loop.Summary, "after_step", interrupting)
     code, said = sweep(monkeypatch, tmp_path, *GRID)
     assert code == 128 + signum, said
-    assert "interrupted; what has ended stays, the rest is still to do" in said
+    assert "interrupted; the results of finished jobs are kept" in said
     assert "go on" in said
     assert len(rows(tmp_path)) == 4
     assert len(list(tmp_path.glob("outputs/sweeps/study/.stack-*.ckpt"))) == 1
-    code, said = sweep(monkeypatch, tmp_path, *GRID, "optimizer.lr=0.02,0.05,0.1")  # a grid that has grown meanwhile
+    code, said = sweep(monkeypatch, tmp_path, *GRID, "optimizer.lr=0.02,0.05,0.1")  # the grid has one more value
     assert code == 0, said
-    assert len(seen) == 60 + 60 + 60 + 60  # no step was taken twice; the new jobs are two more groups
+    assert len(seen) == 60 + 60 + 60 + 60  # no step was taken twice; the new jobs make two more groups
     found = same(tmp_path)
     assert len(found) == 12
     assert {name: found[name] for name in whole} == whole
@@ -365,7 +365,7 @@ def test_a_stack_killed_at_ten_moments_ends_as_one_that_was_not(whole, monkeypat
 
     def run():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stacks, "SAVE_EVERY", 0.0)  # a checkpoint, and results, after each step
+            patch.setattr(stacks, "SAVE_EVERY", 0.0)  # writes a checkpoint and results after each step
             patch.setattr(stacks, "CHUNK", 2)
             after = loop.Summary.after_step
             patch.setattr(loop.Summary, "after_step", lambda *given: (time.sleep(0.03), after(*given))[1])
@@ -379,7 +379,7 @@ def test_a_stack_killed_at_ten_moments_ends_as_one_that_was_not(whole, monkeypat
             os.kill(pid, signal.SIGKILL)
         code = end(pid)
         now = same(tmp_path) if (folder / "results.parquet").exists() else {}
-        assert {name: now.get(name) for name in before} == before  # nothing is lost, nothing runs twice
+        assert {name: now.get(name) for name in before} == before  # no result is lost, no job runs twice
         before, kills = now, kills + (code == -signal.SIGKILL)
         if code != -signal.SIGKILL:
             assert code == 0
@@ -427,7 +427,7 @@ def test_data_that_have_changed_are_not_mixed_with_what_was_trained_on_others(mo
     code, said = sweep(monkeypatch, tmp_path, *overrides[:3], "seed=range(4)", *overrides[4:])
     assert code == 1
     assert (
-        said.count(f"data: {path} has changed since other jobs of this sweep were trained; put the old data back") >= 2
+        said.count(f"data: {path} has changed since other jobs of this sweep were trained; restore the old data") >= 2
     )
     assert {name: row for name, row in rows(tmp_path).items() if row["status"] == "completed"} == before
     path.write_text(old)
@@ -494,7 +494,7 @@ def test_jobs_of_a_stack_have_tags(monkeypatch, tmp_path, without_page):
 
 
 class WithDropout(SupervisedModule):
-    """A network that draws random numbers, and one that keeps running means."""
+    """A network that draws random numbers, or one that keeps running means."""
 
     def __init__(self, in_features, out_features, norm=False, bias=True, weight=None, **training):
         layer = nn.BatchNorm1d(in_features) if norm else nn.Dropout(0.5)
@@ -502,14 +502,14 @@ class WithDropout(SupervisedModule):
 
 
 class OwnStep(LinearModule):
-    """A training step of its own."""
+    """A module with its own training step."""
 
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx) * 2
 
 
 class Custom(SupervisedModule):
-    """A network of one's own, which draws something else before its layers."""
+    """A network that draws another random number before its layers."""
 
     def __init__(self, in_features, out_features, bias=True, weight=None, **training):
         scale = torch.rand(()).item()
@@ -519,7 +519,7 @@ class Custom(SupervisedModule):
 
 
 class PlainLinear(SupervisedModule):
-    """The network of LinearModule."""
+    """A network like that of LinearModule."""
 
     def __init__(self, in_features, out_features, bias=True, weight=None, **training):
         super().__init__(nn.Linear(in_features, out_features), **training)
@@ -571,8 +571,8 @@ def test_a_network_of_ones_own_is_stacked(model, monkeypatch, tmp_path, without_
         ("seed=-1", "seed=-1"),
         ("optimizer.nesterov=true", "Nesterov momentum requires a momentum and zero dampening"),
         ("trainer.strategy=ddp", "trainer.strategy=ddp"),
-        ("trainer.max_epochs=0", "it trains no step"),
-        ("trainer.max_epochs=-1", "it trains without end"),
+        ("trainer.max_epochs=0", "it trains for no step"),
+        ("trainer.max_epochs=-1", "it trains without a limit"),
         ("trainer.check_val_every_n_epoch=null", "trainer.check_val_every_n_epoch=null"),
         ("scheduler=plateau", None),
         ("trainer.max_steps=3", None),
@@ -644,14 +644,14 @@ def test_jobs_for_which_memory_is_missing_run_alone(monkeypatch, tmp_path, witho
         "logger=none", "hydra.launcher.memory=1")  # fmt: skip
     code, said = sweep(monkeypatch, tmp_path, *given)
     assert code == 0, said
-    assert "one by one  2 jobs: hydra.launcher.memory leaves room for one model alone" in said
+    assert "one by one  2 jobs: hydra.launcher.memory has room for one model only" in said
 
 
 def test_data_that_are_not_there_fail_each_job(monkeypatch, tmp_path, without_page):
     grid = ("data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")
     code, said = sweep(monkeypatch, tmp_path, *grid)
     assert code == 1
-    assert said.count("no.csv: not there; check the path") >= 2
+    assert said.count("no.csv: the file is not there; check the path") >= 2
     assert [row["status"] for row in rows(tmp_path).values()] == ["failed", "failed"]
     (tmp_path / "no.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
     code, said = sweep(monkeypatch, tmp_path, *grid, "trainer.max_epochs=10")
@@ -692,7 +692,7 @@ def test_history_keeps_losses_and_parameters_of_some_steps(monkeypatch, tmp_path
     more = ("hydra.launcher.history=100000", "hydra.launcher.memory=1")
     code, said = sweep(monkeypatch, tmp_path, *given[:3], *more, name="long")
     assert code == 1
-    assert "hydra.launcher.history=100000: 4 jobs would take" in said
+    assert "hydra.launcher.history=100000: the history of 4 jobs takes" in said
 
 
 def test_what_asks_for_a_run_folder_names_the_command_that_makes_one(monkeypatch, tmp_path, without_page):
@@ -763,7 +763,7 @@ def test_a_kept_job_that_goes_on_stays_out_of_the_sweep(monkeypatch, tmp_path, w
     assert code == 0, said
     assert rows(tmp_path) == before
     assert record(alone)["steps"] == 9
-    assert ",5,completed," in (folder / "leaderboard.csv").read_text().splitlines()[1]  # the sweep's own numbers
+    assert ",5,completed," in (folder / "leaderboard.csv").read_text().splitlines()[1]  # the results of the stack
 
 
 def test_a_file_in_the_place_of_a_kept_job_is_told(monkeypatch, tmp_path, without_page):

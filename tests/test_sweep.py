@@ -1,4 +1,4 @@
-"""What a sweep plans and trains, by the command in this process."""
+"""The sweep command, run in this process: what it plans, trains and prints."""
 
 import json
 import os
@@ -26,13 +26,13 @@ FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
 
 
 def sweep(root, *overrides):
-    """Sweep in this process, as by the command; its exit code, and what it said, mistakes first."""
+    """Run a sweep command in this process; return its exit code, and its output, error messages first."""
     code, out, errors = command(entry, "-m", f"output_root={root}", *overrides)
     return code, errors + out
 
 
 def check(root, *overrides, jobs, code=0):
-    """Sweep under the name ``study``; the jobs there are then, by name, and what was said."""
+    """Run a sweep named ``study``, and check the status of each job; return the output."""
     ended, said = sweep(root, *FAST, "name=study", *overrides)
     assert ended == code, said
     found = board.read(root / "sweeps/study").jobs
@@ -41,13 +41,13 @@ def check(root, *overrides, jobs, code=0):
 
 
 def stamps(root):
-    """When each job's record was written."""
+    """Return the time at which each job's record was written."""
     return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("sweeps/study/*/result.json")}
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The folders in which training began; without the pictures of the page, which take longest."""
+    """The folders in which training began. The page's pictures are left out, since they take longest."""
     monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
     train_in, folders = job.train_in, []
 
@@ -62,18 +62,18 @@ def trained(monkeypatch):
 def test_a_grid_that_grows_and_jobs_that_change(trained, tmp_path):
     one, two, grown, other = "sgd-lr=0.1", "sgd-lr=0.01", "sgd-lr=0.1-seed=1", "sgd-lr=0.01-seed=1"
     done = dict.fromkeys([one, two], "completed")
-    check(tmp_path, "optimizer.lr=0.1,0.10,0.01,1e-2", jobs=done)  # two configs, each typed twice
+    check(tmp_path, "optimizer.lr=0.1,0.10,0.01,1e-2", jobs=done)  # each of the two configs is typed twice
     assert trained == [one, two]
     before = stamps(tmp_path)
     said = check(tmp_path, "optimizer.lr=0.01,0.1", jobs=done)
     assert "failed" not in said
     done |= dict.fromkeys([grown, other], "completed")
-    check(tmp_path, "optimizer.lr=0.1,0.01", "seed=0,1", jobs=done)  # a new key finds the old jobs
+    check(tmp_path, "optimizer.lr=0.1,0.01", "seed=0,1", jobs=done)  # the old configs have not changed
     assert trained == [one, two, grown, other]
     assert {name: stamps(tmp_path)[name] for name in before} == before
     _, *seeds = (tmp_path / "sweeps/study/leaderboard_seeds.csv").read_text().splitlines()
     assert [line.split(",")[:3] for line in seeds] == [["1", "0.1", "2"], ["2", "0.01", "2"]]  # rank, lr, n
-    # one of them goes on alone, and is not the sweep's any more
+    # one job is resumed alone with another config, so the sweep trains it again
     assert command(entry, f"resume={tmp_path / 'sweeps/study' / two}", "trainer.max_epochs=4")[0] == 0
     before = stamps(tmp_path)
     told = (tmp_path / "sweeps/study/multirun.yaml").read_bytes()
@@ -85,7 +85,7 @@ def test_a_grid_that_grows_and_jobs_that_change(trained, tmp_path):
     )
     assert stamps(tmp_path) == before
     check(tmp_path, "optimizer.lr=0.1,0.01", "overwrite=true", jobs=done)
-    assert trained == [one, two, grown, other, two]  # only what had changed
+    assert trained == [one, two, grown, other, two]  # only the changed jobs
     assert {name for name, when in stamps(tmp_path).items() if when != before[name]} == {two}
     assert record(tmp_path / "sweeps/study" / two)["steps"] == 3
 
@@ -107,9 +107,9 @@ def test_failures_are_told_tried_again_and_stop_the_rest_if_asked(trained, monke
     assert f"waiting  {last}\n" in said
     jobs |= {last: "completed", wild: "diverged"}
     said = check(tmp_path, grid, "trainer.max_epochs=60", "overwrite=true", jobs=jobs, code=1)
-    assert said.startswith(f"failed  {bad}: RuntimeError('it broke')\n")  # at once
-    assert f"\nfailed  {bad}: RuntimeError('it broke')\n" in said  # and in the end
-    assert "diverged  " not in said.partition("jobs:")[2]  # a result
+    assert said.startswith(f"failed  {bad}: RuntimeError('it broke')\n")  # printed at once
+    assert f"\nfailed  {bad}: RuntimeError('it broke')\n" in said  # and again at the end
+    assert "diverged  " not in said.partition("jobs:")[2]  # a diverged job is a result, not a failure
     assert "RuntimeError: it broke" in (tmp_path / "sweeps/study" / bad / "train.log").read_text()
     assert "Traceback" not in said
     broken.clear()
@@ -126,13 +126,13 @@ def test_what_failed_before_it_began_is_no_trained_job(trained, tmp_path):
 
 def test_an_interrupted_overwrite_goes_on(trained, monkeypatch, tmp_path):
     check(tmp_path, "seed=0,1", jobs={"sgd-seed=0": "completed", "sgd-seed=1": "completed"})
-    monkeypatch.setattr(page, "write_page", lambda folder, sparingly=False: sparingly and os.kill(os.getpid(), 15))
+    monkeypatch.setattr(page, "write_page", lambda folder, if_due=False: if_due and os.kill(os.getpid(), 15))
     jobs = {"sgd-seed=0": "completed", "sgd-seed=1": "waiting"}
     said = check(tmp_path, "seed=0,1", "optimizer.lr=0.02", "overwrite=true", jobs=jobs, code=143)
     (go_on,) = (line for line in said.splitlines() if line.startswith("go on"))
     monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
     assert command(entry, *shlex.split(go_on.partition(" -m linear_lab.train ")[2]))[0] == 0
-    assert trained == ["sgd-seed=0", "sgd-seed=1"] * 2  # no job's name has changed
+    assert trained == ["sgd-seed=0", "sgd-seed=1"] * 2  # the jobs have kept their names
     configs = [OmegaConf.load(tmp_path / "sweeps/study" / name / ".hydra/config.yaml") for name in jobs]
     assert [cfg.optimizer.lr for cfg in configs] == [0.02, 0.02]
 
@@ -141,7 +141,7 @@ def test_jobs_that_begin_after_a_failure_elsewhere_do_not_train(trained, monkeyp
     counted = job.train_in
 
     def failing_elsewhere(run, *arguments):
-        (run.path.parent / job.STOP).touch()  # as a worker does
+        (run.path.parent / job.STOP).touch()  # as a worker process would
         return counted(run, *arguments)
 
     monkeypatch.setattr(job, "train_in", failing_elsewhere)
@@ -168,7 +168,7 @@ def test_another_folder_for_the_sweep(trained, tmp_path):
     assert record(folder / "sgd-lr=0.1")["status"] == "completed"
     assert (
         said.count("failed  sgd-lr=-1: optimizer: lr must be") == 2
-    )  # at once, though it was the last, and in the end
+    )  # printed at once, although it was the last job, and again at the end
     (go_on,) = (line for line in said.splitlines() if line.startswith("go on"))
     trained.clear()
     assert command(entry, *shlex.split(go_on.partition(" -m linear_lab.train ")[2]))[0] == 1
@@ -221,10 +221,10 @@ def test_a_job_that_another_process_leaves_unfinished_is_trained_in_the_end(look
 
 def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(page, "write_page", lambda folder, sparingly=False: sparingly and os.kill(os.getpid(), 15))
+    monkeypatch.setattr(page, "write_page", lambda folder, if_due=False: if_due and os.kill(os.getpid(), 15))
     jobs = {"sgd-seed=0": "completed", "sgd-seed=1": "waiting"}
     said = check(tmp_path, "seed=0,1", jobs=jobs, code=143)
-    assert "interrupted; what has ended stays, the rest is still to do" in said
+    assert "interrupted; the results of finished jobs are kept" in said
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
@@ -233,29 +233,29 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
     [
         (
             ("optimizer=sgd,adam", "optimizer.momentum=0,0.9"),
-            r"optimizer\.momentum=0: optimizer=adam has no momentum, which sgd has; make it two commands .*"
-            r"optimizer=sgd and optimizer\.momentum=\.\.\., one with optimizer=adam without it",
+            r"optimizer\.momentum=0: optimizer=adam has no momentum, unlike sgd; run two commands .*"
+            r"optimizer=sgd and optimizer\.momentum=\.\.\., one with optimizer=adam and without",
         ),
         (("optimizer.lrr=1,2",), r"optimizer\.lrr=1,2: .*did you mean optimizer\.lr\?"),
         (("optimiser=sgd,adam",), r"optimiser=sgd,adam: .*did you mean optimizer\?"),
         (("lr=1,2",), r"lr=1,2: .*did you mean optimizer\.lr\?"),
         (("optimizer=sgdd,adam",), "sgdd"),
-        (("name=a,b",), "name=a,b: cannot differ between the jobs of a sweep; give one value"),
-        (("overwrite=true,false",), "overwrite=true,false: cannot differ"),
-        (("tags=a,b",), "tags=a,b: cannot differ"),
-        (("fail_fast=true,false",), "fail_fast=true,false: cannot differ"),
-        (("output_root='a','b'",), "output_root='a','b': cannot differ"),
+        (("name=a,b",), "name=a,b: it cannot differ between the jobs of a sweep; give one value"),
+        (("overwrite=true,false",), "overwrite=true,false: it cannot differ"),
+        (("tags=a,b",), "tags=a,b: it cannot differ"),
+        (("fail_fast=true,false",), "fail_fast=true,false: it cannot differ"),
+        (("output_root='a','b'",), "output_root='a','b': it cannot differ"),
         (("overwrite=flase", "seed=0,1"), "overwrite=flase: choose true or false"),
         (("fail_fast=1", "seed=0,1"), "fail_fast=1: choose true or false"),
         (("mode=up", "seed=0,1"), "mode=up: choose min or max"),
         (("name=", "seed=0,1"), "name=: the name of a folder"),
-        (("seed=range(0)",), "the sweep has no job: one of its ranges is empty"),
+        (("seed=range(0)",), "the sweep has no job, since one of its ranges is empty"),
         (("trainer.max_epochs=2", "optimizer=sgd,adm"), "optimizer=adm: choose one of adam, .*sgd"),
         (("hydra.sweeper.trial=1",), r"hydra\.sweeper\.trial=1: "),
         (("sweep=search", "hydra.sweeper.trial=1"), r"did you mean hydra\.sweeper\.trials\?"),
-        (("launch=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"), "n_jobs=0: must be a number from 1"),
+        (("launch=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"), "n_jobs=0: must be at least 1"),
         (("sweep=search", "mode=up"), "mode=up: choose min or max"),
-        (("sweep=search", "hydra.sweeper.at_once=0"), "at_once=0: must be a whole number from 1"),
+        (("sweep=search", "hydra.sweeper.at_once=0"), "at_once=0: must be a whole number of at least 1"),
         (("sweep=search", "hydra.sweeper.prune=no"), "prune=no: choose true or false"),
         (("sweep=search", "hydra.sweeper.seed=a"), "seed=a: must be a whole number"),
         (("sweep=search", "optimizer.lrr=interval(0,1)"), "did you mean optimizer.lr"),
@@ -267,7 +267,7 @@ def test_a_signal_between_two_jobs(trained, monkeypatch, tmp_path):
         (("+lr=0.1,0.2",), r"\+lr=0.1,0.2: nothing reads lr; did you mean optimizer\.lr\?"),
         (("optimizer=sgd,adam", "+optimizer.momentun=0.9"), r"did you mean optimizer\.momentum\?"),
         (("console=[1],[2]",), r"console=\[1\]: "),
-        (("seed=range(0,5,0)",), r"seed=range\(0,5,0\): has no end of values"),
+        (("seed=range(0,5,0)",), r"seed=range\(0,5,0\): it has infinitely many values"),
     ],
 )  # fmt: skip
 def test_what_a_sweep_refuses_before_anything_is_trained(overrides, message, trained, tmp_path):
@@ -312,7 +312,7 @@ def test_each_job_starts_from_the_checkpoint(trained, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     check(tmp_path, typed[0], f"ckpt_path={config.ckpt_path}", jobs=done)
-    assert not trained  # it is the same checkpoint
+    assert not trained  # ckpt_path names the same file
     _, said = sweep(tmp_path, *FAST, "name=study", typed[0])
     assert "ckpt_path was" in said
     assert "2 of 2 jobs were trained with another config" in said
@@ -351,7 +351,7 @@ def test_names_have_what_differs_in_the_order_typed():
     assert names([["optimizer=adam", "seed=1"], ["optimizer=adam", "seed=2"]]) == ["adam-seed=1", "adam-seed=2"]
     assert plan.names(plan.listed(rows[:1]), "sgd", ["seed"]).to_list() == ["adam-seed=1"]
     two = [[f"optimizer.weight_decay={a}", f"model.weight_decay={b}"] for a in "12" for b in "12"]
-    assert names(two)[0] == "sgd-optimizer.weight_decay=1-model.weight_decay=1"  # both in full
+    assert names(two)[0] == "sgd-optimizer.weight_decay=1-model.weight_decay=1"  # both keys are written in full
 
 
 def test_jobs_whose_names_would_be_alike_have_their_fingerprints_in_them():
@@ -372,14 +372,14 @@ def test_names_are_unique_and_safe(values):
     rows = [[f"optimizer.lr={one}", f"+data.path={two}"] for one, two in values]
     found = names(rows)
     assert len(set(found)) == len(found)
-    for name in [*found, *(plan.safe(f"{one}-{two}") for one, two in values)]:
+    for name in [*found, *(plan.folder_name(f"{one}-{two}") for one, two in values)]:
         assert re.fullmatch(r"[A-Za-z0-9+=][A-Za-z0-9._=+-]*", name)
         assert len(name) <= 120
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True))
 def test_safe_names_differ_where_the_given_ones_do(texts):
-    assert plan.safe(texts[0]) != plan.safe(texts[1])
+    assert plan.folder_name(texts[0]) != plan.folder_name(texts[1])
 
 
 def test_differences_of_configs():
@@ -391,7 +391,7 @@ def test_differences_of_configs():
 
 
 def planned(names, hashes=None, **typed):
-    """A plan of jobs."""
+    """Return a plan with some jobs."""
     columns = {"name": names, "config_hash": hashes or names, "group": names, "problem": names}
     return pl.DataFrame(columns | typed)
 
@@ -400,7 +400,7 @@ def test_an_interrupted_overwrite_gives_no_two_jobs_one_name(trained, tmp_path):
     check(tmp_path, "seed=1,2", "trainer.max_epochs=2", jobs=dict.fromkeys(["sgd-seed=1", "sgd-seed=2"], "completed"))
     folder = tmp_path / "sweeps/study"
     before = plan.read_plan(folder)
-    # seed=1 was to be trained with another config, and seed=2 gives way to another job
+    # the plan has another config for seed=1, and another job with the name of seed=2
     plan.write_plan(folder, before.head(1).with_columns(config_hash=pl.lit("0" * 16)), "val/loss", "min")
     trained.clear()
     jobs = dict.fromkeys(["sgd-seed=1", "sgd-seed=2", "sgd-seed=3"], "completed")
@@ -428,7 +428,7 @@ FOUR = dict.fromkeys([f"sgd-lr={lr}-seed={seed}" for lr in ("0.1", "0.01") for s
 
 
 def stacked(root):
-    """The jobs that stacks have trained, as the results have them."""
+    """Return the names of the jobs in the results of stacks."""
     found = results.read_results(root / "sweeps/study")
     return [] if found is None else found["name"].to_list()
 
@@ -493,7 +493,7 @@ def test_a_changed_config_is_refused_where_a_stack_was_trained(launch, trained, 
     (first, *_) = FOUR
     assert (
         f"error: name=study: 4 of 4 jobs were trained with another config; {first}: trainer.max_epochs was 3, is 4; "
-        "train them afresh with overwrite=true" in said
+        "train them again with overwrite=true" in said
     )
     assert results_file(tmp_path) == before
     assert plan.read_plan(tmp_path / "sweeps/study").equals(told)
@@ -515,7 +515,7 @@ def test_a_stack_trains_afresh_what_was_trained_one_by_one_with_another_config(t
 
 
 def begun(root, *overrides):
-    """Sweep in another process, without the page's pictures; its id. What it said lies in <root>/<its id>."""
+    """Run a sweep in another process, without the page's pictures; return its id. Its output goes to <root>/<id>."""
 
     def run():
         page.write_page = lambda *_, **__: None
@@ -528,13 +528,13 @@ def begun(root, *overrides):
 
 def test_two_stacks_of_one_name_at_once(trained, tmp_path):
     (tmp_path / "sweeps/study").mkdir(parents=True)
-    with results.stacking(tmp_path / "sweeps/study"):  # so that both wait, and neither is over before the other begins
+    with results.stacking(tmp_path / "sweeps/study"):  # makes both processes wait, so that they run at the same time
         pids = [begun(tmp_path, *GRID, *STACKED) for _ in range(2)]
         while len(plan.read_plan(tmp_path / "sweeps/study")) < 4:
             time.sleep(0.05)
         time.sleep(1)
     assert [end(pid) for pid in pids] == [0, 0], [(tmp_path / str(pid)).read_text() for pid in pids]
-    assert stacked(tmp_path) == [*FOUR]  # a row each
+    assert stacked(tmp_path) == [*FOUR]  # one row per job
     assert not stamps(tmp_path)
     logs = [(tmp_path / str(pid)).read_text() for pid in pids]
     assert all("4 jobs: 4 completed" in said for said in logs)
@@ -555,7 +555,7 @@ def test_jobs_one_by_one_wait_for_a_stack_and_train_nothing_twice(trained, tmp_p
         assert not has_ended(pid)
         assert not stamps(tmp_path)
         rows = results.read_results(tmp_path / "other/sweeps/study")
-        results.add(folder, rows)  # as the stack that this process stands for
+        results.add(folder, rows)  # as another process that trains stacks would
     assert end(pid) == 0, (tmp_path / str(pid)).read_text()
     said = (tmp_path / str(pid)).read_text()
     assert "waiting  another command trains stacks of this sweep" in said
@@ -604,4 +604,4 @@ def test_memory_does_not_grow_with_the_jobs(trained, tmp_path):
     assert end(fork(run)) == 0
     used = json.loads((tmp_path / "used").read_text())
     assert len(used) == 25
-    assert (used[-1] - used[10]) / 14 < 0.12  # MB a job, once the process is warm
+    assert (used[-1] - used[10]) / 14 < 0.12  # MB per job, after a warm-up

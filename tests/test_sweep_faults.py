@@ -1,4 +1,4 @@
-"""Faults that really happen to a sweep: kill -9, signals, a full disk, damaged files, two at once."""
+"""Faults of a sweep, tested for real: kill -9, signals, a full disk, damaged files, two processes at once."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from processes import end, fork, has_ended
 from runs import record, scalars, train
 from test_sweep import sweep
 
-from linear_lab.runs.fingerprints import FREE
+from linear_lab.runs.fingerprints import NOT_HASHED
 from linear_lab.sweep import board, job, page
 from linear_lab.tracking.tensorboard import event_files
 
@@ -35,7 +35,7 @@ LIKE = (
 
 
 def start(root, *overrides):
-    """Sweep in another process; its id. What it said lies in <root>/<its id>."""
+    """Run a sweep in another process; return its id. Its output goes to <root>/<id>."""
 
     def run(write_page):
         page.write_page = write_page
@@ -44,7 +44,7 @@ def start(root, *overrides):
         (root / str(os.getpid())).write_text(said)
         return code
 
-    pid = fork(run, page.write_page)  # as it may be patched here
+    pid = fork(run, page.write_page)  # tests may have replaced it in this process
     wait_for((root / f"begun-{pid}").exists, pid)
     return pid
 
@@ -58,7 +58,7 @@ def wait_for(condition, pid=None):
 
 
 def content(folder):
-    """All that training decides, of a job: the record, the weights, the curves."""
+    """Return the results of a job: its record, weights and curves."""
     found = record(folder)
     kept = {key: found[key] for key in LIKE}
     kept["job"] = found["job"] | {
@@ -70,19 +70,19 @@ def content(folder):
     weights = [[*map(torch.Tensor.tolist, state["state_dict"].values())] for state in saved]
     moments = [str(state["optimizer_states"][0]["state"]) for state in saved]
     config = yaml.safe_load((folder / ".hydra/config.yaml").read_text())
-    deciding = {key: value for key, value in config.items() if key not in FREE}
+    deciding = {key: value for key, value in config.items() if key not in NOT_HASHED}
     return kept | {"curves": curves, "weights": weights, "moments": moments, "config": deciding}
 
 
 def ended(folder):
-    """The records, as bytes with the time of writing, of the jobs that have ended."""
+    """Return the records of the jobs that have ended, as bytes, and their times of modification."""
     found = {path.parent.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*/result.json")}
     return {name: it for name, it in found.items() if json.loads(it[0])["status"] == "completed"}
 
 
 @pytest.fixture(scope="module")
 def whole(once):
-    """What each job of a sweep leaves that nothing interrupted."""
+    """The results of each job of a sweep that was not interrupted."""
     folder = once("whole", lambda root: sweep(root, *GRID, "name=whole")) / "sweeps/whole"
     found = {name: content(folder / name) for name in JOBS}
     assert all(it["status"] == "completed" for it in found.values())
@@ -91,12 +91,12 @@ def whole(once):
 
 @pytest.fixture
 def without_page(monkeypatch):
-    """Leave out what takes longest after a short sweep: the pictures of its page."""
+    """Leave out the pictures of the page, which take longest in a short sweep."""
     monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
 
 
 def check(folder, whole):
-    """Nothing was lost, nothing is there twice, and all is equal bit for bit."""
+    """Check that the results are those of the whole sweep, bit for bit, and that nothing is missing or there twice."""
     assert {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "_"} == set(JOBS)
     assert {name: content(folder / name) for name in JOBS} == whole
     assert not [*folder.rglob("*.part")]
@@ -111,7 +111,7 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tm
     while kills < 10 or before:
         folder = tmp_path / "sweeps" / f"study{count}"
         pid = start(tmp_path, *GRID, f"name={folder.name}")
-        if kills == 0:  # one moment that is not random
+        if kills == 0:  # the first kill is not at a random time
             wait_for((folder / JOBS[2] / "checkpoints/last.ckpt").exists, pid)
         elif kills < 10:
             time.sleep(moments.uniform(0.1, 1.0))
@@ -121,7 +121,7 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tm
         if kills == 0:
             assert [*board.read(folder).jobs["status"]] == ["completed", "completed", "interrupted", "waiting"]
         now = ended(folder)
-        assert {name: now.get(name) for name in before} == before  # nothing ran twice
+        assert {name: now.get(name) for name in before} == before  # no job ran twice
         before = now
         if code == -signal.SIGKILL:
             kills += 1
@@ -139,7 +139,7 @@ def test_signals_save_and_say_how_to_go_on(whole, without_page, tmp_path):
         os.kill(pid, signum)
         assert end(pid) == 128 + signum
         said = (tmp_path / str(pid)).read_text()
-        assert "interrupted; what has ended stays, the rest is still to do" in said
+        assert "interrupted; the results of finished jobs are kept" in said
         assert "Traceback" not in said
         assert f"\ninterrupted  {JOBS[number]}\n" in said
         assert [*board.read(folder).jobs["status"]][: number + 1] == ["completed"] * number + ["interrupted"]
@@ -159,7 +159,7 @@ def test_two_sweeps_of_one_name_share_the_jobs(whole, without_page, tmp_path):
     folder, command = tmp_path / "sweeps/study", (*GRID, "name=study")
     one = start(tmp_path, *command)
     wait_for((folder / JOBS[0] / "checkpoints/last.ckpt").exists, one)
-    os.kill(one, signal.SIGSTOP)  # in the middle of the first job
+    os.kill(one, signal.SIGSTOP)  # during the first job
     code, said = sweep(tmp_path, *command, "trainer.max_epochs=21")
     assert code == 1
     assert f"{JOBS[0]}: trainer.max_epochs was 20, is 21" in said
@@ -182,7 +182,7 @@ def test_two_sweeps_begun_in_the_same_moment(whole, without_page, tmp_path):
 
 
 def trials(folder):
-    """The trials of a search, and what their jobs found and measured on the way."""
+    """Return the trials of a search, and the results and the validations of their jobs."""
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'search.db'}")
     found = [(trial.params, trial.state.name, trial.value, trial.user_attrs) for trial in study.get_trials()]
     records = [record(folder / job["job"]) for *_, job in found]
@@ -204,7 +204,7 @@ def test_a_search_killed_at_random_moments_is_one_that_was_not(without_page, tmp
         code = end(pid)
         kills += code == -signal.SIGKILL
         now = ended(tmp_path / "sweeps/study")
-        assert {name: now.get(name) for name in before} == before  # nothing ran twice
+        assert {name: now.get(name) for name in before} == before  # no job ran twice
         before = now
     assert kills == 4
     found = trials(tmp_path / "sweeps/study")
@@ -214,7 +214,7 @@ def test_a_search_killed_at_random_moments_is_one_that_was_not(without_page, tmp
 
 @pytest.fixture
 def scarce(tmp_path):
-    """A folder on a small disk, and functions that fill it and make room; where none may be mounted, a quota."""
+    """A folder on a small disk, and functions that fill the disk and free it; a quota if no disk can be mounted."""
     disk, limits = tmp_path / "disk", resource.getrlimit(resource.RLIMIT_FSIZE)
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
@@ -260,7 +260,7 @@ def test_a_disk_that_fills_up(scarce, whole, without_page):
     said = (root / "said").read_text()
     assert f"\ninterrupted  {JOBS[2]}: cannot write" in said
     assert f"\nwaiting  {JOBS[3]}" in said
-    assert "what has ended stays" not in said  # nobody has interrupted it
+    assert "interrupted; " not in said
     before = ended(folder)
     assert set(before) == set(JOBS[:2])
     assert sweep(root, *GRID, "name=study")[0] == 0
@@ -280,7 +280,7 @@ def test_damaged_files_cost_no_more_than_their_job(whole, without_page, once, tm
     before = ended(folder)
     damage(folder / JOBS[0], ["result.json"], None)
     damage(folder / JOBS[1], ["result.json"], b"[]")
-    for name in JOBS[2:]:  # as if killed before the end
+    for name in JOBS[2:]:  # as if the sweep had been killed
         (folder / name / "result.json").write_text(json.dumps(record(folder / name) | {"status": "running"}))
     damage(folder / JOBS[2], ["checkpoints/last.ckpt"], None)
     damage(folder / JOBS[3], ["checkpoints/last.ckpt", "checkpoints/best.ckpt"], None)

@@ -1,4 +1,4 @@
-"""As many models as the argument says, in JAX: vmap of optax's Adam over lax.scan, compiled as one; keeps nothing.
+"""Trains many models in JAX: vmap of optax's Adam over lax.scan, compiled as one program; writes no file.
 
 It computes in float32 on the CPU, with as many threads as XLA chooses. Usage: ``jax_adam.py <jobs>``.
 """
@@ -16,7 +16,7 @@ from jobs import STEPS, X, numbers
 
 
 def train(rate: jax.Array, start: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Train one model from weight and bias; returns its parameters, and its loss at the last step."""
+    """Train one model from weight and bias; return its parameters, and its loss at the last step."""
     x = jnp.array(X)[:, None]
     optimizer = optax.adam(rate)
     parameters = {"weight": start[0].reshape(1, 1), "bias": start[1].reshape(1)}
@@ -36,7 +36,7 @@ def train(rate: jax.Array, start: jax.Array) -> tuple[dict[str, jax.Array], jax.
 
 
 def main() -> None:
-    """Train all, and print the seconds, and the mean of their losses at the last step."""
+    """Train all models; print the seconds, and the mean of the losses at the last step."""
     rates, starts = map(jnp.asarray, numbers(int(sys.argv[1])))
     started = time.perf_counter()
     compiled = jax.jit(jax.vmap(train, in_axes=(0, 1))).lower(rates, starts).compile()

@@ -1,4 +1,4 @@
-"""As many models as the argument says, one after the other in plain PyTorch; keeps nothing.
+"""Trains many models, one after the other, in plain PyTorch; writes no file.
 
 Usage: ``plain_loop.py <jobs> <device>``.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def main() -> None:
-    """Train all, and print the mean of their losses at the last step."""
+    """Train all models; print the mean of the losses at the last step."""
     jobs, device = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     x = torch.tensor(X, device=device)[:, None]
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def transposed(jobs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rate of each job, ``(J,)``, and where it starts, ``(J, 2)``."""
+    """Return the learning rate of each job, ``(J,)``, and its initial weight and bias, ``(J, 2)``."""
     rates, starts = numbers(jobs)
     return torch.from_numpy(rates), torch.from_numpy(starts.T)
 

@@ -1,6 +1,6 @@
-"""As many models as the argument says, all in one: torch.func.vmap of the gradient, and Adam's rule; keeps nothing.
+"""Trains many models at once: torch.func.vmap of the gradient, and Adam's rule; writes no file.
 
-Each operation runs by itself (eager), in one thread, as ours do: with two it took longer. Usage:
+It runs eagerly, without torch.compile, in one thread, as linear_lab does: two threads took longer. Usage:
 ``vmap_loop.py <jobs> <device>``.
 """
 
@@ -18,7 +18,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 def main() -> None:
-    """Train all, and print the seconds, and the mean of their losses at the last step."""
+    """Train all models; print the seconds, and the mean of the losses at the last step."""
     jobs, device = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     rates, starts = (torch.from_numpy(values).to(device) for values in numbers(jobs))

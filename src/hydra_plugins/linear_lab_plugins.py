@@ -1,6 +1,6 @@
-"""What Hydra discovers, for every command: it takes plugins from this package alone.
+"""The sweepers and launchers of linear_lab, in the package in which Hydra looks for plugins.
 
-Sweepers are imported when a sweep begins, since what they need (polars, Optuna) takes long to import.
+Hydra imports this file in each command. The sweepers, which need polars and Optuna, are imported when a sweep begins.
 """
 
 from typing import Any
@@ -42,6 +42,6 @@ class SearchSweeper(GridSweeper):
         try:
             from linear_lab.sweep.search_sweeper import SearchSweeper
         except ImportError as error:
-            message = f"sweep=search: it needs Optuna ({error}); {installing('search')}"
+            message = f"sweep=search: Optuna is missing ({error}); install it by {installing('search')}"
             raise failure(UserError(message)) from error
         self.sweeper = SearchSweeper(**self.arguments, **context)

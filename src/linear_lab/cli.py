@@ -229,7 +229,7 @@ def check_folders(arguments: list[str]) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"hydra.run.dir={folder}: no run can be kept there ({why}); choose another folder") from None
+        raise UserError(f"hydra.run.dir={folder}: cannot make a run folder there ({why}); choose another") from None
 
 
 def value_of(key: str, arguments: list[str]) -> str | None:

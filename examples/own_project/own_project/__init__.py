@@ -1,1 +1,1 @@
-"""Which way do the stripes go? An experiment of one's own on linear_lab."""
+"""Classifies the direction of stripes: an example of a package that uses linear_lab."""

@@ -7,21 +7,21 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 
 
 class Stripes(LightningDataModule):
-    """Pictures ``(1, 8, 8)`` of stripes under noise; their class is the direction: 0 across, 1 down, 2 askew."""
+    """Noisy pictures ``(1, 8, 8)`` of stripes; the classes are 0 for horizontal, 1 for vertical, 2 for diagonal."""
 
     def __init__(self, pictures: int = 600, noise: float = 1.5, batch_size: int = 32, workers: int = 0) -> None:
         super().__init__()
         self.pictures, self.noise, self.batch_size, self.workers = pictures, noise, batch_size, workers
 
     def setup(self, stage: str) -> None:
-        drawn = torch.Generator().manual_seed(0)  # the same pictures whatever the seed of the run is
+        generator = torch.Generator().manual_seed(0)  # the pictures do not depend on the seed of the run
         y = torch.arange(self.pictures) % 3
-        across, down = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-        directions = torch.stack([across, down, across + down])
-        phases = 3 * torch.rand(self.pictures, 1, 1, generator=drawn)
-        noise = self.noise * torch.randn(self.pictures, 8, 8, generator=drawn)
+        row, column = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+        directions = torch.stack([row, column, row + column])
+        phases = 3 * torch.rand(self.pictures, 1, 1, generator=generator)
+        noise = self.noise * torch.randn(self.pictures, 8, 8, generator=generator)
         x = (torch.sin(1.6 * directions[y] + phases) + noise).unsqueeze(1)
-        self.train, self.val, self.test = random_split(TensorDataset(x, y), [0.6, 0.2, 0.2], drawn)
+        self.train, self.val, self.test = random_split(TensorDataset(x, y), [0.6, 0.2, 0.2], generator)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return DataLoader(self.train, self.batch_size, shuffle=True, num_workers=self.workers)

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassF1Score
 
-Build = Callable[[Iterable[Tensor]], Optimizer]  # a partial
+BuildOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
 
 class StripesCNN(LightningModule):
-    """Tells the direction of stripes; judged by the macro F1 score, which it logs as ``val/f1``."""
+    """Classifies the direction of stripes; logs the macro F1 score as ``val/f1`` and ``test/f1``."""
 
-    def __init__(self, optimizer: Build, channels: int = 8, dropout: float = 0.2) -> None:
+    def __init__(self, optimizer: BuildOptimizer, channels: int = 8, dropout: float = 0.2) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.optimizer = optimizer

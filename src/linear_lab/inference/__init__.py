@@ -1,1 +1,1 @@
-"""What comes after training: a run measured again, its predictions, and programs that predict by themselves."""
+"""Evaluation, prediction and export of trained runs."""

@@ -1,4 +1,4 @@
-"""A run as a file that predicts without this package."""
+"""Exports a run as a program: a file that predicts without this package."""
 
 import importlib
 import io
@@ -18,25 +18,25 @@ from linear_lab.runs.atomic import writing
 from linear_lab.runs.folder import Trust
 from linear_lab.terminal import layout, report
 
-TOLERANCE = 1e-6  # largest difference between the file's predictions and predict's, relative to the largest
-CHECKED_ROWS = 100
+TOLERANCE = 1e-6  # largest difference between predictions of the file and of the run, relative to the largest value
+CHECKED_ROWS = 100  # random rows on which they are compared
 
 
 def export(folder: str, which: str = "best", output: str | None = None, kind: str = "pt2", trust: Trust = None) -> Path:
-    """Write a run's model, its units included, and check that the file predicts what predict does.
+    """Write a run's model as a program that includes the units, and check its predictions against the run's.
 
     Args:
         folder: the run folder.
-        which: ``best`` or ``last`` checkpoint.
-        output: the file; None is ``model.pt2`` or ``model.onnx`` in the run folder.
+        which: the checkpoint, ``best`` or ``last``.
+        output: the file to write; by default ``model.pt2`` or ``model.onnx`` in the run folder.
         kind: ``pt2`` for torch.export, ``onnx`` for ONNX.
-        trust: classes of your own that the run's config may name; see `check_targets`.
+        trust: names of other classes that the run's config may build; see `check_targets`.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        UserError: if the run or the place cannot be used, a package is missing, or the file predicts otherwise.
+        UserError: if the run or the file cannot be used, a package is missing, or the predictions differ.
     """
     if kind not in EXPORTS:
         raise UserError(f"format={kind}: choose format={' or format='.join(EXPORTS)}")
@@ -52,15 +52,15 @@ def export(folder: str, which: str = "best", output: str | None = None, kind: st
         expected = predictor(x).detach()
         difference = (y_hat - expected).abs().max().item() / max(expected.abs().max().item(), 1e-300)
         if not difference <= TOLERANCE:
-            raise UserError(f"format={kind}: the file predicts otherwise, by {difference:.1g} of the largest value")
+            raise UserError(f"format={kind}: its predictions differ by {difference:.1g} of the largest; try another")
     report.show_export(layout.screen(), target, kind, meaning, difference)
     return target
 
 
 def to_pt2(predictor: Predictor, x: Tensor, file: BinaryIO, meaning: dict[str, str]) -> Tensor:
-    """Write with torch.export, and return the file's predictions."""
+    """Write a ``.pt2`` file by torch.export, and return the predictions of that file."""
     program = torch.export.export(predictor, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=True)
-    content = io.BytesIO()  # PyTorch's writer ends the process where the disk is full
+    content = io.BytesIO()  # on a full disk, PyTorch's own writer would crash the process
     torch.export.save(program, content, extra_files=meaning)
     file.write(content.getbuffer())
     file.seek(0)
@@ -69,13 +69,13 @@ def to_pt2(predictor: Predictor, x: Tensor, file: BinaryIO, meaning: dict[str, s
 
 
 def to_onnx(predictor: Predictor, x: Tensor, file: BinaryIO, meaning: dict[str, str]) -> Tensor:
-    """Write as ONNX, and return the file's predictions."""
+    """Write an ONNX file, and return the predictions of that file."""
     try:
         onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
         importlib.import_module("onnxscript")
     except ImportError as error:
-        raise UserError(f"format=onnx: {error.name} is missing; {layout.installing('onnx')}") from error
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
+        raise UserError(f"format=onnx: {error.name} is missing; install it by {layout.installing('onnx')}") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of missing packages that are not needed
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y_hat"]}
     shapes = ({0: torch.export.Dim("rows")},)
     program: Any = torch.onnx.export(predictor, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)

@@ -1,4 +1,4 @@
-"""Measuring a run's checkpoint again."""
+"""Measures the checkpoint of a run again."""
 
 import logging
 from pathlib import Path
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(folder: str, which: str = "best", accelerator: str | None = None, trust: Trust = None) -> dict[str, float]:
-    """Measure a run's checkpoint on all parts of its own data, and show the numbers beside the recorded ones.
+    """Measure a run's checkpoint on all parts of its data, and print the metrics next to the recorded ones.
 
     Args:
         folder: the run folder.
-        which: ``best`` or ``last``; if that checkpoint cannot be read, the other one, and it says so.
-        accelerator: ``cpu``, ``gpu`` or ``auto``; None takes the run's own.
-        trust: classes of your own that the run's config may name; see `check_targets`.
+        which: the checkpoint, ``best`` or ``last``; if it cannot be read, the other one is taken, with a warning.
+        accelerator: ``cpu``, ``gpu`` or ``auto``; by default that of the run.
+        trust: names of other classes that the run's config may build; see `check_targets`.
 
     Returns:
         The metrics by name, such as ``val/loss``.
 
     Raises:
-        UserError: if there is no such run, it has no checkpoint that can be read, or the accelerator is not there.
+        UserError: if the run does not exist, no checkpoint can be read, or the accelerator is not available.
     """
     run, cfg, path, checkpoint = open_checkpoint(folder, which, trust)
     cfg.trainer.accelerator = accelerator or cfg.trainer.accelerator
@@ -43,19 +43,19 @@ def evaluate(folder: str, which: str = "best", accelerator: str | None = None, t
         data, model = build(cfg)
         check_same(cfg, data, model, checkpoint)
         floating = (values.dtype for values in state.values() if values.is_floating_point())
-        model.to(next(floating, None)).load_state_dict(state)  # float64 would be cut to float32
+        model.to(next(floating, None)).load_state_dict(state)  # else float64 values would be rounded to float32
         metrics = measure(cfg, data, model)
     recorded = {run.record.steps: run.record.metrics}
     if best := run.record.best:
         recorded.setdefault(best.step, best.metrics)
-    # while a resumed run trains, its checkpoint is newer than its record, and there is nothing to compare with
+    # while a resumed run trains, its checkpoint is newer than its record, so no recorded metrics have its step
     columns: dict[str, dict[str, Any]] = {f"{path.stem}, step {step}": metrics, "recorded": recorded.get(step) or {}}
     report.show_losses(layout.screen(), columns)
     return metrics
 
 
 def open_checkpoint(folder: str, which: str, trust: Trust = None) -> tuple[Run, DictConfig, Path, dict[str, Any]]:
-    """Return a run, its config with classes that are allowed, and the path and content of a checkpoint."""
+    """Return a run, its config, after checking the classes in it, and the path and content of a checkpoint."""
     run = Run.open(folder)
     cfg = saved_config(run)
     check_targets(as_dict(cfg), run.path / CONFIG, trust)
@@ -63,7 +63,7 @@ def open_checkpoint(folder: str, which: str, trust: Trust = None) -> tuple[Run, 
     if path is None and run.record.status == "failed":
         raise UserError(f"run={folder}: it failed before its first checkpoint ({run.record.error}); train a new run")
     if path is None:
-        raise UserError(f"run={folder}: no checkpoint yet; go on with it by resume={folder}, or train anew")
+        raise UserError(f"run={folder}: it has no checkpoint yet; continue it with resume={folder}, or train a new run")
     if run.record.status == "diverged":
         log.warning("This run %s", run.record.error)
     return run, cfg, path, checkpoint

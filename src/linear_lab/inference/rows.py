@@ -1,4 +1,4 @@
-"""Predictions of a trained run for new rows."""
+"""Predicts new rows with a trained run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,27 +24,27 @@ from linear_lab.runs.folder import PREDICTIONS, Run, Trust
 from linear_lab.spreadsheets import as_csv
 from linear_lab.terminal import layout
 
-ROWS = 65_536  # of a file that are in memory at once
+ROWS = 65_536  # rows of a file that are read at a time
 
 
 class Predictor(nn.Module):
-    """A trained network, with inputs and outputs in the units of the file.
+    """A trained network whose inputs and outputs have the units of the data file.
 
-    Maps x ``(N, F)``, float64, to y_hat ``(N, T)``, float64; for classification to the probabilities ``(N, C)`` of the
-    classes.
+    Maps x ``(N, F)`` to y_hat ``(N, T)``, or for classification to the probabilities of the classes, ``(N, C)``; all
+    float64.
 
     Args:
-        network: from ``(N, F)`` to ``(N, T)`` or ``(N, C)``, in the units and the precision of training.
+        network: the trained network, which maps ``(N, F)`` to ``(N, T)`` or to logits ``(N, C)``.
         schema: names and units of the columns.
     """
 
     def __init__(self, network: nn.Module, schema: Schema) -> None:
         super().__init__()
-        # float32 in place of half precision, which not every file format and machine can compute with
+        # replace half precision by float32, since not every file format and machine supports it
         self.network = network if next(network.parameters()).dtype == torch.float64 else network.float()
         self.schema = schema
         self.dtype = next(network.parameters()).dtype
-        # buffers are part of an exported program
+        # buffers, so that they are part of an exported program
         self.x_mean, self.x_scale = (nn.Buffer(units) for units in schema.x_units)
         self.y_mean, self.y_scale = (nn.Buffer(units) for units in schema.y_units)
 
@@ -54,7 +54,7 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def columns(self, x: Tensor) -> pl.DataFrame:
-        """Return predictions by name: ``c_hat`` for each column c of y; of labels also ``c_probability``."""
+        """Return predictions of x ``(N, F)``: ``c_hat`` for each column c of y, with ``c_probability`` for classes."""
         y_hat, schema = self(x), self.schema
         if schema.labels is None:
             return pl.DataFrame({f"{name}_hat": y_hat[:, k].numpy() for k, name in enumerate(schema.y)})
@@ -71,8 +71,8 @@ def load(folder: str, which: str = "best", trust: Trust = None) -> tuple[Run, Di
     kind = class_of(cfg, "model", LightningModule)
     if not (issubclass(kind, SupervisedModule) and hyper_parameters.get("schema")):
         raise UserError(
-            f"run={folder}: it is known only of a SupervisedModule on LinearData what its inputs are; "
-            f"{cfg.model._target_} on {cfg.data._target_} can be evaluated"
+            f"run={folder}: predict and export need a SupervisedModule on LinearData, but the run has "
+            f"{cfg.model._target_} on {cfg.data._target_}; only evaluate works"
         )
     import_targets(hyper_parameters)
     with user_errors("model"):
@@ -90,31 +90,31 @@ def predict(
     trust: Trust = None,
     **reading: Any,
 ) -> Path | None:
-    """Predict some rows and show them, or all rows of a file and write them beside their predictions.
+    """Predict typed rows and print them, or predict all rows of a file and write a CSV file with its predictions.
 
     Args:
         folder: the run folder.
-        which: ``best`` or ``last`` checkpoint.
-        x: a row of F numbers, then of categories as text, or a list of such rows; with one feature, its values.
-        input: a CSV or Parquet file with the columns of x, in any order and among others.
-        output: the CSV to write; None is predictions.csv in the run folder.
-        missing: of rows without all values: ``error``, ``drop`` to leave them out, or ``empty`` to leave their
-            prediction empty.
-        trust: classes of your own that the run's config may name; see `check_targets`.
-        **reading: separator, encoding and decimal of the input; None takes those of the run's own data.
+        which: the checkpoint, ``best`` or ``last``.
+        x: a row of numbers, followed by categories as text, or a list of such rows; for one column, a list of values.
+        input: a CSV or Parquet file with the columns of x, in any order, and possibly other columns.
+        output: the CSV file to write; by default predictions.csv in the run folder.
+        missing: what to do with rows that lack a value: ``error`` raises, ``drop`` leaves them out, and ``empty``
+            leaves their predictions empty.
+        trust: names of other classes that the run's config may build; see `check_targets`.
+        **reading: separator, encoding and decimal of the input; by default those of the run's data.
 
     Returns:
-        The file that was written, if any.
+        The path of the file that was written, or None.
 
     Raises:
-        UserError: naming what is wrong with run, x, input or output.
+        UserError: if the run, the checkpoint, an argument, or the file cannot be used.
     """
     if (x is None) == (input is None):
-        raise UserError("give either x=[...] or input=<file>: the rows to predict")
+        raise UserError("give the rows to predict, either as x=[...] or as input=<file>")
     if missing not in ("error", "drop", "empty"):
         raise UserError(f"missing={missing}: choose missing=error, drop or empty")
     if input is None and output is not None:
-        raise UserError(f"output={output}: x=[...] is shown, not written; give input=<file> to write a file")
+        raise UserError(f"output={output}: predictions of x=[...] are not written to a file; use input=<file>")
     run, cfg, predictor = load(folder, which, trust)
     if input is None:
         schema, rows = predictor.schema, as_lists(x, len(predictor.schema.columns))
@@ -136,7 +136,7 @@ def predict(
 
 
 def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> tuple[int, int]:
-    """Write the rows of a table with their predictions, atomically; returns how many, and how many were dropped."""
+    """Write the rows of a table and their predictions atomically; return the numbers of rows written and dropped."""
     schema = predictor.schema
     table.check_columns(schema.columns, "input")
     row, dropped = 1, 0
@@ -150,52 +150,52 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
                 columns |= one_hot_seen(text, categories, row)
             incomplete, first = incomplete_rows(pl.DataFrame(given), row)
             if missing == "error" and first:
-                remedy = "missing=empty leaves the prediction of such rows empty, missing=drop the rows out"
+                remedy = "missing=empty leaves their predictions empty, missing=drop leaves such rows out"
                 raise ValueError(f"{first}; {remedy}")
             numbers = torch.from_numpy(pl.DataFrame(columns).to_numpy(order="c", writable=True))
             predicted = predictor.columns(numbers).with_columns(pl.when(~incomplete).then(pl.all()))
             check_finite(predicted.select(pl.when(~incomplete).then(pl.selectors.numeric()).otherwise(0.0)), row)
             if twice := [name for name in predicted.columns if name in batch.columns]:
-                raise ValueError(f"there is a column {twice[0]} already, as the prediction is called; rename it")
+                raise ValueError(f"the file has a column {twice[0]}, which is the name of a prediction; rename it")
             written = pl.concat([batch, predicted], how="horizontal")
             if missing == "drop":
                 written, dropped = written.filter(~incomplete), dropped + int(incomplete.sum())
             file.write(as_csv(written, written.columns if row == 1 else ()).encode())
             row += len(batch)
         if row == 1:
-            raise ValueError(f"{table.label}: a header, but no rows")
+            raise ValueError(f"{table.label}: the file has a header, but no rows")
         if row - 1 == dropped:
             raise ValueError(f"{table.label}: missing=drop leaves no row; {first}")
     return row - 1 - dropped, dropped
 
 
 def check_finite(predicted: pl.DataFrame, first_row: int = 1) -> None:
-    """Refuse a prediction that is not finite."""
+    """Raise ValueError if a prediction is not finite."""
     if first := incomplete_rows(predicted.select(pl.selectors.numeric()), first_row)[1]:
-        raise ValueError(f"predicted {first}: its x is too far from the data that the run was trained on")
+        raise ValueError(f"predicted {first}; its x is too far from the training data")
 
 
 def target_file(run: Run, output: str | None, default: str, sources: Sequence[Path] = ()) -> Path:
-    """Return the file to write, and refuse one that cannot be written or must not be overwritten."""
+    """Return the path of the file to write; raise ValueError if it cannot be written, or must not be overwritten."""
     target = run.path / default if output is None else Path(str(output)).expanduser()
     if target.is_dir():
-        raise ValueError(f"output={output}: a folder; name a file in it")
+        raise ValueError(f"output={output}: it is a folder; name a file in it")
     if not target.parent.is_dir():
-        raise ValueError(f"output={output}: there is no folder {target.parent}; make it first")
+        raise ValueError(f"output={output}: the folder {target.parent} does not exist; make it first")
     if target.exists() and not target.is_file():
-        raise ValueError(f"output={output}: not a plain file; name another one")
+        raise ValueError(f"output={output}: it is not a regular file; name another one")
     if any(source.exists() and target.exists() and target.samefile(source) for source in sources):
-        raise ValueError(f"output={output}: the data themselves, which would be lost; name another file")
+        raise ValueError(f"output={output}: it is the data file, which would be overwritten; name another file")
     inside = target.resolve().is_relative_to(run.path.resolve())
     if inside and target.exists() and target.name not in (default, PREDICTIONS):
-        raise ValueError(f"output={output}: a file that the run left, which would be lost; name another one")
-    if target.suffix.lower() != Path(default).suffix:
-        raise ValueError(f"output={output}: what is written is {Path(default).suffix}; name such a file")
+        raise ValueError(f"output={output}: it is a file of the run, which would be overwritten; name another one")
+    if target.suffix.lower() != (suffix := Path(default).suffix):
+        raise ValueError(f"output={output}: the name of the file must end with {suffix}; change it")
     return target
 
 
 def as_lists(x: Any, columns: int) -> list[Any]:
-    """Return typed values as a list of rows: of one column each value is a row."""
+    """Return typed values as a list of rows; if there is one column, each value is a row."""
     values = OmegaConf.to_container(x) if OmegaConf.is_config(x) else x
     values = values if isinstance(values, list) else [values]
     if any(isinstance(value, list) for value in values):
@@ -204,7 +204,7 @@ def as_lists(x: Any, columns: int) -> list[Any]:
 
 
 def as_rows(x: Any, names: list[str], categories: dict[str, list[str]] | None = None) -> Tensor:
-    """Convert typed rows to numbers ``(N, F)``, float64; the last names may be those of categories.
+    """Convert typed rows to numbers, ``(N, F)`` float64; columns of categories come last, and become 0 and 1.
 
     >>> as_rows([5, 6], ["x"]).tolist()
     [[5.0], [6.0]]
@@ -213,10 +213,10 @@ def as_rows(x: Any, names: list[str], categories: dict[str, list[str]] | None = 
     """
     categories, rows = categories or {}, as_lists(x, len(names))
     count = len(names) - len(categories)
-    example = ",".join([*["0"] * count, *(known[0] for known in categories.values())][: layout.SHOWN])
+    example = ",".join([*["0"] * count, *(labels[0] for labels in categories.values())][: layout.SHOWN])
     mistake = UserError(
-        f"x={x}: x wants {len(names)} {'values' if categories else 'numbers'} a row ({layout.names(names)}), as in "
-        f"x=[{example}], or x=[[...],[...]] for several rows; all finite"
+        f"x={x}: x needs {len(names)} finite {'values' if categories else 'numbers'} per row ({layout.names(names)}); "
+        f"type x=[{example}], or x=[[...],[...]] for several rows"
     )
     try:
         numbers = torch.tensor([row[:count] for row in rows], dtype=torch.float64)
@@ -224,7 +224,7 @@ def as_rows(x: Any, names: list[str], categories: dict[str, list[str]] | None = 
         raise mistake from error
     if numbers.ndim != 2 or {len(row) for row in rows} != {len(names)} or not numbers.isfinite().all():
         raise mistake
-    for k, (name, known) in enumerate(categories.items(), count):
-        coded = pl.DataFrame(one_hot_seen(pl.Series(name, [str(row[k]) for row in rows]), known))
-        numbers = torch.cat([numbers, torch.from_numpy(coded.to_numpy(writable=True))], 1)
+    for k, (name, labels) in enumerate(categories.items(), count):
+        one_hot = pl.DataFrame(one_hot_seen(pl.Series(name, [str(row[k]) for row in rows]), labels))
+        numbers = torch.cat([numbers, torch.from_numpy(one_hot.to_numpy(writable=True))], 1)
     return numbers

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: the run folder, its record, its checkpoints."""
+"""The files of a run: the run folder, its record, its checkpoints, its log."""

@@ -1,4 +1,4 @@
-"""Folders, files and locks that stay whole when a process is killed at any moment."""
+"""Atomic writes, new folders, and file locks, all of which survive a kill at any moment."""
 
 import fcntl
 import os
@@ -15,25 +15,25 @@ from typing import BinaryIO
 
 from linear_lab import UserError
 
-LONGEST_NAME = 120  # characters of a folder's name
-ROOM = 1 << 20  # bytes that must be free before training starts: a run of a small model needs less
+LONGEST_NAME = 120  # characters in the name of a folder
+MIN_FREE_BYTES = 1 << 20  # required before training starts: a run of a small model needs less
 ROOM_REMEDY = "make room, or choose another folder with output_root=<folder>"
-PART = ".linear_lab-"  # begins the names of files that are being written
-PATIENCE = 0.5  # seconds to retry a lock: `is_locked` of another process takes it briefly
+PART_PREFIX = ".linear_lab-"  # the names of files that are being written begin with this
+LOCK_TIMEOUT = 0.5  # seconds to retry a lock: `is_locked`, called in another process, takes the lock briefly
 
 
 def new(parent: str | Path, optimizer: str = "", *, hidden: bool = False) -> Path:
-    """Make the folder ``<parent>/<UTC time>-<4 random characters>-<optimizer>``, which no other launch shares.
+    """Make the folder ``<parent>/<UTC time>-<4 random characters>-<optimizer>``, which no other process uses.
 
-    The name of a ``hidden`` one begins with a dot, until `Run.new` has filled it.
+    The name of a ``hidden`` folder begins with a dot; `Run.new` renames the folder once its files are written.
 
     Raises:
-        UserError: if it cannot be made or has no room.
+        UserError: if the folder cannot be made, or its disk is full.
     """
     random_characters = random.SystemRandom()
     while True:
         name = "".join(random_characters.choices(string.ascii_lowercase + string.digits, k=4))
-        suffix = f"-{plain(optimizer)}" if optimizer else ""
+        suffix = f"-{sanitized(optimizer)}" if optimizer else ""
         path = Path(parent).expanduser() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}{suffix}"
         place = path.with_name(f".{path.name}") if hidden else path
         with suppress(FileExistsError):
@@ -43,11 +43,11 @@ def new(parent: str | Path, optimizer: str = "", *, hidden: bool = False) -> Pat
 
 
 def make(path: Path, *, exist_ok: bool = False) -> None:
-    """Make a folder that has room for a run; ``exist_ok`` takes one that is there.
+    """Make a folder and check that its disk has room for a run; ``exist_ok`` accepts an existing folder.
 
     Raises:
-        FileExistsError: if it is there already.
-        UserError: if it cannot be made or has no room.
+        FileExistsError: if the folder exists and ``exist_ok`` is False.
+        UserError: if the folder cannot be made, or its disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def make(path: Path, *, exist_ok: bool = False) -> None:
         if isinstance(error, FileExistsError) and path.is_dir():
             raise
         why, remedy = f"{error.strerror}: {error.filename or path}", "choose another folder with output_root=<folder>"
-        raise UserError(f"no run can be kept in {path.parent} ({why}); {remedy}") from error
+        raise UserError(f"cannot make a run folder in {path.parent} ({why}); {remedy}") from error
     try:
         check_room(path)
     except UserError:
@@ -66,23 +66,23 @@ def make(path: Path, *, exist_ok: bool = False) -> None:
 
 
 def check_room(folder: Path) -> None:
-    """Raise UserError if the disk of a folder is full, before anything is trained."""
+    """Raise UserError if files cannot be written in a folder, or fewer than `MIN_FREE_BYTES` are free on its disk."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM))
+            file.write(bytes(MIN_FREE_BYTES))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror or error}; {ROOM_REMEDY}") from error
 
 
-def plain(name: str) -> str:
-    """Replace what a file system or TensorBoard does not take in the name of a folder."""
+def sanitized(name: str) -> str:
+    """Replace the characters that a file system or TensorBoard does not accept in the name of a folder."""
     return re.sub(r"[^A-Za-z0-9._=+-]", "_", name)[:LONGEST_NAME].rstrip(".-")
 
 
 def replace(path: Path, content: bytes | memoryview, *, sync: bool = True) -> None:
-    """Write a file atomically: a reader finds the old content or the new one; see `writing`."""
+    """Write a file atomically: a reader sees either the old content or the new content; see `writing`."""
     with writing(path, ROOM_REMEDY, sync=sync) as file:
         file.write(content)
 
@@ -91,15 +91,15 @@ def replace(path: Path, content: bytes | memoryview, *, sync: bool = True) -> No
 def writing(
     path: Path, remedy: str = "make room, or choose another file with output=<file>", *, sync: bool = True
 ) -> Iterator[BinaryIO]:
-    """Give a new file beside ``path`` to write and read; it replaces ``path`` once the block has succeeded.
+    """Yield a new file in the folder of ``path``, open for reading and writing; it replaces ``path`` after the block.
 
     Args:
-        path: the file. A symbolic link is replaced, and never followed.
-        remedy: what the user can do about a full disk.
-        sync: whether the content is on disk before; without, a power cut may lose the file, a kill does not.
+        path: the file to replace. A symbolic link is itself replaced, and never followed.
+        remedy: what the user can do about a full disk; part of the error message.
+        sync: whether to call fsync first. Without it, the file survives a kill, but may be lost in a power failure.
 
     Raises:
-        UserError: if the disk is full, or refuses to be written.
+        UserError: if the disk is full or not writable.
     """
     try:
         remove_parts(path.parent)
@@ -112,73 +112,73 @@ def writing(
                     os.fsync(descriptor)
                 part.replace(path)
         finally:
-            with suppress(OSError):  # of a folder that has become read-only
+            with suppress(OSError):  # the folder may have become read-only
                 part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 def new_part(folder: Path) -> tuple[Path, int]:
-    """Make a file under a name that nobody can guess, and lock it."""
+    """Make a file with a random name, which nobody can predict, and lock it; returns its path and descriptor."""
     while True:
-        part = folder / f"{PART}{os.urandom(8).hex()}.part"
+        part = folder / f"{PART_PREFIX}{os.urandom(8).hex()}.part"
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with suppress(OSError):  # some network file systems have no locks, and then nothing is removed
+        with suppress(OSError):  # some network file systems have no locks; there `remove_parts` removes nothing
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return part, descriptor
-        os.close(descriptor)  # `remove_parts` of another process came before the lock
+        os.close(descriptor)  # another process has deleted the file, by `remove_parts`, before it was locked
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete the files that killed processes have left unfinished: the kernel has freed their locks."""
-    for part in folder.glob(f"{PART}*.part"):
+    """Delete the unfinished files of killed processes, which are the ones whose locks are free."""
+    for part in folder.glob(f"{PART_PREFIX}*.part"):
         with suppress(OSError, UserError), open(part, "r+b", opener=no_link) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()
 
 
 def no_link(path: str | Path, flags: int) -> int:
-    """Open a file as the ``opener`` of `open`, but no symbolic link; see `refuse_link`."""
+    """Open a file as the ``opener`` of `open`; raise UserError if it is a symbolic link."""
     try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # nor wait for a pipe
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # O_NONBLOCK: do not wait for a pipe
     except OSError:
         refuse_link(Path(path))
         raise
 
 
 def refuse_link(path: Path) -> None:
-    """Raise UserError for a symbolic link where files are to be written: they would be written elsewhere."""
+    """Raise UserError if the path is a symbolic link, since writing through it would change files elsewhere."""
     if path.is_symlink():
-        remedy = "delete it, or copy what it names there"
-        raise UserError(f"{path}: a symbolic link, through which nothing is written; {remedy}")
+        remedy = "delete the link, or replace it by a copy of its target"
+        raise UserError(f"{path}: it is a symbolic link, and linear_lab never writes through one; {remedy}")
 
 
-def part_from_locks() -> None:
-    """Close the files of `HELD` in a process that was forked, as a DataLoader's worker, which would keep the locks."""
-    for file in HELD:
+def close_held_locks() -> None:
+    """Close `HELD_LOCKS` in a forked process, such as a DataLoader's worker, which would otherwise keep the locks."""
+    for file in HELD_LOCKS:
         os.close(file)
 
 
-HELD: set[int] = set()  # locked files that belong to this process alone
-os.register_at_fork(after_in_child=part_from_locks)
+HELD_LOCKS: set[int] = set()  # descriptors of locked files, which forked processes must not inherit
+os.register_at_fork(after_in_child=close_held_locks)
 
 
-def taken(file: int) -> bool:
-    """Take the exclusive lock of an open file; False if another process keeps holding it."""
+def try_lock(file: int) -> bool:
+    """Take the exclusive lock of an open file; False if another process still holds it after `LOCK_TIMEOUT`."""
     for _ in range(50):
         with suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        time.sleep(PATIENCE / 50)
+        time.sleep(LOCK_TIMEOUT / 50)
     return False
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds the lock of a file."""
+    """Return whether a process holds the lock of a file; False for a file that does not exist."""
     try:
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:  # the lock is held, or there is no such file
+    except OSError as error:
         return isinstance(error, BlockingIOError)
     return False

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written atomically, and read again."""
+"""Writes the checkpoints of a run atomically, and reads them."""
 
 import io
 import logging
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Replaces a checkpoint atomically; Lightning's own goes through the system's temporary folder and may be cut."""
+    """Writes checkpoints atomically, which Lightning's own class does not: a kill can leave its file truncated."""
 
-    checked = False  # whether a checkpoint of this process could be read again
+    checked = False  # whether this process has checked that its checkpoints can be loaded
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are not supported")
         content = io.BytesIO()
-        # a module may keep parts of itself as hyperparameters; they are built from the config
+        # modules and other objects among the hyperparameters are left out: a resumed run builds them from its config
         if "state_dict" in checkpoint:
             arguments = checkpoint.get("hyper_parameters", {})
             checkpoint["hyper_parameters"] = {key: value for key, value in arguments.items() if is_plain(value)}
@@ -43,17 +43,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 self.checked = True
         except (pickle.PickleError, AttributeError, TypeError) as error:
             raise UserError(
-                f"the module cannot be saved so that it can be read again: {first_line(error)}; let its buffers, "
-                "on_save_checkpoint and the state_dict of its callbacks give tensors, numbers, texts, lists and dicts"
+                f"the module's checkpoint cannot be saved and loaded: {first_line(error)}; let its buffers, its "
+                "on_save_checkpoint and its callbacks' state_dict hold tensors, numbers, strings, lists and dicts only"
             ) from error
-        with suppress(FileNotFoundError):  # the run folder has been deleted, which `replace` says
+        with suppress(FileNotFoundError):  # the run folder was deleted; `replace` reports it
             Path(path).parent.mkdir(exist_ok=True)
-        # fsync would take half of the time of a run that validates after each step
+        # no fsync: it takes half of the time of a run that validates after each step
         atomic.replace(Path(path), content.getbuffer(), sync=False)
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value holds nothing but tensors, numbers, texts, lists and dicts."""
+    """Return whether a value consists of tensors, numbers, strings, lists and dicts only."""
     if isinstance(value, dict):
         return all(isinstance(key, (str, int)) and is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -62,16 +62,16 @@ def is_plain(value: Any) -> bool:
 
 
 class SaveCheckpoints(callbacks.Checkpoint):
-    """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, taken after validations.
+    """Saves ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt`` after each validation.
 
-    With data that are no `LinearData`, which alone can go on within an epoch, they are taken at the end of the epoch;
-    where there is nothing to validate on, of every ``check_val_every_n_epoch``-th one.
+    Only a run on `LinearData` can be resumed within an epoch. With other data, checkpoints are saved at the end of each
+    epoch with a validation; without validation data, at the end of every ``check_val_every_n_epoch``-th epoch.
 
-    Lightning's ModelCheckpoint forgets the best score when the run folder was moved before the run is resumed.
+    It replaces Lightning's ModelCheckpoint, which forgets the best score if the run folder is moved before a resume.
 
     Args:
-        monitor: the metric that decides which weights are best; None keeps last.ckpt alone.
-        mode: ``min`` or ``max``: whether a lower or a higher metric is better.
+        monitor: the metric that decides which weights are best; None saves last.ckpt only.
+        mode: ``min`` if a lower metric is better, ``max`` if a higher one is.
 
     Raises:
         ValueError: for another mode.
@@ -82,9 +82,9 @@ class SaveCheckpoints(callbacks.Checkpoint):
             raise ValueError(f"mode must be min or max, got {mode}")
         self.monitor, self.mode = monitor, mode
         self.best: Tensor | None = None
-        self.step = 0  # of the last checkpoint
-        self.due = False  # at the end of the epoch
-        self.plateaus: dict[int, float] = {}  # what schedulers, by number, are to look at after this checkpoint
+        self.step = 0  # the step of the last checkpoint
+        self.due = False  # whether to save a checkpoint at the end of the epoch
+        self.plateaus: dict[int, float] = {}  # by index of a ReduceLROnPlateau, the metric that a resume passes to it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path and not goes_on_within_epochs(trainer):
@@ -103,7 +103,7 @@ class SaveCheckpoints(callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.due or compat.is_measured_without_validation(trainer):
             for number, config in enumerate(trainer.lr_scheduler_configs):
-                # Lightning has these look at their metric after this hook, and leaves it out when the run is resumed
+                # Lightning steps ReduceLROnPlateau after this hook, and skips that step when the run is resumed
                 value = trainer.callback_metrics.get(str(config.monitor)) if config.reduce_on_plateau else None
                 if value is not None and not (trainer.current_epoch + 1) % config.frequency:
                     self.plateaus[number] = value.item()
@@ -111,32 +111,32 @@ class SaveCheckpoints(callbacks.Checkpoint):
             self.plateaus = {}
 
     def save(self, trainer: Trainer) -> None:
-        """Save last.ckpt, and best.ckpt if the metric is the best so far."""
+        """Save last.ckpt, and also best.ckpt if the metric is the best so far."""
         self.due, step, folder = False, trainer.global_step, Path(trainer.default_root_dir)
         if trainer.fast_dev_run or step == self.step:  # type: ignore[attr-defined]
             return
         self.step = step
         for logger in trainer.loggers:
-            logger.save()  # so that the curves reach as far as the checkpoint after a kill
+            logger.save()  # after a kill, the curves then reach as far as the checkpoint
         is_best = self.is_best(trainer)
         trainer.save_checkpoint(folder / (BEST if is_best else LAST), weights_only=False)
-        if is_best and (folder / BEST).is_dir():  # a strategy has cut the model into parts
+        if is_best and (folder / BEST).is_dir():  # a sharded checkpoint, as some strategies write
             trainer.save_checkpoint(folder / LAST, weights_only=False)
-        elif is_best:  # a copy, since to make a checkpoint takes longer; best.ckpt is never behind last.ckpt
+        elif is_best:  # copying is faster than saving again; best.ckpt comes first, so it is never behind last.ckpt
             if trainer.is_global_zero:
                 atomic.replace(folder / LAST, (folder / BEST).read_bytes(), sync=False)
             trainer.strategy.barrier()
 
     def is_best(self, trainer: Trainer) -> bool:
-        """Tell whether the monitored metric is the best so far, and keep it."""
+        """Return whether the monitored metric is the best so far, and if so, remember it."""
         if self.monitor is None:
             return False
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             raise UserError(not_measured(self.monitor, trainer.callback_metrics))
         better = self.best is None or bool(value < self.best if self.mode == "min" else value > self.best)
-        better = better and not value.isnan().item()  # a metric may be no number for an epoch
-        better = trainer.strategy.reduce_boolean_decision(better)  # all processes save, or none
+        better = better and not value.isnan().item()
+        better = trainer.strategy.reduce_boolean_decision(better)  # either all processes save, or none does
         if better:
             self.best = value.clone()
         return better
@@ -148,57 +148,57 @@ class SaveCheckpoints(callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.plateaus = state_dict["best"], state_dict.get("plateaus", {})
         if not isinstance(self.best, Tensor | None):
-            raise ValueError(f"the best {self.monitor} of the checkpoint is no number; delete the checkpoints")
+            raise ValueError(f"the best {self.monitor} in the checkpoint is not a number; delete the checkpoints")
 
 
 def not_measured(metric: str, measured: Iterable[str]) -> str:
-    """Say that a metric is not measured, and what is."""
+    """Return the error message for a metric that is not measured, which lists the metrics that are."""
     names = ", ".join(name for name in measured if name != "step")
-    remedy = f"choose one of {names}" if names else f"nor is another; log it, as in self.log('{metric}', value)"
-    return f"metric={metric}: is not measured by the end of the first validation or epoch; {remedy}, or metric=null"
+    remedy = f"choose one of {names}" if names else f"no metric was; log it by self.log('{metric}', value)"
+    return f"metric={metric}: it was not measured in the first validation or epoch; {remedy}, or set metric=null"
 
 
 def goes_on_within_epochs(trainer: Trainer) -> bool:
-    """Tell whether a checkpoint can be taken within an epoch: whether the data know where they were."""
+    """Return whether the run can be resumed within an epoch, which `LinearData` alone supports."""
     return isinstance(getattr(trainer, "datamodule", None), LinearData)
 
 
-CONTENT = {  # what Lightning writes, as far as it is read here
+CHECKPOINT_TYPES = {  # the entries of Lightning's checkpoints that are read here
     "global_step": int, "pytorch-lightning_version": str, "state_dict": dict, "hyper_parameters": dict, "loops": dict,
     "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
 
 
 def load_weights(model: LightningModule, path: str) -> None:
-    """Give a model the weights of a checkpoint; raise UserError for another model's, and for no checkpoint."""
+    """Load the weights of a checkpoint; raise UserError if it is not one, or is that of another model."""
     try:
         if not Path(path).is_file():
-            raise ValueError("it is a folder" if Path(path).is_dir() else "there is no such file")
+            raise ValueError("it is not a regular file" if Path(path).exists() else "the file does not exist")
         content = torch.load(path, weights_only=True, map_location="cpu")
         if not isinstance(content, dict) or "state_dict" not in content:
             raise ValueError("it has no state_dict")
         saved = {name: (*values.shape,) for name, values in content["state_dict"].items()}
-    except Exception as error:  # a damaged file raises anything
-        remedy = "name one such as outputs/runs/<id>/checkpoints/best.ckpt"
-        why = first_line(error) if isinstance(error, ValueError) else "no file of tensors and numbers alone"
-        raise UserError(f"ckpt_path={path}: is no checkpoint ({why}); {remedy}") from error
-    own = {name: (*values.shape,) for name, values in model.state_dict().items()}
-    if wrong := min((name for name, _ in own.items() ^ saved.items()), default=None):
-        shapes = f"{wrong} is {saved.get(wrong, 'missing')} there, and {own.get(wrong, 'missing')} here"
-        raise UserError(f"ckpt_path={path}: holds another model ({shapes}); choose model and data as it was trained")
+    except Exception as error:  # torch.load of a damaged file can raise any exception
+        remedy = "give a file such as outputs/runs/<id>/checkpoints/best.ckpt"
+        why = first_line(error) if isinstance(error, ValueError) else "it does not hold only tensors and numbers"
+        raise UserError(f"ckpt_path={path}: it is not a checkpoint ({why}); {remedy}") from error
+    expected = {name: (*values.shape,) for name, values in model.state_dict().items()}
+    if wrong := min((name for name, _ in expected.items() ^ saved.items()), default=None):
+        shapes = f"{wrong} is {saved.get(wrong, 'missing')} there, and {expected.get(wrong, 'missing')} in this model"
+        raise UserError(f"ckpt_path={path}: it holds another model ({shapes}); choose the model and data of that run")
     model.load_state_dict(content["state_dict"])
 
 
-class LostError(UserError):
-    """A run has checkpoints, of which none can be read."""
+class NoCheckpointError(UserError):
+    """A run has checkpoints, but none of them can be read."""
 
 
 def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, Any]]:
-    """Return the path and content of a run's checkpoint, or of the other one if it cannot be read; None for none.
+    """Return path and content of a run's checkpoint, or of its other one if it cannot be read; (None, {}) without any.
 
     Raises:
-        LostError: if there are some, but none can be read.
-        UserError: if a newer version of Lightning made them.
+        NoCheckpointError: if there are checkpoints, but none can be read.
+        UserError: if a newer version of Lightning wrote the checkpoint.
     """
     if which not in ("best", "last"):
         raise UserError(f"checkpoint={which}: choose checkpoint=best or checkpoint=last")
@@ -209,20 +209,20 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             continue
         try:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-            wrong = [key for key, kind in CONTENT.items() if not isinstance(checkpoint[key], kind)]
+            wrong = [key for key, kind in CHECKPOINT_TYPES.items() if not isinstance(checkpoint[key], kind)]
             if wrong or {*map(type, checkpoint["state_dict"].values())} != {Tensor}:
-                raise ValueError(f"{wrong or ['state_dict']} not as in a checkpoint")
+                raise ValueError(f"wrong type of {', '.join(wrong) or 'state_dict'}")
             compat.epochs_begun(checkpoint)
             step, made_by = checkpoint["global_step"], checkpoint["pytorch-lightning_version"]
             newer = release(made_by) > release(version("lightning"))
-        except Exception as error:  # a damaged file raises anything
+        except Exception as error:  # torch.load of a damaged file can raise any exception
             unreadable.append(f"{path} ({first_line(error)})")
             continue
         if newer:
-            raise UserError(f"{path}: made by lightning {made_by}, newer than {version('lightning')}; update lightning")
+            raise UserError(f"{path}: a newer lightning, {made_by}, wrote it; update lightning")
         if unreadable:
-            log.warning("cannot read %s; taking %s instead, of step %d", unreadable[0], path, step)
+            log.warning("cannot read %s; taking %s instead (step %d)", unreadable[0], path, step)
         return path, checkpoint
     if unreadable:
-        raise LostError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
+        raise NoCheckpointError(f"cannot read {', '.join(unreadable)}; delete the checkpoints to train from the start")
     return None, {}

@@ -1,4 +1,4 @@
-"""The run folder: its names, its lock, and the writing of result.json. No other file knows the names in it."""
+"""The run folder: its file names, its lock, and the writing of result.json."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from linear_lab import CHECKOUT, UserError, __version__
 from linear_lab.runs import atomic
-from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, taken
+from linear_lab.runs.atomic import is_locked, no_link, refuse_link, replace, try_lock
 from linear_lab.runs.log import log_to_file
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ TARGET = re.compile(r"_target_\s*[:=]\s*['\"]?([\w.]+)")
 Trust = str | Sequence[str] | None  # dotted names of classes that a saved config may name
 LOCK = ".lock"
 LOG = "train.log"
-LEFT = (RESULT, CONFIG, BEST, LAST, "events.out.tfevents.*")  # what a run leaves, by which another one is refused
+RUN_FILES = (RESULT, CONFIG, BEST, LAST, "events.out.tfevents.*")  # a folder with any of these holds a run
 
 
 class MissingError(UserError):
-    """There is no run folder at ``path``."""
+    """The run folder ``path`` does not exist."""
 
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
@@ -48,43 +48,43 @@ class Run:
 
     Attributes:
         path: the folder.
-        record: what result.json says; without a status before the run starts.
-        held: whether this process trains in the folder.
-        begun: whether this process has recorded that training began; before, an error leaves the record as it was.
+        record: the content of result.json; its status is None before the run starts.
+        held: whether this process holds the lock of the folder.
+        begun: whether this process has set the status to ``running``; until then, an error leaves the record unchanged.
     """
 
     def __init__(self, path: Path) -> None:
-        from linear_lab.runs.record import Record  # pydantic: not above, for --help
+        from linear_lab.runs.record import Record  # not at the top, since pydantic would slow down --help
 
         self.path, self.record, self.held, self.begun = path, Record(), False, False
 
     @classmethod
     def open(cls, folder: str | Path, key: str = "run") -> Self:
-        """Open a folder that a run has left; ``key`` is the override that names it.
+        """Open the folder of a run; ``key`` is the override that names the folder in error messages.
 
         Raises:
-            UserError: if there is no such folder, it holds no readable result.json, or a newer version made it.
+            UserError: if the folder, its result.json or its config cannot be read, or a newer linear_lab wrote it.
         """
         path, name = Path(folder).expanduser(), f"{key}={folder}"
         if not path.is_dir():
-            raise MissingError(f"{name}: there is no such folder; runs lie in outputs/runs/", path)
+            raise MissingError(f"{name}: there is no such folder; runs are in outputs/runs/", path)
         run = cls(path)
         for file in map(path.joinpath, (RESULT, CONFIG, OVERRIDES, BEST, LAST, LOG)):
-            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe may be waited for without end
-                raise UserError(f"{file}: no regular file, so nothing is read from it; delete it")
+            if file.exists() and not (file.is_file() or file.is_dir()):  # reading from a pipe could block forever
+                raise UserError(f"{file}: it is not a regular file, so it is not read; delete it")
         try:
             run.record = run.read()
             made_by = run.record.versions.get("linear_lab", "")
             if release(made_by) > release(__version__):
-                raise UserError(f"{name}: made by linear_lab {made_by}, this is {__version__}; update linear_lab")
+                raise UserError(f"{name}: linear_lab {made_by} wrote it, this is {__version__}; update linear_lab")
             if not (made_by and run.record.status):
-                raise ValueError(f"it says no {'status' if made_by else 'version'}")
+                raise ValueError(f"it has no {'status' if made_by else 'version'}")
         except FileNotFoundError:
-            raise UserError(f"{name}: no {RESULT} in it, so no run was started there; name a run folder") from None
+            raise UserError(f"{name}: it has no {RESULT}, so it is not a run folder; name another folder") from None
         except (ValueError, OSError) as error:
-            raise UserError(f"{name}: its {RESULT} cannot be read ({error}); train the run anew") from None
+            raise UserError(f"{name}: its {RESULT} cannot be read ({error}); train a new run") from None
         if not (path / CONFIG).exists():
-            raise UserError(f"{name}: no {CONFIG} in it, which says what the run is; train anew")
+            raise UserError(f"{name}: it has no {CONFIG}, so the run cannot be built; train a new run")
         return run
 
     def read(self) -> "Record":
@@ -95,37 +95,37 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[Self]:
-        """Hold the folder for this process alone, however it ends, and read the record as it is then.
+        """Lock the folder for this process, however it ends, and read the record under the lock.
 
         Raises:
-            HeldError: if another process holds it.
-            UserError: if it cannot be written to, or a symbolic link leads from it to a place that would be.
+            HeldError: if another process holds the lock.
+            UserError: if the folder is not writable, or a file or folder that is written in it is a symbolic link.
         """
         for path in ((self.path / CONFIG).parent, (self.path / LAST).parent, self.path / LOG, self.path / "wandb"):
             refuse_link(path)
         try:
-            file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # network file systems lock no folders
+            file = no_link(self.path / LOCK, os.O_RDWR | os.O_CREAT)  # a file, since network drives lock no folders
         except OSError as error:
             raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another folder") from error
         try:
-            if not taken(file):
+            if not try_lock(file):
                 raise HeldError(f"{self.path}: another process trains in this folder; wait until it ends")
             self.held = True
-            atomic.HELD.add(file)
+            atomic.HELD_LOCKS.add(file)
             with suppress(OSError, ValueError):
                 self.record = self.read()
             yield self
         finally:
             self.held = False
-            atomic.HELD.discard(file)
+            atomic.HELD_LOCKS.discard(file)
             os.close(file)
 
     @classmethod
     def new(cls, parent: Path, optimizer: str, files: Mapping[str, str]) -> AbstractContextManager[Self]:
-        """Make a run folder and claim it; it is hidden until its record is in it.
+        """Make a new run folder and enter `claimed`. The folder's name begins with a dot until its record is written.
 
         Raises:
-            UserError: if it cannot be made or has no room.
+            UserError: if the folder cannot be made, or its disk is full.
         """
         run = cls(parent)
         run.path = atomic.new(parent, optimizer, hidden=True)
@@ -133,20 +133,20 @@ class Run:
 
     @contextmanager
     def claimed(self, files: Mapping[str, str] | None = None, name: Path | None = None) -> Iterator[Self]:
-        """Hold a folder without a run, write ``files`` and the record of a new run, and record how the block ends.
+        """Lock an unused folder, write ``files`` and the record of a new run, and record how the block ends.
 
         Args:
-            files: what says what the run is, see `describe`.
-            name: the folder is renamed to this before the block.
+            files: the files that describe the run; see `describe`.
+            name: the path to which the folder is renamed before the block.
 
         Raises:
             HeldError: if another process trains in this folder.
-            UserError: if it holds a run.
+            UserError: if the folder holds a run.
         """
         with self.lock():
-            if left := [path.name for name in LEFT for path in self.path.glob(name)]:
-                remedy = f"go on with it by resume={self.path}, or choose another folder"
-                raise UserError(f"{self.path}: holds a run already ({left[0]}); {remedy}")
+            if existing := [path.name for name in RUN_FILES for path in self.path.glob(name)]:
+                remedy = f"continue it with resume={self.path}, or choose another folder"
+                raise UserError(f"{self.path}: it already holds a run ({existing[0]}); {remedy}")
             self.describe(files or {})
             self.write(status="running")
             self.path = self.path.rename(name) if name else self.path
@@ -154,17 +154,17 @@ class Run:
                 yield self
 
     def describe(self, files: Mapping[str, str]) -> None:
-        """Write what says what the run is: texts by the names of their files."""
+        """Write the files that describe the run, such as its config: a mapping from file name to text."""
         (self.path / CONFIG).parent.mkdir(exist_ok=True)
         for name, text in files.items():
             replace(self.path / name, text.encode(), sync=False)
 
     @contextmanager
     def recording(self) -> Iterator[Self]:
-        """Hold the folder, log to its file, and record how the block ends, whatever ends it.
+        """Lock the folder, log to its train.log, and record how the block ends: also by an error or an interrupt.
 
-        A new run is ``running`` from the first moment; one that is resumed keeps its record until `begin`, so that a
-        mistake in the command costs nothing. A block that succeeds has written its end state itself.
+        The status of a new run is ``running`` at once. A resumed run keeps its record until `begin`, so that a mistake
+        in the command changes nothing. When the block succeeds, it has written the final status itself.
 
         Raises:
             HeldError: if another process trains in this folder.
@@ -181,55 +181,55 @@ class Run:
                 if isinstance(error, (KeyboardInterrupt, SystemExit)):
                     end = {"status": "interrupted", "error": None}
                 if self.begun and self.record.status == "running":
-                    with suppress(UserError):  # of a full disk, which the error says already
+                    with suppress(UserError):  # if the disk is full, `error` says so already
                         self.write(**end, seconds=before + time.perf_counter() - started)
                 raise
-            if (self.record.seconds or 0.0) == before:  # a block within this one may have counted its own
+            if (self.record.seconds or 0.0) == before:  # a nested block may have written the seconds already
                 self.write(seconds=before + time.perf_counter() - started)
 
     def add_to_job(self, overrides: Sequence[str]) -> None:
-        """Add overrides to those of a sweep's job: another command trains it again from now on."""
+        """Append overrides to those recorded for a job, so that the leaderboard suggests the command as it is now."""
         if self.record.job:
             added = [override for override in overrides if not override.startswith("resume=")]
             self.record.job.overrides = [*(self.record.job.overrides or []), *added]
 
     def clear(self) -> None:
-        """Make room for a run from the start: delete what an earlier one left but its log.
+        """Delete all files of an earlier run except its log, so that the run can start again.
 
-        The record goes first, so that what a process killed meanwhile leaves is no run that looks whole.
+        The record is deleted first: if the process is killed meanwhile, the folder does not look like a complete run.
         """
         others = [*self.path.glob("events.out.tfevents.*"), self.path / PREDICTIONS, self.path / OVERRIDES]
         for path in [self.path / RESULT, *others]:
             path.unlink(missing_ok=True)
-        for folder in ((self.path / LAST).parent, *self.path.glob("version_*")):  # checkpoints, and those of CSVLogger
+        for folder in ((self.path / LAST).parent, *self.path.glob("version_*")):  # version_*: folders of CSVLogger
             shutil.rmtree(folder, ignore_errors=True)
         self.record = type(self.record)()
 
     def begin(self, config: str, overrides: Sequence[str], **fields: Any) -> None:
-        """Record that training begins; keep the config, as YAML, and the overrides that have changed it since."""
+        """Record that training begins; save the config, as YAML, and append the overrides of this command."""
         if not self.held:
             return
         files = {CONFIG: config}
         if overrides:
-            import yaml  # not above: the leaderboard answers without
+            import yaml  # not at the top, since the leaderboard does not need it
 
-            typed = [*self.typed(), *overrides]
+            typed = [*self.saved_overrides(), *overrides]
             files = {OVERRIDES: yaml.safe_dump(typed, allow_unicode=True, width=sys.maxsize), **files}
         self.describe(files)
         self.write(status="running", **fields)
 
-    def typed(self) -> list[str]:
-        """Return the overrides that the run has kept; none where their file is damaged."""
+    def saved_overrides(self) -> list[str]:
+        """Return the saved overrides of the run; an empty list if their file is missing or damaged."""
         import yaml
 
         with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
-            kept = yaml.safe_load((self.path / OVERRIDES).read_text())
-            if isinstance(kept, list) and all(isinstance(override, str) for override in kept):
-                return kept
+            overrides = yaml.safe_load((self.path / OVERRIDES).read_text())
+            if isinstance(overrides, list) and all(isinstance(override, str) for override in overrides):
+                return overrides
         return []
 
     def write(self, **fields: Any) -> None:
-        """Put the fields into the record, and replace result.json atomically if this process holds the folder."""
+        """Update fields of the record, and replace result.json atomically if this process holds the lock."""
         if fields.get("status") == "running":
             from linear_lab.runs.record import versions
 
@@ -239,24 +239,24 @@ class Run:
             replace(self.path / RESULT, self.record.as_json())
 
     def checkpoint(self, which: str) -> Path | None:
-        """Where the best or the last checkpoint lies, or None."""
+        """Return the path of the ``best`` or ``last`` checkpoint, or None if it does not exist."""
         path = self.path / {"best": BEST, "last": LAST}[which]
         return path if path.exists() else None
 
 
 def is_held(folder: Path) -> bool:
-    """Tell whether a process trains in a run folder now."""
+    """Return whether some process holds the lock of a run folder, and so trains in it."""
     return is_locked(folder / LOCK)
 
 
 def release(version: str) -> tuple[int, ...]:
-    """``0.10.2`` as numbers that compare."""
+    """Convert a version such as ``0.10.2`` to numbers, which compare in order."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def git_revision() -> str | None:
-    """Return the commit of the project's own checkout, ``-dirty`` if files were changed since; None outside git."""
-    if CHECKOUT is None:  # an environment may lie in another project's checkout
+    """Return the commit of this project's checkout, with ``-dirty`` if files have changed; None outside of git."""
+    if CHECKOUT is None:  # an installed package: the nearest git repository could be another project's
         return None
     command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

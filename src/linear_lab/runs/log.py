@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class LogFile(logging.FileHandler):
-    """A log file without control characters, which lacks what a full disk has no room for; it is no symbolic link.
+    """A log file without control characters, which is never opened through a symbolic link.
 
-    Python's own would show a traceback for each message that cannot be written.
+    It drops messages that cannot be written, as on a full disk; `FileHandler` would print a traceback for each of them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,10 +36,10 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def log_to_file(path: Path, *, terminal: bool = False) -> Iterator[None]:
-    """Send log messages, and the traceback of what ends the block, to a file too; to Hydra's own if there is one.
+    """Log messages, and the traceback of an error that ends the block, to a file; to Hydra's own log if it has one.
 
-    Without ``terminal`` messages are kept off the terminal. What ends a thread is for the file: where TensorBoard's
-    cannot write, the block gets the error too.
+    Without ``terminal``, the terminal gets no messages. An error that ends a thread goes to the file alone: when
+    TensorBoard's thread cannot write, the block gets the error too.
     """
     root = logging.getLogger()
     before, level, thread_hook = root.handlers[:], root.level, threading.excepthook

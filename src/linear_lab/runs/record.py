@@ -1,4 +1,4 @@
-"""The content of result.json, typed: what a run says of itself. `folder.py` writes it to disk."""
+"""The typed content of result.json. `folder.py` writes it to disk."""
 
 import functools
 import json
@@ -13,16 +13,16 @@ from typing_extensions import TypeAliasType
 
 from linear_lab import __version__
 
-ENDED = ("completed", "diverged", "pruned")  # what is not trained again
+ENDED = ("completed", "diverged", "pruned")  # states of jobs that a sweep does not train again
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinity, for which JSON has no word, by None."""
+    """Replace NaN and infinity, which JSON cannot represent, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def unicode(value: Any) -> Any:
-    """Replace what UTF-8 cannot write, as in some names of files."""
+    """Replace characters that UTF-8 cannot encode, such as those of undecodable file names."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
@@ -33,13 +33,13 @@ Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Strict(BaseModel):
-    """A model that takes no text for a number, and no number for a text."""
+    """A pydantic model that converts no text to a number, and no number to text."""
 
     model_config = ConfigDict(strict=True)
 
 
 class Job(Strict):
-    """What a run says of itself as a job of a sweep; ``group`` is what all its seeds share."""
+    """The fields of a job of a sweep; ``group`` is the fingerprint of its config without the seed."""
 
     overrides: list[Text] | None = None
     metric: Text | None = None
@@ -61,14 +61,14 @@ class Columns(Strict):
 
 
 class FirstStep(Strict):
-    """Loss and gradient with which training began."""
+    """Loss and gradient of the first training step."""
 
     loss: Number
     gradient: dict[Text, Nested]
 
 
 class Measured(Strict):
-    """A model: its metrics, its parameters in the units of the file, and how far its loss is from the least one."""
+    """The metrics of a model, its parameters in the units of the data file, and its excess loss."""
 
     metrics: dict[Text, Number] = {}
     parameters: dict[Text, Nested] = {}
@@ -82,12 +82,12 @@ class Best(Measured):
 
 
 class Record(Strict):
-    """All that result.json holds, in its order; what is not set is not written."""
+    """All fields of result.json, in the order in which they are written; fields that are not set are left out."""
 
     status: Literal["running", "interrupted", "failed", "diverged", "pruned", "completed"] | None = None
     error: Text | None = None
     versions: dict[Text, Text] = {}
-    token: Text | None = None  # by which loggers find the run again
+    token: Text | None = None  # identifies the run to its loggers when it is resumed
     seed: Whole | None = None
     config_hash: Text | None = None
     job: Job | None = None
@@ -108,11 +108,11 @@ class Record(Strict):
     seconds: Number = None
 
     def updated(self, **fields: Any) -> "Record":
-        """Return a record with other values in some fields."""
+        """Return a copy of the record with new values in some fields."""
         return Record.model_validate(self.model_dump(exclude_unset=True) | fields)
 
     def as_json(self) -> bytes:
-        """Write the record, one line per key."""
+        """Return the record as JSON, with one line per key."""
         fields = self.model_dump(mode="json", exclude_unset=True)
         lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in fields.items()]
         return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
@@ -122,11 +122,11 @@ def read(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is no record of a run.
+        OSError: if the file does not exist or cannot be read.
+        ValueError: if it is not the record of a run.
     """
     if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")  # a pipe may be waited for without end
+        raise ValueError("it is not a regular file")  # reading from a pipe could block forever
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -135,9 +135,9 @@ def read(path: Path) -> Record:
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-@functools.cache  # Python looks through the installed packages, 5 ms each
+@functools.cache  # looking up the version of a package takes 5 ms
 def versions() -> dict[str, str]:
-    """Versions of what decides a run's digits."""
+    """Return the versions of the packages that a run's numbers depend on, and of Python."""
     python = ".".join(map(str, sys.version_info[:3]))
     packages = {name: version(name) for name in ("torch", "lightning", "hydra-core")}
     return {"linear_lab": __version__, "python": python, **packages}

@@ -1,1 +1,1 @@
-"""Many runs trained as one stacked model."""
+"""Stacks: jobs that differ in numbers alone, trained together as one vectorized computation."""

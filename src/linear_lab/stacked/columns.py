@@ -1,4 +1,4 @@
-"""Jobs that are trained together: one config, and columns for the values in which they differ."""
+"""Groups of jobs that are trained together: one config, and columns for the values in which the jobs differ."""
 
 import copy
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ class Column(NamedTuple):
     """A leaf of the config whose value differs between jobs."""
 
     values: list[Any]  # the distinct values
-    codes: Array  # index into `values` of each job, (J,)
+    codes: Array  # for each job, the index of its value in `values`, (J,)
 
     def of_jobs(self) -> torch.Tensor:
-        """Return the numbers of the jobs, ``(J,)`` float64."""
+        """Return the value of each job, ``(J,)`` float64."""
         return torch.tensor(self.values, dtype=torch.float64)[torch.from_numpy(self.codes.astype(np.int64))]
 
     def only(self, which: Array) -> "Column":
-        """Return the column of some of the jobs, without unused values."""
+        """Return the column of some of the jobs, without the values that only other jobs have."""
         used, codes = np.unique(self.codes[which], return_inverse=True)
         return Column([self.values[code] for code in used], codes)
 
@@ -37,9 +37,9 @@ class Column(NamedTuple):
 class Group:
     """Jobs that are trained together."""
 
-    rows: "pl.DataFrame"  # of the plan
-    config: dict[str, Any]  # of the first job, resolved
-    columns: dict[Path, Column]  # the leaves in which the configs of the other jobs differ from it
+    rows: "pl.DataFrame"  # the rows of the plan, one per job
+    config: dict[str, Any]  # the resolved config of the first job
+    columns: dict[Path, Column]  # the leaves of the config in which the jobs differ
 
     def only(self, which: Array) -> "Group":
         """Return a group of some of the jobs, in the order given."""
@@ -49,7 +49,7 @@ class Group:
         return Group(self.rows[which], with_values(self.config, shared), differing)
 
     def numbers(self, group: str, names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return numbers of a config group by name: ``(J,)``, or 0-dimensional where all jobs agree; float64."""
+        """Return numbers of a config group by name, float64: ``(J,)``, or ``()`` if all jobs agree."""
         shared = defaults | {".".join(path): value for path, value in leaves(self.config[group])}
         numbers = {name: torch.tensor(float(shared.get(name, 0.0)), dtype=torch.float64) for name in names}
         columns = {name: self.columns.get((group, *name.split("."))) for name in names}
@@ -57,7 +57,7 @@ class Group:
 
 
 def distinct(group: Group, name: str) -> Iterator[tuple[dict[str, Any], Array]]:
-    """Yield the distinct values of a config group, and which jobs have them; nothing where all jobs agree."""
+    """Yield each distinct value of a config group, and a mask ``(J,)`` of its jobs; nothing if all jobs agree."""
     columns = {path: column for path, column in group.columns.items() if path[0] == name}
     for codes in np.unique(np.stack([c.codes for c in columns.values()], 1), axis=0) if columns else ():
         values = {path: column.values[code] for (path, column), code in zip(columns.items(), codes, strict=True)}
@@ -66,7 +66,7 @@ def distinct(group: Group, name: str) -> Iterator[tuple[dict[str, Any], Array]]:
 
 
 def with_values(config: dict[str, Any], values: dict[Path, Any]) -> dict[str, Any]:
-    """Return a copy of a config with other values in some of its leaves."""
+    """Return a copy of a config in which some leaves have new values."""
     changed = copy.deepcopy(config)
     for path, value in values.items():
         node: Any = changed

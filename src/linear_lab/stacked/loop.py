@@ -1,4 +1,4 @@
-"""The training of J models that differ only in numbers."""
+"""The training loop for J models that differ in numbers alone."""
 
 import time
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from linear_lab.data.batches import Part, epoch_order
 from linear_lab.stacked.optimizers import OPTIONAL, Numbers
-from linear_lab.stacked.step import Models, Parameters, StackSpec, Stepped, Stepper
+from linear_lab.stacked.step import Models, Parameters, StackSpec, Stepper, StepResult
 from linear_lab.tracking.summary import Summary
 
-SAVED = ("taken", "seconds", "parameters", "state", "history")  # what a checkpoint holds of a loop
+SAVED = ("taken", "seconds", "parameters", "state", "history")  # attributes of the loop that a checkpoint holds
 
 
 class Loop:
-    """The training of J models, which can be stopped after each step and continued from a checkpoint.
+    """Trains J models; can be stopped after each step, and continued from a checkpoint.
 
-    ``history`` records losses and parameters at the steps ``watched``.
+    ``history`` holds the losses and parameters at the steps ``watched``; ``taken`` is the number of steps so far.
     """
 
     def __init__(self, plan: StackSpec, models: Models, stepper: Stepper, watched: tuple[int, ...] = ()) -> None:
@@ -28,18 +28,18 @@ class Loop:
         self.taken, self.seconds = 0, 0.0
         self.parameters = {name: values.clone() for name, values in models.parameters.items()}
         self.numbers = {name: values for name, values in models.numbers.items() if name not in OPTIONAL or values.any()}
-        self.epoch_of_lr = -1  # the epoch whose rates are in `numbers`
+        self.epoch_of_lr = -1  # the epoch whose learning rates are in `numbers`
         buffers = plan.rule.state(plan.modes, self.numbers)
         self.state = {name: {b: torch.zeros_like(p) for b in buffers} for name, p in self.parameters.items()}
         self.summary = Summary(len(models), plan.metric, plan.mode, self.device)
         self.history: dict[str, list[Tensor]] = {}
-        # Models with the same order of the rows share it.
+        # one order of the rows per distinct seed, and for each model the index of its order, (J,)
         self.order_seeds, order_of_model = torch.unique(models.order_seeds, return_inverse=True)
         self.order_of_model = order_of_model.to(self.device)
-        self.orders: tuple[int, Tensor] = (-1, torch.zeros(0))  # the epoch, and its orders
+        self.orders: tuple[int, Tensor] = (-1, torch.zeros(0))  # an epoch, and its orders
 
     def run(self, after_step: Callable[[int], None] = lambda step: None) -> None:
-        """Train to the end, or until ``after_step``, which is called with the number of steps taken, raises."""
+        """Train to the end, or until ``after_step`` raises; it is called with the number of steps taken."""
         plan = self.plan
         if not self.taken:
             self.validate()
@@ -59,18 +59,18 @@ class Loop:
             self.seconds += time.perf_counter() - started
             after_step(self.taken)
 
-    def attempt(self, steps: int) -> None:
-        """Compute the first step some times, and discard the results."""
+    def dry_run(self, steps: int) -> None:
+        """Compute the first step ``steps`` times, and discard the results."""
         for _ in range(steps):
             self.step(0, 0)
 
-    def step(self, epoch: int, batch: int) -> Stepped:
+    def step(self, epoch: int, batch: int) -> StepResult:
         t = torch.tensor(float(self.taken + 1), dtype=torch.float64, device=self.device)
         rows = self.batch(epoch, batch)
         return self.stepper.step(self.parameters, self.state, self.summary.alive, self.numbers, t, rows)
 
     def batch(self, epoch: int, batch: int) -> Part:
-        """Return x and y of a step: ``(B, F)`` that all models share, or ``(J, B, F)`` where their orders differ."""
+        """Return x and y of a step: x is ``(B, F)`` if all models share the order of the rows, else ``(J, B, F)``."""
         x, y = self.parts["train"]
         size = self.plan.data.batch_size
         if size is None:
@@ -83,7 +83,7 @@ class Loop:
         return x[rows], y[rows]
 
     def measure(self, parts: tuple[str, ...], parameters: Parameters | None = None) -> Numbers:
-        """Return the metrics of some parts by name, ``(J,)`` float64 each."""
+        """Return the metrics of some parts of the data by name, ``(J,)`` float64 each."""
         measured: Numbers = {}
         for part in parts:
             metrics = self.stepper.measure(parameters or self.parameters, self.numbers, self.parts[part])
@@ -91,7 +91,7 @@ class Loop:
         return measured
 
     def validate(self) -> None:
-        """Measure the models as they are, as Lightning's validation does."""
+        """Measure the models, update the summary and the schedule, as a validation of a single run does."""
         measured = self.measure(tuple(part for part in self.parts if part != "test"))
         if self.taken and self.models.schedule:
             self.models.schedule.after_validation(measured[self.plan.metric].cpu())
@@ -103,12 +103,12 @@ class Loop:
             self.record(measured["train/loss"])
 
     def record(self, losses: Tensor) -> None:
-        """Add losses and parameters of this step to the history."""
+        """Add the losses and the parameters after the last step to the history."""
         for name, values in {"train/loss": losses, **self.parameters}.items():
             self.history.setdefault(name, []).append(values.detach().clone())
 
     def excesses(self, parameters: Parameters) -> Tensor | None:
-        """Return the excess loss of each model, ``(J,)`` float64; None where there is no optimum."""
+        """Return the excess loss of each model, ``(J,)`` float64; None if there is no optimum."""
         if not self.models.optima:
             return None
         weight, bias = parameters["network.weight"], parameters.get("network.bias")

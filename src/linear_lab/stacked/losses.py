@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # of y_hat, y and numbers
+Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # (y_hat, y, numbers) -> loss
 
 
 def mse(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tensor:
@@ -36,10 +36,10 @@ def cross_entropy(y_hat: Tensor, y: Tensor, numbers: dict[str, Tensor]) -> Tenso
     return ((1 - smoothing) * of_label + smoothing * surprise.mean(1)).mean()
 
 
-LOSSES: dict[str, tuple[Loss, dict[str, float]]] = {  # by class, with the numbers that may differ and their defaults
+LOSSES: dict[str, tuple[Loss, dict[str, float]]] = {  # by class: the function, and the defaults of its numbers
     "torch.nn.MSELoss": (mse, {}),
     "torch.nn.L1Loss": (mae, {}),
     "torch.nn.HuberLoss": (huber, {"delta": 1.0}),
     "torch.nn.CrossEntropyLoss": (cross_entropy, {"label_smoothing": 0.0}),
 }
-BOUNDS = {"delta": (0.0, torch.inf, "()"), "label_smoothing": (0.0, 1.0, "[]")}  # of what torch accepts
+BOUNDS = {"delta": (0.0, torch.inf, "()"), "label_smoothing": (0.0, 1.0, "[]")}  # the ranges that torch accepts

@@ -1,7 +1,7 @@
 """PyTorch's optimizers as functions of one model, whose numbers are tensors that can differ between models under vmap.
 
-Those of torch.optim take one learning rate for all models. The functions here group products as torch.optim does: in
-float32 the same gradients give the same bits, or nearly so.
+The classes of torch.optim take one learning rate for all models. The functions here evaluate products in the same order
+as torch.optim, so that in float32 the same gradients give the same bits, or nearly so.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,25 @@ from torch import Tensor
 from linear_lab.fitting.checks import NUMBERS
 
 Numbers = dict[str, Tensor]  # 0-dimensional, float64
-State = dict[str, Tensor]  # of one parameter, in its shape
-# state that an optimizer has only if a mode is set, or a number is not 0
+State = dict[str, Tensor]  # the buffers of one parameter, which have its shape
+# buffers that exist only if this mode is set, or this number is not 0
 REQUIRES = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}
 
 
 class Rule(NamedTuple):
-    """An optimizer.
+    """The update rule of an optimizer.
 
-    ``derive`` computes in float64 what ``update`` needs, from the numbers and the step t (from 1). ``update`` takes a
-    parameter, its gradient and state, the derived numbers in its dtype, and the modes; it returns the new ones.
+    ``derive`` computes, in float64, what ``update`` needs from the numbers and the step t, from 1 on. ``update`` takes
+    a parameter, its gradient and state, the derived numbers in its dtype, and the modes; it returns new ones.
     """
 
-    numbers: tuple[str, ...]  # that may differ between models
+    numbers: tuple[str, ...]  # names of the numbers that may differ between models
     derive: Callable[[Numbers, Tensor], Numbers]
     update: Callable[[Tensor, Tensor, State, Numbers, dict[str, Any]], tuple[Tensor, State]]
-    buffers: tuple[str, ...]  # names of a parameter's state, as in torch.optim
+    buffers: tuple[str, ...]  # names of the buffers, as in torch.optim
 
     def state(self, modes: dict[str, Any], numbers: Numbers) -> list[str]:
-        """Return the names of the buffers that these modes, and the numbers that are not 0, require."""
+        """Return the names of the buffers that these modes and numbers require; see `REQUIRES`."""
         required = {mode for mode, on in modes.items() if on} | numbers.keys()
         return [name for name in self.buffers if name not in REQUIRES or REQUIRES[name] in required]
 
@@ -40,13 +40,13 @@ def sgd_numbers(n: Numbers, t: Tensor) -> Numbers:
     if "momentum" not in n:
         return n
     dampening = n.get("dampening", torch.zeros_like(n["lr"]))
-    # Without momentum the buffer is the gradient itself.
+    # without momentum, the buffer is the gradient itself
     share = torch.where((t == 1) | (n["momentum"] == 0), 1.0, 1 - dampening)
     return n | {"share": share, "decay": torch.where(t == 1, 0.0, n["momentum"])}
 
 
 def sgd(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -> tuple[Tensor, State]:
-    """``b <- m b + (1 - d) g``, ``p <- p - lr b``; with Nesterov's momentum ``p <- p - lr (g + m b)``."""
+    """``b <- m b + (1 - d) g``, ``p <- p - lr b``; with Nesterov momentum ``p <- p - lr (g + m b)``."""
     g = with_weight_decay(p, g, n, modes)
     if "momentum" not in n:
         return torch.addcmul(p, g, -n["lr"]), state
@@ -63,7 +63,7 @@ def adam_numbers(n: Numbers, t: Tensor) -> Numbers:
 
 
 def adam(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -> tuple[Tensor, State]:
-    """``p <- p - lr m' / (sqrt(v') + eps)`` with the corrected means m' of g and v' of its square."""
+    """``p <- p - lr m' / (sqrt(v') + eps)``, with the bias-corrected averages m' of g and v' of its square."""
     if not modes["decoupled_weight_decay"]:
         g = with_weight_decay(p, g, n, modes)
     else:
@@ -82,7 +82,7 @@ def rmsprop_numbers(n: Numbers, t: Tensor) -> Numbers:
 
 
 def rmsprop(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -> tuple[Tensor, State]:
-    """``p <- p - lr g / (sqrt(v) + eps)`` with v the mean of g^2, less the squared mean of g if centered."""
+    """``p <- p - lr g / (sqrt(v) + eps)``, with v the average of g^2, minus the squared average of g if centered."""
     g = with_weight_decay(p, g, n, modes)
     square = torch.addcmul(n["alpha"] * state["square_avg"], n["rest"] * g, g)
     new, variance = {"square_avg": square}, square
@@ -98,7 +98,7 @@ def rmsprop(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any
 
 
 def with_weight_decay(p: Tensor, g: Tensor, n: Numbers, modes: dict[str, Any]) -> Tensor:
-    """Add the gradient of the weight decay's penalty to that of the loss."""
+    """Return the gradient to descend: with its sign changed if ``maximize``, plus ``weight_decay * p``."""
     g = -g if modes.get("maximize") else g
     return torch.addcmul(g, p, n["weight_decay"]) if "weight_decay" in n else g
 
@@ -114,8 +114,8 @@ RULES = {
     "torch.optim.AdamW": ADAM,
     "torch.optim.RMSprop": Rule(RMSPROP_NUMBERS, rmsprop_numbers, rmsprop, RMSPROP_BUFFERS),
 }
-MODES = ("nesterov", "maximize", "amsgrad", "centered", "decoupled_weight_decay")  # switches that a stack shares
-OPTIONAL = ("momentum", "dampening", "weight_decay")  # numbers without effect where they are 0
+MODES = ("nesterov", "maximize", "amsgrad", "centered", "decoupled_weight_decay")  # flags that a stack shares
+OPTIONAL = ("momentum", "dampening", "weight_decay")  # numbers that are left out if they are 0 for all models
 BOUNDS = {"dampening": (-torch.inf, torch.inf, "()")} | {
     key.removeprefix("optimizer."): bounds[:3] for key, bounds in NUMBERS.items() if key.startswith("optimizer.")
 }

@@ -1,4 +1,4 @@
-"""The results of a stack, as rows with the fields of result.json."""
+"""Converts a trained stack to rows of results, with the fields of result.json, and to rows of the history."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from linear_lab.stacked.loop import Loop
 from linear_lab.stacked.prepare import Prepared
 from linear_lab.stacked.step import Parameters, StackSpec
 
-MOST_PARAMETERS = 64  # of a model whose parameters are part of the results
+MAX_PARAMETERS = 64  # models with more have none in the results
 
 
 def struct(fields: dict[str, pl.Series], where: Array | None = None) -> pl.Series:
-    """Return a column of records, null but ``where``; NaN and infinity are null, as in result.json."""
+    """Return a column of structs, null unless ``where``; NaN and infinity become null, as in result.json."""
     frame = finite(pl.DataFrame(fields))
     records = pl.struct(frame.columns)
     return frame.select(_=records if where is None else pl.when(pl.Series(where)).then(records)).to_series()
 
 
 def finite(frame: pl.DataFrame) -> pl.DataFrame:
-    """Replace NaN and infinity in columns of numbers by null."""
+    """Replace NaN and infinity in floating columns by null."""
     numbers = pl.selectors.float()
     return frame.with_columns(pl.when(numbers.is_finite()).then(numbers))
 
@@ -37,8 +37,8 @@ def nulls(jobs: int, dtype: Any) -> pl.Series:
 
 
 def parameter_column(plan: StackSpec, parameters: Parameters, jobs: int) -> dict[str, pl.Series]:
-    """Return the column ``parameters`` in the units of the file; nothing for models with many parameters."""
-    if sum(values[0].numel() for values in parameters.values()) > MOST_PARAMETERS:
+    """Return the column ``parameters``, in the units of the data file; {} for models with many parameters."""
+    if sum(values[0].numel() for values in parameters.values()) > MAX_PARAMETERS:
         return {}
     tensors: dict[str, Any] = {
         name.removeprefix("network."): values[:jobs].detach().cpu().double() for name, values in parameters.items()
@@ -67,7 +67,7 @@ def measured(loop: Loop, parameters: Parameters, jobs: int) -> dict[str, pl.Seri
 
 
 def rows_of(prepared: Prepared, chosen: Array, loop: Loop) -> pl.DataFrame:
-    """Return a row for each job of a chunk, with the fields of result.json except those that its sweep adds."""
+    """Return one row per job of a chunk, with the fields of result.json except ``job``."""
     group, data, summary, jobs = prepared.group.only(chosen), prepared.plan.data, loop.summary, len(chosen)
     stable_lrs = [np.nan if reference.stable_lr is None else reference.stable_lr for reference in prepared.references]
     stable_lr = np.array(stable_lrs, float)[prepared.reference_of.numpy()[chosen]]
@@ -98,7 +98,7 @@ def rows_of(prepared: Prepared, chosen: Array, loop: Loop) -> pl.DataFrame:
 
 
 def verdicts(group: Group, loop: Loop, metrics: pl.Series, lr: Array, stable_lr: Array) -> pl.DataFrame:
-    """Return status, error and steps of each job, by the rules of `linear_lab.fitting.divergence`."""
+    """Return the status, error and steps of each job, by the rules of `linear_lab.fitting.divergence`."""
     summary, frame, jobs = loop.summary, metrics.struct.unnest(), len(group.rows)
     tensors = (summary.diverged_at, summary.diverged_by, summary.diverged_value, summary.first["train/loss"])
     at, by, value, first = (column(values, jobs).to_numpy() for values in tensors)
@@ -122,7 +122,7 @@ def verdicts(group: Group, loop: Loop, metrics: pl.Series, lr: Array, stable_lr:
 
 
 def history_of(prepared: Prepared, chosen: Array, loop: Loop) -> pl.DataFrame:
-    """Return losses and parameters at the watched steps, a row for each job and step."""
+    """Return the losses and parameters at the watched steps, with one row per job and step."""
     names, jobs, frames = prepared.group.rows["name"][chosen], len(chosen), []
     parameters = {name: values for name, values in loop.history.items() if name != "train/loss"}
     for at, (step, losses) in enumerate(zip(loop.watched, loop.history["train/loss"], strict=False)):

@@ -1,4 +1,4 @@
-"""Build what the jobs of a stack share, and the tensors in which they differ."""
+"""Builds the objects that the jobs of a stack share, and the tensors in which the jobs differ."""
 
 import logging
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from linear_lab.models import SupervisedModule, supervised
 from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Array, Group, distinct
 from linear_lab.stacked.loop import Loop
-from linear_lab.stacked.step import Models, StackSpec, Stepper, counted
+from linear_lab.stacked.step import Models, StackSpec, Stepper, epoch_and_step_limits
 from linear_lab.text import first_line
 from linear_lab.theory.least_squares import Optimum
 from linear_lab.theory.reference import Reference, reference
@@ -31,29 +31,29 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Prepared:
-    """Jobs that are ready for training."""
+    """A group of jobs that is ready for training."""
 
     group: Group
     plan: StackSpec
     parameters: dict[str, Tensor]  # initial values, (J, ...), on the CPU
-    wrong: dict[str, str]  # by name, why other jobs of the group have no initial parameters
-    references: list[Reference]  # the distinct ones
-    reference_of: Tensor  # index into `references` of each job, (J,)
+    errors: dict[str, str]  # by name, why the models of the jobs left out of the group could not be built
+    references: list[Reference]  # the distinct references
+    reference_of: Tensor  # for each job, the index of its reference in `references`, (J,)
 
 
 def prepare(group: Group) -> Prepared:
-    """Build what the jobs of a group share; raise UserError for what cannot be built or vectorized."""
+    """Build the objects that the jobs of a group share; raise UserError if the jobs cannot be built or stacked."""
     config = group.config
     try:
         data, module = build(OmegaConf.create(config))
     except UserError:
         raise
-    except Exception as error:  # A class of the user may raise anything.
+    except Exception as error:  # the user's classes can raise any exception
         raise UserError(first_line(error)) from error
     if not isinstance(module, SupervisedModule):
-        raise UserError(f"model is {type(module).__name__}, which is no SupervisedModule")
+        raise UserError(f"model is {type(module).__name__}, which is not a SupervisedModule")
     if not isinstance(data, LinearData):
-        raise UserError(f"data are {type(data).__name__}, which is no LinearData")
+        raise UserError(f"data are {type(data).__name__}, which is not a LinearData")
     if module.metrics or module.metric is None:
         raise UserError(f"{type(module).__name__} has metrics of its own" if module.metrics else "metric is null")
     for name in ("training_step", "configure_optimizers"):
@@ -62,7 +62,7 @@ def prepare(group: Group) -> Prepared:
     param_group = module.fresh_optimizer().param_groups[0]
     modes = {name: param_group.get(name, False) for name in optimizers.MODES}
     rule, (loss, _) = optimizers.RULES[config["optimizer"]["_target_"]], losses.LOSSES[config["loss"]["_target_"]]
-    epochs, steps = counted(config["trainer"])
+    epochs, steps = epoch_and_step_limits(config["trainer"])
     every = config["trainer"]["check_val_every_n_epoch"]
     metric, mode = module.metric, str(config.get("mode", "min"))
     plan = StackSpec(module, data, rule, modes, loss, metric, mode, epochs, steps, every)
@@ -73,15 +73,15 @@ def prepare(group: Group) -> Prepared:
     prepared = Prepared(group, plan, parameters, wrong, *references(group, plan))
     if len(group.rows):
         try:
-            Loop(plan, models(prepared, np.arange(min(len(group.rows), 2))), Stepper(plan)).attempt(1)
-        except Exception as error:  # vmap raises anything for what it does not support.
+            Loop(plan, models(prepared, np.arange(min(len(group.rows), 2))), Stepper(plan)).dry_run(1)
+        except Exception as error:  # vmap can raise any exception for an operation that it does not support
             log.info("vmap failed", exc_info=True)
             raise UserError(f"its model cannot be vectorized: {first_line(error)}") from error
     return prepared
 
 
 def variants(group: Group, name: str) -> tuple[list[dict[str, Any]], Tensor]:
-    """Return the distinct values of a config group, one where all jobs agree, and the index of each job's, ``(J,)``."""
+    """Return the distinct values of a config group, and for each job the index of its value, ``(J,)`` int64."""
     specs: list[dict[str, Any]] = []
     index = torch.zeros(len(group.rows), dtype=torch.int64)
     for spec, which in distinct(group, name):
@@ -91,7 +91,7 @@ def variants(group: Group, name: str) -> tuple[list[dict[str, Any]], Tensor]:
 
 
 def initial_parameters(group: Group, plan: StackSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Draw each model's parameters as single training does, ``(J, ...)`` by name; also say why some jobs have none."""
+    """Draw the parameters of each model as a single run does: ``(J, ...)`` by name, and errors by the names of jobs."""
     seeds, names = group.columns.get(SEED), group.rows["name"].to_numpy()
     codes = torch.from_numpy(np.zeros(len(names), np.int64) if seeds is None else seeds.codes.astype(np.int64))
     specs, index_of_spec = variants(group, "model")
@@ -115,9 +115,9 @@ def initial_parameters(group: Group, plan: StackSpec) -> tuple[dict[str, Tensor]
 
 
 def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: StackSpec) -> dict[str, Tensor]:
-    """Draw the parameters of a model from some seeds, ``(S, ...)`` by name.
+    """Draw the parameters of a model from S seeds: ``(S, ...)`` by name.
 
-    A model is built from each seed, unless resetting its layers draws the same numbers, which is ten times as fast.
+    The model is built once per seed, unless resetting its layers draws the same numbers, which is ten times as fast.
     """
     arguments = {**plan.module.hparams} | {key: value for key, value in spec.items() if key != "_target_"}
 
@@ -145,10 +145,10 @@ def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: StackSpec) -> 
 
 
 def references(group: Group, plan: StackSpec) -> tuple[list[Reference], Tensor]:
-    """Return the distinct references of the jobs, and the index of each job's, ``(J,)``."""
+    """Return the distinct references of the jobs, and for each job the index of its reference, ``(J,)`` int64."""
     if not group.config["optimum"] or group.rows.is_empty():
         return [Reference()], torch.zeros(len(group.rows), dtype=torch.int64)
-    # The other numbers, such as lr, change neither the optimum nor the largest stable rate.
+    # other numbers, such as lr, change neither the optimum nor the largest stable learning rate
     names = [("optimizer", name) for name in ("momentum", "dampening", "weight_decay")]
     relevant = Group(group.rows, group.config, {path: group.columns[path] for path in names if path in group.columns})
     data, network, optima = plan.data, plan.module.network, dict[float, Optimum]()
@@ -159,7 +159,7 @@ def references(group: Group, plan: StackSpec) -> tuple[list[Reference], Tensor]:
 
 
 def models(prepared: Prepared, chosen: Array) -> Models:
-    """Return the models of some jobs of a group, on the device where they are trained."""
+    """Return the models of the ``chosen`` jobs, on the device on which they are trained."""
     group, plan, which = prepared.group.only(chosen), prepared.plan, torch.from_numpy(chosen)
     device, config = device_of(group.config), group.config
     defaults = supervised.build_from_spec(config["optimizer"], Optimizer, [torch.zeros(1, requires_grad=True)]).defaults
@@ -190,6 +190,6 @@ def schedule_of(group: Group, plan: StackSpec, base: Tensor) -> schedules.Schedu
 
 
 def device_of(config: dict[str, Any]) -> torch.device:
-    """Return the device that a trainer's config selects."""
+    """Return the device that the config of the trainer selects."""
     device: torch.device = Fabric(accelerator=config["trainer"]["accelerator"], devices=1).device
     return device

@@ -1,4 +1,4 @@
-"""Learning rates of many models over the epochs, from PyTorch's own schedulers."""
+"""The learning rates of many models in each epoch, computed from PyTorch's schedulers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from linear_lab.models.supervised import Spec, build_from_spec
 
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 PLATEAU_NUMBERS = {"factor": 0.1, "patience": 10, "threshold": 1e-4, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8}
-NAMES = (  # of the classes whose rate in an epoch is a x base + b
+NAMES = (  # classes whose learning rate in each epoch is a * base + b
     "StepLR MultiStepLR ConstantLR LinearLR ExponentialLR PolynomialLR CosineAnnealingLR CosineAnnealingWarmRestarts"
 )
 AFFINE = tuple(f"torch.optim.lr_scheduler.{name}" for name in NAMES.split())
 
 
 class AffineSchedule:
-    """Rates ``a x base + b``, with a and b of each epoch from two runs of PyTorch's class, from base 1 and base 2.
+    """Learning rates ``a * base + b``; a and b of each epoch follow from running PyTorch's class with base 1 and 2.
 
-    ``base`` holds the initial rates, ``(J,)`` or 0-dimensional, and ``which`` the index of each model's spec, ``(J,)``.
+    ``base`` holds the initial rates, ``(J,)`` or ``()``, and ``which`` the index of each model's spec, ``(J,)``.
     """
 
     def __init__(self, base: Tensor, specs: Sequence[Spec], which: Tensor, epochs: int) -> None:
@@ -35,7 +35,7 @@ class AffineSchedule:
         return slope * self.base + offset
 
     def after_validation(self, metric: Tensor) -> None:
-        """Do nothing: the rates do not depend on the metric."""
+        """No-op: the learning rates do not depend on the metric."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -45,7 +45,7 @@ class AffineSchedule:
 
 
 class PlateauSchedule:
-    """The rule of ReduceLROnPlateau, with `PLATEAU_NUMBERS` that may differ between models, ``(J,)`` each."""
+    """The rule of ReduceLROnPlateau, in which the `PLATEAU_NUMBERS` may differ between models."""
 
     def __init__(self, base: Tensor, numbers: dict[str, Tensor], modes: dict[str, Any], jobs: int) -> None:
         self.numbers, self.lower = numbers, modes.get("mode", "min") == "min"
@@ -58,7 +58,7 @@ class PlateauSchedule:
         return self.lr
 
     def after_validation(self, metric: Tensor) -> None:
-        """Lower the rates of models whose metric has not improved for more than ``patience`` validations."""
+        """Lower the learning rates of models whose metric has not improved for more than ``patience`` validations."""
         n, sign = self.numbers, -1 if self.lower else 1
         bound = self.best * (1 + sign * n["threshold"]) if self.relative else self.best + sign * n["threshold"]
         better = metric < bound if self.lower else metric > bound
@@ -82,7 +82,7 @@ Schedule = AffineSchedule | PlateauSchedule
 
 
 def rates_of(spec: Spec, lr: float, epochs: int) -> list[float]:
-    """Return the rate of each epoch, and of the one after the last."""
+    """Return the learning rate of each epoch, and of the one after the last."""
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = build_from_spec(spec, LRScheduler, optimizer)
     rates = []

@@ -1,4 +1,4 @@
-"""One step of J models that differ only in numbers: written for one model, and vectorized over the models."""
+"""One step of J models that differ in numbers alone: written for one model, and vectorized by vmap."""
 
 import math
 from collections.abc import Callable
@@ -18,26 +18,26 @@ from linear_lab.stacked.optimizers import Numbers, Rule
 from linear_lab.stacked.schedules import Schedule
 from linear_lab.theory.least_squares import Optimum
 
-Parameters = dict[str, Tensor]  # of J models by name, (J, ...)
-State = dict[str, Parameters]  # of the optimizer, by parameter and buffer
-Stepped = tuple[Parameters, State, Tensor]  # parameters and state after a step, and the losses before it
-AT_ONCE = 1 << 24  # predictions that are held at once while measuring: bounds memory, not results
+Parameters = dict[str, Tensor]  # the parameters of J models by name, (J, ...) each
+State = dict[str, Parameters]  # the optimizer's state, by parameter and buffer
+StepResult = tuple[Parameters, State, Tensor]  # parameters and state after a step, and the losses before it, (J,)
+MAX_PREDICTIONS = 1 << 24  # most predictions in memory while measuring; does not change the results
 
 
 @dataclass
 class StackSpec:
-    """What all models of a stack share."""
+    """The objects and settings that all models of a stack share."""
 
-    module: SupervisedModule  # any one of them, for its structure: its parameters are not used
+    module: SupervisedModule  # for the structure of the network; its parameters are not used
     data: LinearData
     rule: Rule
-    modes: dict[str, Any]  # switches of the optimizer, such as nesterov
+    modes: dict[str, Any]  # flags of the optimizer, such as nesterov
     loss: Loss
-    metric: str  # decides which weights are best
+    metric: str  # the metric that decides which weights are best
     mode: str  # min or max
     epochs: int
-    steps: int  # at most; they may end an epoch early
-    every: int  # epochs between two validations; one more follows the last step
+    steps: int  # the largest number of steps, which may end training within an epoch
+    every: int  # epochs between two validations; another one follows the last step
 
     @property
     def batches(self) -> int:
@@ -47,37 +47,37 @@ class StackSpec:
 
     @property
     def total(self) -> int:
-        """Steps of the whole training."""
+        """The total number of steps."""
         return min(self.epochs * self.batches, self.steps)
 
 
 @dataclass
 class Models:
-    """What differs between the J models of a stack."""
+    """The values in which the J models of a stack differ."""
 
     parameters: Parameters  # initial values
-    numbers: Numbers  # of optimizer and loss, (J,), or 0-dimensional where all agree; lr is the initial rate
-    schedule: Schedule | None  # None for constant rates
-    order_seeds: Tensor  # of the order of the rows, (J,) int64
-    optima: list[tuple[Optimum, Tensor]] = field(default_factory=list)  # each with the indices of its models
+    numbers: Numbers  # numbers of optimizer and loss, (J,), or () if all models agree; lr is the initial one
+    schedule: Schedule | None  # None for constant learning rates
+    order_seeds: Tensor  # seeds of the order of the rows, (J,) int64
+    optima: list[tuple[Optimum, Tensor]] = field(default_factory=list)  # each optimum, with the indices of its models
 
     def __len__(self) -> int:
         return len(self.order_seeds)
 
 
 class Stepper:
-    """The step of J models; torch.compile compiles it for one J."""
+    """Computes the step of J models; if ``compiled``, by torch.compile, which compiles it for one J."""
 
     def __init__(self, plan: StackSpec, *, compiled: bool = False) -> None:
         self.plan, self.compiled = plan, compiled
-        self.step: Callable[..., Stepped] = torch.compile(self._step, dynamic=False) if compiled else self._step
+        self.step: Callable[..., StepResult] = torch.compile(self._step, dynamic=False) if compiled else self._step
 
     def measure(self, parameters: Parameters, numbers: Numbers, part: Part) -> dict[str, Tensor]:
-        """Return the metrics of a part, ``(J,)`` float64 each, rounded to the dtype of the parameters as in one run."""
+        """Return the metrics of a part, ``(J,)`` float64 each, rounded to the parameters' dtype as in a single run."""
         x, y = part
         first = next(iter(parameters.values()))
         metrics_of_all: Any = vmap(self._metrics, in_dims=(0, dimensions(numbers), None))
-        rows = max(min(AT_ONCE // (len(first) * (y.shape[1] if y.ndim > 1 else 1)), EVALUATION_ROWS), 1)
+        rows = max(min(MAX_PREDICTIONS // (len(first) * (y.shape[1] if y.ndim > 1 else 1)), EVALUATION_ROWS), 1)
         total: dict[str, Tensor] = {}
         with torch.no_grad():
             for batch in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
@@ -88,22 +88,22 @@ class Stepper:
 
     def _step(
         self, parameters: Parameters, state: State, alive: Tensor, numbers: Numbers, t: Tensor, batch: Part
-    ) -> Stepped:
-        """Step t, from 1, on x ``(B, F)`` or ``(J, B, F)``; returns new parameters and state, and the losses before."""
+    ) -> StepResult:
+        """Compute step t, a 0-dimensional tensor that starts at 1, on x of shape ``(B, F)`` or ``(J, B, F)``."""
         dtype = next(iter(parameters.values())).dtype
         derived = {name: values.to(dtype) for name, values in self.plan.rule.derive(numbers, t).items()}
         dims = (0, 0, 0, dimensions(derived), 0 if batch[0].ndim == 3 else None)
-        new: Stepped = vmap(self._step_of_one, in_dims=dims)(parameters, state, alive, derived, batch)
+        new: StepResult = vmap(self._step_of_one, in_dims=dims)(parameters, state, alive, derived, batch)
         return new
 
     def _step_of_one(
         self, parameters: Parameters, state: State, alive: Tensor, derived: Numbers, batch: Part
-    ) -> Stepped:
+    ) -> StepResult:
         gradients, loss = grad_and_value(self._loss)(parameters, derived, batch)
         new_parameters, new_state = {}, {}
         for name, p in parameters.items():
             updated, new_state[name] = self.plan.rule.update(p, gradients[name], state[name], derived, self.plan.modes)
-            new_parameters[name] = torch.where(alive, updated, p)  # A model that has diverged does not change.
+            new_parameters[name] = torch.where(alive, updated, p)  # a diverged model stays as it is
         return new_parameters, new_state, loss
 
     def _loss(self, parameters: Parameters, numbers: Numbers, batch: Part) -> Tensor:
@@ -118,15 +118,15 @@ class Stepper:
 
 
 def dimensions(numbers: Numbers) -> dict[str, int | None]:
-    """Return vmap's ``in_dims`` for numbers, of which some differ between models."""
+    """Return vmap's ``in_dims`` for numbers: 0 if they differ between models, else None."""
     return {name: 0 if values.ndim else None for name, values in numbers.items()}
 
 
 def capacity(plan: StackSpec, memory: int, jobs: int) -> int:
-    """Return how many models can be trained together within so many bytes; less than one if there is no room for one.
+    """Return the number of models that can be trained together in ``memory`` bytes, which may be 0.
 
-    Counts the parameters, their gradients, their copies in optimizer and summary, and what one step holds of the rows:
-    all that the network computes from them, forward and backward, and their copies in each model's order.
+    The estimate counts the parameters, their gradients, and their copies in optimizer and summary; all that the network
+    computes in one step, forward and backward; and the rows of a batch in the order of each model.
     """
     x, _ = plan.data.parts["train"]
     rows = min(plan.data.batch_size or len(x), len(x))
@@ -149,14 +149,14 @@ def capacity(plan: StackSpec, memory: int, jobs: int) -> int:
     if plan.data.batch_size:
         per_model += 8 * len(x)  # the order of an epoch
     measured = min(len(x), EVALUATION_ROWS) * sum(sizes) * x.element_size()
-    fixed = min(measured * jobs, 2 * AT_ONCE * x.element_size())
+    fixed = min(measured * jobs, 2 * MAX_PREDICTIONS * x.element_size())
     if measured * jobs > fixed:
         return int(max(memory - fixed, 0) // per_model)
     return int(memory // (per_model + measured))
 
 
-def counted(trainer: dict[str, Any]) -> tuple[int, int]:
-    """Return the largest numbers of epochs and of steps by a trainer's config; like Lightning, 1,000 epochs of none."""
+def epoch_and_step_limits(trainer: dict[str, Any]) -> tuple[int, int]:
+    """Return the largest numbers of epochs and of steps; as in Lightning, 1,000 epochs if the config limits neither."""
     epochs, steps = trainer["max_epochs"], trainer["max_steps"]
     unlimited = steps in (-1, None)
     if epochs is None:

@@ -1,4 +1,4 @@
-"""The best jobs of stacks: whether those that were trained alone agree with their stack, and HPARAMS rows of others."""
+"""The best jobs of stacks: compare those that were also trained alone, and write HPARAMS rows for the others."""
 
 import math
 import shutil
@@ -22,18 +22,18 @@ from linear_lab.sweep.ranking import Ranking
 from linear_lab.sweep.results import RESULTS, read_results
 from linear_lab.tracking import hparams
 
-ROWS = "_rows"  # in the sweep's folder: a folder with a HPARAMS row for each of its best jobs
-TOLERANCE = {"64": 1e-10, "64-true": 1e-10}  # of parameters, relative to their norm, by precision; else 1e-5
+ROWS = "_rows"  # in the sweep's folder: one folder, with an HPARAMS row, per best job without a run folder
+TOLERANCE = {"64": 1e-10, "64-true": 1e-10}  # largest relative difference of parameters, by precision; else 1e-5
 
 
 def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterator[str]:
-    """Say which jobs have learned otherwise alone than in their stack, by more than rounding explains."""
+    """Yield a message for each job whose parameters differ from those of its stack by more than `TOLERANCE`."""
     rows = read_results(folder, where=pl.col("name").is_in(names.implode()))
     if rows is None or "parameters" not in rows.columns:
         return
     for row in rows.iter_rows(named=True):
         path = folder / row["name"] / RESULT
-        alone = record.read(path) if path.exists() else record.Record()  # fail_fast may have left it out
+        alone = record.read(path) if path.exists() else record.Record()  # fail_fast=true may have skipped the job
         statuses = {row["status"], alone.status}
         if "completed" not in statuses or not statuses <= {*ENDED} or not _present(row["parameters"] or {}):
             continue
@@ -41,37 +41,37 @@ def disagreements(folder: Path, names: pl.Series, composer: Composer) -> Iterato
         difference, tolerance = distance(row["parameters"], alone.parameters), TOLERANCE.get(precision, 1e-5)
         if not difference <= tolerance:
             yield (
-                f"differs  {row['name']}: trained alone its parameters are others than in its stack, by "
+                f"differs  {row['name']}: trained alone, its parameters differ from those of its stack by "
                 f"{difference:.1g} of their norm, more than {tolerance:g}"
             )
 
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return how far parameters are apart, relative to the norm of the latter."""
+    """Return ``|a - b| / |b|``, with the Euclidean norm of all parameters of a model."""
     pairs = zip(leaves(_present(one)), leaves(_present(other)), strict=True)
-    a, b = zip(*([math.nan if x is None else x for _, x in pair] for pair in pairs), strict=True)  # None: infinite
+    a, b = zip(*([math.nan if x is None else x for _, x in pair] for pair in pairs), strict=True)  # None: not finite
     return math.dist(a, b) / max(math.hypot(*b), 1e-300)
 
 
 def _present(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: values for name, values in sorted(parameters.items()) if values is not None}  # no bias is None
+    return {name: values for name, values in sorted(parameters.items()) if values is not None}  # the bias may be None
 
 
 def write_rows(board: Ranking, composer: Composer, count: int) -> None:
-    """Write HPARAMS rows of the best jobs of stacks; those that were trained alone have their own."""
+    """Write HPARAMS rows of the ``count`` best jobs, except those with a run folder, which has its own row."""
     refuse_link(board.folder / ROWS)
     if (board.folder / ROWS).is_dir():
         shutil.rmtree(board.folder / ROWS)
     else:
         (board.folder / ROWS).unlink(missing_ok=True)
-    ended = pl.col("status").is_in(ENDED)  # the others have nothing to show
+    ended = pl.col("status").is_in(ENDED)  # the other jobs have no results
     best = board.ranked.filter(ended).head(count).filter(~pl.col("folder")).select("name")
     rows = read_results(board.folder, where=pl.col("name").is_in(best["name"].implode()))
     if rows is None:
         return
     for row in best.join(rows, on="name", maintain_order="left").iter_rows(named=True):
         folder, metric = board.folder / ROWS / row["name"], row["job"]["metric"]
-        if metric not in row["metrics"]:  # there is no val part
+        if metric not in row["metrics"]:  # the data have no val part
             metric = metric.replace("val/", "train/")
         folder.mkdir(parents=True)
         cfg = composer.config(row["job"]["overrides"])

@@ -1,6 +1,6 @@
-"""A sweep's leaderboard: its jobs best first, and their means over seeds.
+"""The leaderboard of a sweep: its jobs, best first, and their means over seeds.
 
-Any process may write it at any time: it is made of the plan and the jobs' records alone.
+It depends on the plan, the records and the results of stacks alone, so any process can write it at any time.
 """
 
 import logging
@@ -23,42 +23,42 @@ from linear_lab.sweep.results import RESULTS, locked
 from linear_lab.terminal.layout import markdown_table, number, quoted, short, show_table
 from linear_lab.text import printable
 
-__all__ = ["Ranking", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_sparingly"]
+__all__ = ["Ranking", "commands", "is_sweep", "markdown", "read", "show", "table", "write", "write_if_due"]
 
 TABLE, SEEDS, TEXT = "leaderboard.csv", "leaderboard_seeds.csv", "leaderboard.md"
 LOCK = ".leaderboard.lock"
 TOP = 20  # rows on the terminal
-MOST = 1000  # rows of leaderboard.md
-LONGEST = 32  # characters of a value on the terminal
-SHARE = 0.05  # of the time that may go into leaderboard, page, or the line on the terminal while jobs run
-NUMBERS = ("mean", "standard_deviation", "best", "worst")  # of a group
+MAX_ROWS = 1000  # rows of leaderboard.md
+MAX_CELL = 32  # characters per cell on the terminal
+SHARE = 0.05  # while jobs run, the largest fraction of the time for the leaderboard, and for the page or the progress
+NUMBERS = ("mean", "standard_deviation", "best", "worst")  # columns of a group of seeds
 EXCESS = pl.when(pl.col("status") == "completed").then("excess_loss").alias("excess_loss")
 
 Rows = list[list[str]]
 
 log = logging.getLogger(__name__)
-_written: dict[Path, tuple[float, float]] = {}  # when it was written last, and how long that took
+_written: dict[Path, tuple[float, float]] = {}  # by folder: the time of the last write, and its seconds
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is that of a sweep, even if its plan is lost."""
+    """Return whether a folder is that of a sweep, even if its plan is lost."""
     if any((folder / name).exists() for name in (PLAN, SETTINGS, RESULTS, "multirun.yaml")):
         return True
     return bool(read_jobs(folder)[0]["typed"].is_not_null().any())
 
 
 def write(folder: str | Path, metric: str | None = None, mode: str | None = None, *, strict: bool = False) -> Ranking:
-    """Write leaderboard.csv, leaderboard.md and, where there are seeds, leaderboard_seeds.csv; arguments as `read`.
+    """Write leaderboard.csv, leaderboard.md and, if jobs differ in their seeds, leaderboard_seeds.csv.
 
-    Each file is replaced atomically. Of several processes the one that writes last has read last. A disk that is full
-    or not writable costs a warning only, unless ``strict``: the leaderboard can be made again from the records.
+    ``metric`` and ``mode`` are those of `read`. Jobs are read and files replaced under one lock, so the last process to
+    write has the newest results. If the disk is full or not writable, this is a warning, or a UserError if ``strict``.
     """
     folder, started = Path(folder), time.monotonic()
     board = read(folder, metric, mode)
     try:
         with locked(folder / LOCK):
-            board = read(folder, metric, mode)  # again: another process may have held the lock meanwhile
-            texts = {TABLE: table(board), TEXT: markdown(board, MOST)}
+            board = read(folder, metric, mode)  # read again: results may have changed while waiting for the lock
+            texts = {TABLE: table(board), TEXT: markdown(board, MAX_ROWS)}
             if len(board.groups):
                 texts[SEEDS] = seeds_table(board)
             else:
@@ -73,19 +73,19 @@ def write(folder: str | Path, metric: str | None = None, mode: str | None = None
     return board
 
 
-def write_sparingly(folder: Path) -> None:
-    """Write between the jobs, only as often as `SHARE` of this process's time allows."""
+def write_if_due(folder: Path) -> None:
+    """Write the leaderboard between two jobs, if it takes no more than `SHARE` of this process's time."""
     if is_due(*_written.get(folder, (0.0, 0.0))):
         write(folder)
 
 
 def is_due(ended: float, seconds: float) -> bool:
-    """Whether what last took so many seconds, until ``ended``, may be done again within `SHARE` of the time."""
+    """Return whether a task that took ``seconds``, and last ended at ``ended``, can be repeated within `SHARE`."""
     return time.monotonic() - ended >= seconds / SHARE
 
 
 def table(board: Ranking) -> str:
-    """Write all jobs as CSV, with an empty cell for a missing value."""
+    """Return all jobs as CSV, with an empty cell for each missing value."""
     keys = [KEYS + key for key in board.differing]
     rows = board.ranked.select("rank", "name", *keys, "value", EXCESS, "steps", "status", "seconds", "error")
     columns = ["rank", "job", *board.differing, board.metric, "excess_loss", "steps", "status", "seconds", "error"]
@@ -93,14 +93,14 @@ def table(board: Ranking) -> str:
 
 
 def seeds_table(board: Ranking) -> str:
-    """Write the groups over seeds as CSV."""
+    """Return the means over seeds as CSV, with one row per group."""
     keys = [key for key in board.differing if key != "seed"]
     rows = board.groups.select("rank", *(KEYS + key for key in keys), "n", "lost", *NUMBERS)
     return as_csv(rows, ["rank", *keys, "n", "diverged_or_failed", *NUMBERS])
 
 
 def _short_keys(keys: Sequence[str]) -> list[str]:
-    """Remove ``optimizer.`` where no two columns get one name.
+    """Remove the prefix ``optimizer.`` from keys, unless two keys would then be equal.
 
     >>> _short_keys(["optimizer", "optimizer.lr", "optimizer.gamma", "gamma"])
     ['optimizer', 'lr', 'optimizer.gamma', 'gamma']
@@ -110,7 +110,7 @@ def _short_keys(keys: Sequence[str]) -> list[str]:
 
 
 def _job_rows(board: Ranking, limit: int) -> Rows:
-    """Make the table of jobs for people, headings first."""
+    """Return the table of jobs as text, headings first."""
     keys = [KEYS + key for key in board.differing]
     seconds = pl.col("seconds").map_elements("{:.1f}".format, pl.String)
     rows = board.ranked.head(limit).select("rank", *keys, "value", EXCESS, "steps", "status", seconds, "name")
@@ -119,7 +119,7 @@ def _job_rows(board: Ranking, limit: int) -> Rows:
 
 
 def _seed_rows(board: Ranking, limit: int) -> Rows:
-    """Make the table over seeds for people, headings first."""
+    """Return the table of means over seeds as text, headings first."""
     keys = [key for key in board.differing if key != "seed"]
     counts = ["n", "lost"] if (board.groups["lost"] > 0).any() else ["n"]
     rows = board.groups.head(limit).select("rank", *(KEYS + key for key in keys), *counts, *NUMBERS)
@@ -128,20 +128,20 @@ def _seed_rows(board: Ranking, limit: int) -> Rows:
 
 
 def _cell(value: Any) -> str:
-    """Show a value, without characters that would control a terminal or break a line."""
+    """Return the text of a value, without control characters and line breaks."""
     if isinstance(value, str):
         return "".join(c if c.isprintable() else "?" for c in value) or "-"
     return str(value) if isinstance(value, int) else number(value)
 
 
 def _caption(board: Ranking) -> str:
-    """Say how far the sweep is: ``6 jobs: 4 completed, 1 diverged, 1 waiting``."""
+    """Return the number of jobs by status, such as ``6 jobs: 4 completed, 1 diverged, 1 waiting``."""
     counts = ", ".join(f"{count} {status}" for status, count in board.counts.items())
     return f"{len(board.jobs)} job{'s' if len(board.jobs) != 1 else ''}: {counts}" if len(board.jobs) else "no jobs"
 
 
 def markdown(board: Ranking, limit: int) -> str:
-    """Write both tables, of ``limit`` rows at most, and the command that trains the winner again, as Markdown."""
+    """Return both tables, of at most ``limit`` rows, and the command that trains the best job again, as Markdown."""
     better = "higher" if board.mode == "max" else "lower"
     columns, *rows = _job_rows(board, limit)
     parts = [f"{_caption(board)}; a {better} {board.metric} is better", markdown_table(columns, rows)]
@@ -157,10 +157,10 @@ def markdown(board: Ranking, limit: int) -> str:
 
 
 def show(screen: Console, board: Ranking, top: int = TOP) -> None:
-    """Print both tables, of ``top`` rows at most, and how far the sweep is."""
+    """Print both tables, of at most ``top`` rows, and the number of jobs by status."""
     rows = _job_rows(board, top)
-    hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # steps, and names, which repeat the keys
-    hidden += [len(rows[0]) - 5] * all(row[-5] == "-" for row in rows[1:])  # the excess loss
+    hidden = [len(rows[0]) - 4] + [len(rows[0]) - 1] * bool(board.differing)  # the steps; the names, which repeat keys
+    hidden += [len(rows[0]) - 5] * all(row[-5] == "-" for row in rows[1:])  # the excess loss, if no job has one
     _show_rows(screen, [[cell for at, cell in enumerate(row) if at not in hidden] for row in rows])
     _show_rest(screen, len(board.jobs) - top, board.folder / TABLE)
     if len(board.groups):
@@ -171,19 +171,19 @@ def show(screen: Console, board: Ranking, top: int = TOP) -> None:
 
 
 def commands(board: Ranking) -> dict[str, str]:
-    """Name what to do next with a leaderboard."""
+    """Return the commands that are suggested below a leaderboard, by label."""
     return {"train again": _train_again(board), "leaderboard": quoted(str(short(board.folder / TEXT)))}
 
 
 def _train_again(board: Ranking) -> str:
     if board.best is None:
-        return "metric=null ranks none" if board.metric == NO_METRIC else "no job was completed, so none has won"
-    return board.best.command or f"as {board.best.folder / '.hydra'} says"
+        return "no best job, since metric=null" if board.metric == NO_METRIC else "no job was completed"
+    return board.best.command or f"with the overrides in {board.best.folder / '.hydra'}"
 
 
 def _show_rows(screen: Console, rows: Rows) -> None:
-    """Print a table; on a terminal that is too narrow for it one paragraph per row."""
-    columns, *rows = [[cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}..." for cell in row] for row in rows]
+    """Print a table, or, on a terminal that is too narrow for it, one paragraph per row."""
+    columns, *rows = [[cell if len(cell) <= MAX_CELL else f"{cell[:MAX_CELL]}..." for cell in row] for row in rows]
     width = sum(max(map(cell_len, column)) + 2 for column in zip(columns, *rows, strict=True)) - 2
     if screen.width >= width or not screen.is_terminal:
         show_table(screen, columns, rows)

@@ -1,4 +1,4 @@
-"""The configs of a sweep's jobs: Hydra composes once per choice of groups, and single values are put into copies."""
+"""Composes the configs of jobs: Hydra composes once per choice of groups, and values are set in copies."""
 
 import copy
 import functools
@@ -18,39 +18,39 @@ from linear_lab.runs import fingerprints
 from linear_lab.runs.fingerprints import leaves
 
 NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-MARK = "\0{}\0"  # composed in place of a key's value, to find out where that value goes
+MARK = "\0{}\0"  # replaces the value of a key; where it appears in the resolved config, that value goes
 MARKS = re.compile("\0(\\d+)\0")
-# a call of one of OmegaConf's resolvers, in a text; but oc.select, which gives the value of another key as it is
+# matches a call of an OmegaConf resolver, except of oc.select, which returns the value of another key unchanged
 RESOLVER = re.compile(r"\$\{(?!oc\.select:[\w.]+,\w+\})[^{}]*:")
 Load = Callable[[list[str]], DictConfig]
 Options = Callable[[str], list[str]]
 
 
 class Patch(NamedTuple):
-    """An override, parsed."""
+    """A parsed override."""
 
     line: str  # as typed
     key: str
     value: Any
-    structural: bool = False  # it changes the config's shape: chooses a group, adds a key, or removes one
-    plain: bool = True  # its value replaces the one in the config as it stands
+    structural: bool = False  # whether it changes the config's keys: it chooses a group, or adds or removes a key
+    plain: bool = True  # whether its value simply replaces the one in the config; see `is_plain`
 
 
 class Patcher:
-    """Composes with Hydra once per choice of groups, and puts single values into copies, as Hydra does.
+    """Composes with Hydra once per choice of groups, and sets single values in copies; the result is Hydra's.
 
-    ``load`` composes a config from overrides; ``options`` lists the options of a group, and is empty for other keys.
+    ``load`` composes a config from overrides. ``options`` lists the options of a group, and none for any other key.
     """
 
     def __init__(self, load: Load, options: Options) -> None:
-        self.load, self.options = load, functools.cache(options)  # Hydra looks at the disk
+        self.load, self.options = load, functools.cache(options)  # Hydra reads the disk
         self.loaded: dict[tuple[str, ...], DictConfig] = {}
         self.parser = OverridesParser.create()
         self.parse_by_grammar = functools.cache(self._parse_by_grammar)  # the jobs of a grid repeat their overrides
 
     def parse(self, line: str) -> Patch:
         number = NUMBER.fullmatch(line)
-        if number and not self.is_structural(number[1]):  # Hydra's grammar takes 0.5 ms, or minutes for a million
+        if number and not self.is_structural(number[1]):  # Hydra's parser takes 0.5 ms per override
             kind = float if number[2] or number[3] else int
             return Patch(line, number[1], kind(line.partition("=")[2]))
         return self.parse_by_grammar(line)
@@ -62,11 +62,11 @@ class Patcher:
         return Patch(str(override.input_line), key, value, structural, is_plain(value))
 
     def is_structural(self, key: str) -> bool:
-        """Whether a key is a group, or decides how Hydra composes."""
+        """Return whether a key is a group, or a setting of Hydra's."""
         return bool(self.options(key)) or (key.startswith("hydra.") and key != "hydra.sweep.subdir")
 
     def config(self, patches: Sequence[Patch]) -> DictConfig:
-        """Compose; OmegaConf raises for a key that the chosen groups do not have, and Hydra for what it refuses."""
+        """Compose. OmegaConf raises for a key that the config lacks, and Hydra for an override that it refuses."""
         shape = tuple(patch.line for patch in patches if patch.structural)
         if shape not in self.loaded:
             self.loaded[shape] = self.load(list(shape))
@@ -78,31 +78,31 @@ class Patcher:
 
 
 class Places(NamedTuple):
-    """Where the values of some keys stand in a resolved config."""
+    """The leaves of a resolved config to which the values of some keys go."""
 
-    of_key: dict[str, list[fingerprints.Path]]  # paths of the leaves with a key's value, also those that refer to it
-    fixed: list[tuple[fingerprints.Path, Any]]  # all other leaves
+    of_key: dict[str, list[fingerprints.Path]]  # by key, the leaves with its value: its own, and references to it
+    fixed: list[tuple[fingerprints.Path, Any]]  # all other leaves, with their values
 
 
 class Composer:
     """Composes the configs of a sweep's jobs.
 
-    ``load`` and ``options`` are those of `Patcher`, ``default`` names the option of a group where none is typed, and
-    relative paths start in ``folder``.
+    ``load`` and ``options`` are those of `Patcher`. ``default`` returns the option of a group for which none is typed.
+    Relative paths are relative to ``folder``.
     """
 
     def __init__(self, load: Load, options: Options, default: Callable[[str], str], folder: str | Path) -> None:
         self.patcher = Patcher(lambda overrides: without_hydra(load(overrides)), options)
         self.options, self.default, self.folder = self.patcher.options, default, folder
-        self.steering: Sequence[str] = ()  # overrides that each job has besides its own
+        self.steering: Sequence[str] = ()  # overrides of the sweep, which are added to those of each job
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Compose, with references resolved; raises as `Patcher.config`."""
+        """Compose, and resolve references; raises the errors of `Patcher.config`."""
         config: Any = OmegaConf.to_container(self.config(overrides), resolve=True)
         return dict(config)
 
     def config(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose, with references as they stand; raises as `Patcher.config`."""
+        """Compose, without resolving references; raises the errors of `Patcher.config`."""
         cfg = self._composed(overrides)
         make_paths_absolute(cfg, self.folder)
         return cfg
@@ -115,30 +115,30 @@ class Composer:
         return absolute(patch.value, self.folder) if patch.key in PATHS else patch.value
 
     def is_column(self, key: str, text: str) -> bool:
-        """Whether an override sets a single value, which can be put into a config that is composed already."""
+        """Return whether an override sets a single value, which can be set in a config that is already composed."""
         patch = self.patcher.parse(f"{key}={text}")
         return patch.plain and not patch.structural
 
     def places(self, overrides: Sequence[str], keys: Sequence[str]) -> Places | set[str]:
-        """Find where the values of varying keys go, by composing with marks in their places.
+        """Find the leaves to which the values of keys go, by composing with a mark in place of each value.
 
-        Returns instead those keys whose values become part of another one, as in ``${seed}-${data.seed}``, or may
-        decide one by a resolver, as in ``${oc.env:HOME,${seed}}``. Raises as `Patcher.config`.
+        Returns instead the keys whose values become part of another value, as in ``${seed}-${data.seed}``, or are
+        arguments of a resolver, as in ``${oc.env:HOME,${seed}}``. Raises the errors of `Patcher.config`.
         """
         if overlapping := {one for one in keys for other in keys if one != other and one.startswith(f"{other}.")}:
             return overlapping
         cfg = self._composed(overrides)
         groups = {key for key in keys if isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig)}
         if groups:
-            return groups  # they accept some values and refuse others
+            return groups  # a mark cannot represent the values that may replace a dict
         for number, key in enumerate(keys):
             OmegaConf.update(cfg, key, MARK.format(number), merge=True)
         if keys and any(RESOLVER.search(str(value)) for _, value in leaves(OmegaConf.to_container(cfg))):
-            return set(keys)  # what a resolver makes of a mark says nothing
+            return set(keys)  # a resolver may return anything for a mark
         make_paths_absolute(cfg, self.folder, {*PATHS} - {*keys})
         try:
             resolved = [*leaves(OmegaConf.to_container(cfg, resolve=True))]
-        except OmegaConfBaseException:  # for example of a reference to an element of a list
+        except OmegaConfBaseException:  # for example, a reference to an element of a list
             if not keys:
                 raise
             return set(keys)
@@ -153,17 +153,17 @@ class Composer:
         return inside or Places(of_key, [leaf for leaf in resolved if "\0" not in str(leaf[1])])
 
     def choices(self, overrides: Sequence[str]) -> list[str]:
-        """Return those overrides that choose an option of a group."""
+        """Return the overrides that choose an option of a group."""
         return [item for item in overrides if self.options(item.partition("=")[0])]
 
     def option(self, overrides: Sequence[str], group: str) -> str:
-        """Name the option of a group that a job has chosen."""
+        """Return the option of a group that a job's overrides choose, or the default one."""
         typed = [item.partition("=")[2] for item in overrides if item.partition("=")[0] == group]
         return typed[-1] if typed else self.default(group)
 
 
 def composer_of(hydra_context: Any, config: Any) -> Composer:
-    """Make the composer of a command's jobs from what Hydra hands to its plugins."""
+    """Return a composer for the jobs of this command, made from what Hydra passes to its plugins."""
     loader, choices = hydra_context.config_loader, config.hydra.runtime.choices
     return Composer(
         lambda overrides: loader.load_configuration(config.hydra.job.config_name, overrides, run_mode=RunMode.RUN),
@@ -180,7 +180,7 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether OmegaConf takes a value as it stands: it is no reference, not missing, and is merged with nothing."""
+    """Return whether OmegaConf stores a value unchanged: it has no reference, nothing missing, and no dict to merge."""
     if type(value) is list:
         return all(map(is_plain, value))
     if type(value) is str:

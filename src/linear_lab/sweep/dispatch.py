@@ -1,4 +1,4 @@
-"""Launching jobs by one of Hydra's launchers, until each has ended or failed."""
+"""Launches the jobs of a sweep with one of Hydra's launchers, until each has ended or failed."""
 
 import io
 import os
@@ -25,13 +25,13 @@ from linear_lab.terminal import layout
 
 
 class Launches:
-    """The launches of a sweep's command.
+    """Launches jobs for one sweep command.
 
     Attributes:
-        stacked: the launcher, if it trains stacks.
-        processes: how many jobs run at once.
-        steering: overrides that each launch has besides those of its job.
-        errors: of the jobs that failed while this process ran, by name.
+        stacked: the launcher if it trains stacks, else None.
+        processes: the number of jobs that run at once.
+        steering: overrides of the sweep, which are added to those of each job.
+        errors: error messages of the jobs that failed in this command, by name.
     """
 
     def __init__(self, folder: Path, screen: Console, config: DictConfig, **context: Any) -> None:
@@ -45,11 +45,11 @@ class Launches:
         self.errors: dict[str, str] = {}
 
     def check(self) -> None:
-        """Raise UserError for an argument of the launcher that is out of its range."""
+        """Raise UserError for an argument of the launcher that is out of range."""
         if self.stacked:
             self.stacked.check()
         if type(self.processes) is not int or self.processes == 0:
-            raise UserError(f"hydra.launcher.n_jobs={self.processes}: must be a number from 1, or -1 for all cores")
+            raise UserError(f"hydra.launcher.n_jobs={self.processes}: must be at least 1, or -1 for all cores")
         if self.processes < 0:
             import joblib
 
@@ -57,28 +57,28 @@ class Launches:
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is to be launched."""
+        """Whether to launch no more jobs, since one has failed with fail_fast=true."""
         return bool(self.config.fail_fast and self.errors)
 
     @contextmanager
     def stacking(self) -> Iterator[None]:
-        """Wait until no other process trains stacks in the sweep's folder, and keep others from doing so."""
+        """Hold the lock for training stacks in the sweep's folder; wait while another process holds it."""
         if results.is_stacking(self.folder):
             self.screen.print("waiting  another command trains stacks of this sweep")
         with results.stacking(self.folder):
             yield
 
     def run(self, planned: pl.DataFrame) -> None:
-        """Launch jobs until each has ended, failed, or is run by another process.
+        """Launch jobs until each has ended, has failed, or is run by another process.
 
-        A launcher may lose jobs with a process that was killed. Those that never began are launched again; those that
-        had begun one by one, so that a job that kills its process takes no other with it.
+        When a worker process is killed, the launcher may lose several jobs. The lost jobs that had not begun are
+        launched again together; those that had begun are launched one by one, since one of them may be the cause.
         """
-        before: dict[str, Any] = {}  # stamps of the jobs' records before their first launch
-        passed_over: set[str] = set()  # by a launch, since another process ran them then
+        before: dict[str, Any] = {}  # by job, the stamp of its record before its first launch
+        skipped: set[str] = set()  # jobs that a launch did not run, as another process may have run them then
         while len(left := self.jobs_to_run(planned)) and not self.stopped:
             if results.is_stacking(self.folder) and not self.stacked:
-                with self.stacking():  # it may train these jobs
+                with self.stacking():  # that process may train these jobs
                     continue
             stamps = self._stamps(left)
             before = stamps | before
@@ -87,18 +87,18 @@ class Launches:
             error = self.launch(batch)
             missing = self.jobs_to_run(batch)
             if error and begun:
-                self.errors |= dict.fromkeys(missing["name"], f"its process was lost ({error})")
+                self.errors |= dict.fromkeys(missing["name"], f"its process ended unexpectedly ({error})")
             elif error and self._stamps(missing) == stamps:
-                raise UserError(f"launch: no job could be started ({error}); try launch=local")
+                raise UserError(f"launch: the launcher started no job ({error}); try launch=local")
             elif not error:
-                self.errors |= dict.fromkeys(passed_over.intersection(missing["name"]), "it did not run")
-                passed_over.update(missing["name"])
+                self.errors |= dict.fromkeys(skipped.intersection(missing["name"]), "it did not run")
+                skipped.update(missing["name"])
 
     def _stamps(self, jobs: pl.DataFrame) -> dict[str, Any]:
         return {name: stamp(self.folder / name / RESULT) for name in jobs["name"]}
 
     def launch(self, jobs: pl.DataFrame) -> str | None:
-        """Launch planned jobs; returns the error of a launcher that lost some."""
+        """Launch planned jobs; returns the error of a launcher that failed, and may have lost some of them."""
         common = [*self.steering, f"hydra.sweep.dir={layout.in_quotes(str(self.folder))}"]
         names = jobs["name"].to_list()
         for name in names:
@@ -106,32 +106,32 @@ class Launches:
         typed = zip(names, plan.overrides(jobs).to_list(), strict=True)
         batch = [[*lines, *common, f"hydra.sweep.subdir={layout.in_quotes(name)}"] for name, lines in typed]
         launcher = self.launcher
-        if self.has_pool:  # joblib would start all processes however few jobs there are, and none for n_jobs=1
+        if self.has_pool:  # start no more processes than there are jobs, but two: joblib starts none for n_jobs=1
             config = self.config.copy()
             config.hydra.launcher.n_jobs = min(self.processes, max(len(jobs), 2))
             launcher = Plugins.instance().instantiate_launcher(config=config, **self.context)
-        size = 1 if self.in_process else len(names)  # in this process, free what a job returns before the next one
+        size = 1 if self.in_process else len(names)  # in this process, free the result of each job before the next one
         for at in range(0, len(names), size):
             try:
                 returned = launcher.launch(batch[at : at + size], initial_job_idx=0)
                 for name, job in zip(names[at:], returned, strict=False):
                     if job.status == JobStatus.FAILED:
                         self.errors[name] = _error_of(job)
-            except Exception as error:  # of any class, where a process of the launcher was lost
+            except Exception as error:  # a launcher that lost a process may raise any exception
                 if not self.in_process:
-                    while any(is_held(self.folder / name) for name in names):  # others may still run
+                    while any(is_held(self.folder / name) for name in names):  # jobs in other processes may still run
                         time.sleep(0.5)
                     return _describe(error)
                 self.errors[names[at]] = _describe(error)
             if self.stopped:
                 break
             if self.in_process:
-                page.write_page(self.folder, sparingly=True)
+                page.write_page(self.folder, if_due=True)
         return None
 
     def jobs_to_run(self, planned: pl.DataFrame) -> pl.DataFrame:
-        """Return the jobs that this process has to run: not ended, nor failed here, nor run by another process."""
-        with os.scandir(self.folder) as entries:  # the locks first: a job that ends meanwhile has then ended
+        """Return the jobs that have not ended, have not failed in this command, and are not run by another process."""
+        with os.scandir(self.folder) as entries:  # locks first, then records: a job that ends in between is not missed
             held = [entry.name for entry in entries if entry.is_dir() and is_held(Path(entry.path))]
         rows, _ = read_jobs(self.folder)
         ended = rows.filter(pl.col("status").is_in(ENDED)).select("name", "config_hash")
@@ -140,7 +140,7 @@ class Launches:
 
 
 def _error_of(job: JobReturn) -> str:
-    with redirect_stderr(io.StringIO()):  # Hydra prints the error as well, which `Watch` shows
+    with redirect_stderr(io.StringIO()):  # Hydra prints the error too, but `Watch` shows it already
         try:
             return str(job.return_value)
         except Exception as error:

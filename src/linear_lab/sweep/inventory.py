@@ -1,4 +1,4 @@
-"""What a sweep has left on disk, as one table: plan, results of stacks, and records of run folders."""
+"""Reads a sweep's folder as one table of jobs, from the plan, the results of stacks, and the records of run folders."""
 
 import functools
 import os
@@ -16,12 +16,12 @@ from linear_lab.runs.record import ENDED
 from linear_lab.sweep import PLAN, results
 from linear_lab.sweep.plan import COLUMNS, EMPTY, read_plan
 
-# keys that no job is trained with
+# top-level keys that control the sweep, and are not part of a job's overrides
 STEERING = {"name", "overwrite", "fail_fast", "launch", "sweep", "resume", "trust", "hydra"}
-NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # of a record
-TEXTS = ("status", "error", "config_hash")
+NUMBERS = ("seed", "steps", "seconds", "excess_loss", "stable_lr")  # numeric fields of a record
+TEXTS = ("status", "error", "config_hash")  # text fields of a record
 OF_JOB = ("metric", "mode", "group", "problem", "optimizer", "lr", "tags", "pictures")  # fields of a record's `job`
-KEYS = "key:"  # prefix of the columns with what was typed for a key
+KEYS = "key:"  # prefix of the columns that hold the typed values of keys
 SCHEMA: dict[str, Any] = {
     **{"name": pl.String, "folder": pl.Boolean, "trained": pl.Boolean, "typed": pl.List(pl.String)},
     **dict.fromkeys((*TEXTS, *OF_JOB), pl.String),
@@ -31,13 +31,13 @@ SCHEMA: dict[str, Any] = {
 }
 Stamp = tuple[int, int, int]
 
-# The table of each sweep as read last, and the stamps of its files then: it is read often, and by two threads.
+# A cache, since two threads read the table often: by folder, the stamps of its files, the jobs, and the notes.
 _jobs: dict[Path, tuple[Any, pl.DataFrame, list[str]]] = {}
 _reading = threading.Lock()
 
 
 def is_steering(override: str) -> bool:
-    """Tell what steers the sweep from what a job is trained with.
+    """Return whether an override controls the sweep, rather than being one of a job's overrides.
 
     >>> [is_steering(item) for item in ("launch=joblib", "hydra/launcher=ray", "optimizer.lr=0.1", "+names=1")]
     [True, True, False, False]
@@ -47,29 +47,29 @@ def is_steering(override: str) -> bool:
 
 
 def read_jobs(folder: Path) -> tuple[pl.DataFrame, list[str]]:
-    """Read all jobs of a sweep, in the order planned, and what could not be read.
+    """Read all jobs of a sweep, in the order of the plan.
 
     Returns:
-        a table with one row per job, and notes for the reader. Columns:
+        a table with one row per job, and notes about files that could not be read. The columns are:
 
-        - ``name``; ``planned``, the plan's fingerprint of the config; ``folder``, whether a run folder has its record;
-        - `TEXTS` and `NUMBERS` of the record or the results, and ``trained``, whether training has begun; ``status``
-          is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
-        - ``metrics``, a struct of the final model's; `OF_JOB`; ``typed``, the list of overrides where a record or
-          the results of an unplanned job have it;
-        - for each key that was typed ``key:<key>``, its value as text; ``key:tags`` if a job was trained with tags.
+        - ``name``; ``planned``, the fingerprint in the plan; ``folder``, whether a run folder has the job's record;
+        - `TEXTS` and `NUMBERS`, from the record or the results of stacks, and ``trained``, whether training has begun;
+          ``status`` is waiting, running, interrupted, completed, diverged, pruned, failed, or unreadable;
+        - ``metrics``, a struct of the final model's metrics; `OF_JOB`; ``typed``, the list of overrides, from a record
+          or from the results of a job that is not planned, else null;
+        - ``key:<key>`` for each typed key, its value as text; ``key:tags`` if a job was trained with tags.
     """
     with _reading:
         records, stamps = _read_folders(folder)
         stamps = [stamp(folder / PLAN), stamp(folder / results.RESULTS), *stamps]
         if folder not in _jobs or _jobs[folder][0] != stamps:
-            _jobs.pop(folder, None)  # before the new table is made: one of a million jobs is large
+            _jobs.pop(folder, None)  # frees memory before the new table is made, which may have a million rows
             _jobs[folder] = stamps, *_read_all(folder, records)
         return _jobs[folder][1:]
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return modification time, size and inode of a file, which change when it is replaced; None without a file."""
+    """Return modification time, size and inode of a file, which change when it is replaced; None if it is missing."""
     try:
         status = path.stat()
     except OSError:
@@ -87,7 +87,7 @@ def _read_all(folder: Path, records: pl.DataFrame) -> tuple[pl.DataFrame, list[s
         stacked = read_stacked(folder, planned)
     except UserError as error:
         notes.append(str(error))
-    # A job that ended in a stack, and was trained alone too, has the stack's numbers: they compare with the others'.
+    # A job that was trained in a stack and alone gets the numbers of its stack, for comparison with the other jobs.
     ended = pl.col("status").is_in(ENDED)
     also_alone = records.filter(ended).select("name", "config_hash", folder=True)
     stacked = stacked.drop("folder", strict=False)
@@ -105,7 +105,7 @@ def _read_all(folder: Path, records: pl.DataFrame) -> tuple[pl.DataFrame, list[s
 
 
 def read_stacked(folder: Path, planned: pl.DataFrame) -> pl.DataFrame:
-    """Read the results of stacks; the overrides only of jobs that are not planned, since a million lists are large."""
+    """Read the results of stacks. To save memory, read overrides only for jobs that are not in the plan."""
     schema = results.schema(folder)
     if not schema:
         return pl.DataFrame(schema=SCHEMA)
@@ -122,17 +122,17 @@ def read_stacked(folder: Path, planned: pl.DataFrame) -> pl.DataFrame:
 
 
 def fields(schema: Mapping[str, pl.DataType], column: str) -> list[str]:
-    """Return the names of a struct's fields; none if there is no such column."""
+    """Return the names of the fields of a struct column; an empty list if there is no such column."""
     kind = schema.get(column)
     return [field.name for field in kind.fields] if isinstance(kind, pl.Struct) else []
 
 
 def _with_keys(jobs: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
-    """Add the columns of the typed keys: by the record, or else by the plan."""
+    """Add a column per typed key, with the values of the record, or else of the plan."""
     columns: dict[str, list[str]] = {}
     for column in planned.columns:
         if column not in COLUMNS and not is_steering(column):
-            columns.setdefault(column.lstrip("+~"), []).append(column)  # x=1 of one command, ++x=2 of another
+            columns.setdefault(column.lstrip("+~"), []).append(column)  # one command may type x=1, another ++x=2
     of_plan = planned.select("name", *(pl.coalesce(names).alias(KEYS + key) for key, names in columns.items()))
     recorded = jobs.filter((pl.col("folder") | pl.col("planned").is_null()) & pl.col("typed").is_not_null())
     rows = []
@@ -146,7 +146,7 @@ def _with_keys(jobs: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
 
 
 def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
-    """Read the records of all run folders of a sweep; the list returned changes whenever one of them does."""
+    """Read the records of all run folders of a sweep, and return them with a list that changes whenever one does."""
     rows: list[dict[str, Any]] = []
     stamps: list[Any] = []
     with os.scandir(folder) as entries:
@@ -154,10 +154,10 @@ def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
     for name in names:
         version = stamp(folder / name / RESULT)
         row = _read_record(folder / name / RESULT, version)
-        if not row or not name.isprintable():  # no job's folder has such a name
+        if not row or not name.isprintable():  # no job's folder has a name with control characters
             continue
         if row["status"] == "running" and not is_held(folder / name):
-            row = row | {"status": "interrupted"}  # it was killed
+            row = row | {"status": "interrupted"}  # its process was killed
         rows.append({"name": name, "folder": True} | row)
         stamps.append((name, row["status"], version))
     tables = [pl.DataFrame(schema=SCHEMA), pl.DataFrame(rows, infer_schema_length=None)]
@@ -165,7 +165,7 @@ def _read_folders(folder: Path) -> tuple[pl.DataFrame, list[Any]]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read what a sweep needs of a record; one that cannot be read says so, and one that is not there is empty."""
+    """Read the fields of a record that a sweep needs; {} if it is missing, status ``unreadable`` if it is damaged."""
     return _read_record(path, stamp(path))
 
 
@@ -176,7 +176,7 @@ def _read_record(path: Path, version: Stamp | None) -> dict[str, Any]:
     try:
         job_record = record.read(path)
         if job_record.status is None:
-            raise ValueError("it says no status")
+            raise ValueError("it has no status")
     except (OSError, ValueError) as error:
         return {"status": "unreadable", "error": f"{RESULT} cannot be read: {error}", "trained": False}
     job = job_record.job or record.Job()

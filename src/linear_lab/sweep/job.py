@@ -1,4 +1,4 @@
-"""One job of a sweep, in whichever process: skipped, resumed, or trained."""
+"""Runs one job of a sweep, in the process of a launcher: skips it, resumes it, or trains it from the start."""
 
 import functools
 import logging
@@ -24,7 +24,7 @@ from linear_lab.fitting.build import without_unread
 from linear_lab.fitting.callbacks import Interrupted, StopIfHopeless
 from linear_lab.fitting.run import train_in
 from linear_lab.runs import atomic
-from linear_lab.runs.checkpoints import LostError, readable_checkpoint
+from linear_lab.runs.checkpoints import NoCheckpointError, readable_checkpoint
 from linear_lab.runs.fingerprints import config_hash
 from linear_lab.runs.folder import LOG, HeldError, Run
 from linear_lab.runs.log import log_to_file
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 
 
 def train_job(cfg: DictConfig) -> float | None:
-    """Train a job in its folder, unless it has ended already or another process trains it.
+    """Train a job in its run folder, unless it has ended already or another process trains it.
 
-    Returns the final model's ``cfg.metric``; None for a job that was left out, diverged, or was pruned.
+    Returns the metric ``cfg.metric`` of the final model; None if the job was skipped, diverged, or was pruned.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -63,7 +63,7 @@ def train_job(cfg: DictConfig) -> float | None:
     except HeldError:
         return None
     except Interrupted:
-        if in_pool:  # exiting would end the other jobs of the pool
+        if in_pool:  # SystemExit would end the pool, and with it the other jobs
             raise UserError("interrupted") from None
         raise
     except BaseException:
@@ -71,32 +71,32 @@ def train_job(cfg: DictConfig) -> float | None:
             atomic.replace(folder.parent / STOP, b"")
         raise
     finally:
-        board.write_sparingly(folder.parent)
+        board.write_if_due(folder.parent)
 
 
 def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record, fingerprint, sweep = run.record, config_hash(config), run.path.parent
     if record.status and record.config_hash != fingerprint:
-        raise UserError(f"{run.path.name}: another command has trained it with another config meanwhile")
+        raise UserError(f"{run.path.name}: meanwhile, another command has trained it with another config; try again")
     if record.status in ENDED:
         return record.metrics.get(cfg.metric) if record.status == "completed" else None
-    retrains = launcher() == "StackedLauncher"  # the best jobs of its stacks
+    retrains = launcher() == "StackedLauncher"  # which trains the best jobs of its stacks again, alone
     if not retrains and (results.is_stacking(sweep) or results.has_ended(sweep, run.path.name, fingerprint)):
         return None
-    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # unresolved, as typed
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed, without resolving references
     overrides = [item for item in typed if not is_steering(item)]
     if record.initial and can_resume(run):
-        cfg.resume, overrides = str(run.path), []  # the run folder has them already
-        run.write()  # as it is, so that `Launches` sees that the job was taken up, if its process is killed now
+        cfg.resume, overrides = str(run.path), []  # the run folder has the overrides already
+        run.write()  # changes the file's stamp: if the process is killed, `Launches` knows that the job had begun
     else:
         run.clear()
         run.describe(described(cfg, overrides))
-        with suppress(UserError):  # training will say what is wrong
+        with suppress(UserError):  # `train_in` raises the same error
             config = as_dict(without_unread(cfg))
         job = job_fields(config, overrides, group_hash(cfg))
         run.write(status="running", seed=cfg.seed, config_hash=fingerprint, job=job)
-    board.write_sparingly(sweep)
+    board.write_if_due(sweep)
     callbacks = []
     if HydraConfig.get().sweeper.get("prune"):
         from linear_lab.sweep.search import prune_check  # imports Optuna
@@ -106,58 +106,58 @@ def train_locked(cfg: DictConfig, run: Run, console: Console) -> float | None:
         return train_in(run, cfg, overrides, console, callbacks)
     except Exception as error:
         if run.record.status == "diverged":
-            return None  # a result
-        if run.record.status != "failed":  # it was resumed, and refused
+            return None  # a diverged job has ended, and is no failure of the sweep
+        if run.record.status != "failed":  # a resumed run was refused before it began
             run.write(status="failed", error=str(error) if isinstance(error, UserError) else repr(error))
         raise
 
 
 def launcher() -> str:
-    """Name the class of the launcher that runs this job."""
+    """Return the class name of the launcher that runs this job."""
     return str(HydraConfig.get().launcher.get("_target_")).rpartition(".")[2]
 
 
 def can_resume(run: Run) -> bool:
-    """Tell whether a run has a readable checkpoint; if it has lost them, warn that it is trained from the start."""
+    """Return whether a run has a readable checkpoint; warn if it has checkpoints, but none can be read."""
     try:
         return readable_checkpoint(run, "last")[0] is not None
-    except LostError as error:
+    except NoCheckpointError as error:
         log.warning("%s: %s; it is trained from the start", run.path.name, str(error).partition(";")[0])
         return False
 
 
 @contextmanager
 def console_in(path: Path) -> Iterator[Console]:
-    """Yield a console that appends to a file, where a run shows what it would show on the terminal."""
+    """Yield a console that appends to a file; a job writes there what a single run prints on the terminal."""
     with open(path, "a", encoding="utf-8", opener=atomic.no_link) as file:
         yield layout.screen(file, 120)
 
 
-@functools.cache  # once for the life of the process
+@functools.cache  # starts one thread per process
 def end_with_parent() -> None:
-    """End this process of a pool when the process that started it is gone, since nobody waits for its jobs then."""
+    """End this worker process when its parent process has ended, since its jobs would continue unnoticed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         while os.getppid() == parent.pid:
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)  # saves a checkpoint
+        os.kill(os.getpid(), signal.SIGTERM)  # the run saves a checkpoint and stops
         time.sleep(10)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-@functools.cache  # for the life of the process, since CUDA reads CUDA_VISIBLE_DEVICES once
+@functools.cache  # CUDA reads CUDA_VISIBLE_DEVICES once per process
 def leased_gpu() -> str:
-    """Lock a GPU that no other process of a pool has; the lock ends with the process."""
+    """Lock a GPU that no other process of the pool has locked, and return its name; the lock ends with the process."""
     count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names, or numbers of all GPUs
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))  # names or numbers
     for name in visible.split(",")[:count]:
-        lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{atomic.plain(name)}.lock")
+        lock = Path(tempfile.gettempdir(), f"linear_lab-{os.getuid()}-gpu{atomic.sanitized(name)}.lock")
         file = atomic.no_link(lock, os.O_RDWR | os.O_CREAT)
-        if atomic.taken(file):
+        if atomic.try_lock(file):
             return name
         os.close(file)
-    raise UserError(f"launch=joblib: all {count} GPUs are taken; try hydra.launcher.n_jobs={max(count, 1)}")
+    raise UserError(f"launch=joblib: all {count} GPUs are in use; try hydra.launcher.n_jobs={max(count, 1)}")

@@ -1,4 +1,4 @@
-"""Hydra launchers: jobs one after the other in this process, and jobs trained together in stacks."""
+"""Hydra launchers that run jobs one after the other in this process, and that also train jobs in stacks."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ LOG = "stacks.log"  # in the sweep's folder: messages of the libraries while sta
 
 
 class LocalLauncher(Launcher):
-    """Trains one job after the other in this process.
+    """Runs one job after the other in this process.
 
-    Hydra's own launcher composes the config of each job anew, which takes 0.2 s; this one composes once for each choice
-    of groups.
+    Hydra's own launcher composes the config of each job separately, which takes 0.2 s per job; this one composes once
+    per choice of groups.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -41,11 +41,11 @@ class LocalLauncher(Launcher):
                 cfg.hydra.job.id = cfg.hydra.job.num = number
             jobs.append(run_job(self.task_function, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", self.hydra_context))
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-            gc.collect()  # a Trainer is a cycle of references: memory would grow by 0.4 MB a job until Python collects
+            gc.collect()  # a Trainer is part of a reference cycle: memory would grow by 0.4 MB per job
         return jobs
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose the config of a job, equal to that of Hydra's ``load_sweep_config``."""
+        """Compose the config of a job; the result equals that of Hydra's ``load_sweep_config``."""
         patches = [self.patcher.parse(line) for line in overrides]
         cfg = self.patcher.config(patches)
         of_hydra = [patch.line for patch in patches if patch.key.startswith(("hydra.", "hydra/"))]
@@ -60,9 +60,9 @@ class LocalLauncher(Launcher):
 
 
 class StackedLauncher(LocalLauncher):
-    """Trains jobs that differ in numbers alone together, where the sweeper asks for that, and others as LocalLauncher.
+    """Trains jobs that differ in numbers alone as a stack, by `train_stacks`, and other jobs as LocalLauncher does.
 
-    conf/hydra/launcher/stacked.yaml describes the arguments. ``notes`` are lines for the end of the sweep.
+    conf/hydra/launcher/stacked.yaml describes the arguments. ``notes`` are lines to print at the end of the sweep.
     """
 
     def __init__(self, keep: int, rows: int, memory: int, compile: bool | str, history: int, limit: int) -> None:
@@ -81,7 +81,7 @@ class StackedLauncher(LocalLauncher):
     def train_stacks(
         self, folder: Path, jobs: "pl.DataFrame", composer: Composer, progress: Callable[[int, int, int, int], None]
     ) -> None:
-        """Train the jobs, rows of the sweep's plan, that fit together."""
+        """Train those of the jobs, rows of the sweep's plan, that can be stacked."""
         if self.config.hydra.sweeper.get("prune"):
             self.notes = [f"one by one  {len(jobs)} jobs: hydra.sweeper.prune=true"]
             return

@@ -1,4 +1,4 @@
-"""What the terminal shows while a sweep runs: one line, whatever launches its jobs."""
+"""Shows the progress of a sweep on the terminal, in one line, with any launcher."""
 
 import threading
 import time
@@ -12,22 +12,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from linear_lab.sweep import board
 from linear_lab.terminal.layout import NARROW, number
 
-INTERVAL = 0.5  # seconds between two looks at the jobs' records
-FAILURES = 20  # lines of jobs that failed
-PIPE_INTERVAL = 30.0  # seconds between two lines where no bar can move
+INTERVAL = 0.5  # least seconds between two updates
+FAILURES = 20  # most failed jobs that are printed
+PIPE_INTERVAL = 30.0  # seconds between two lines if the output is not a terminal
 FAILED = pl.col("status") == "failed"
 
 
 class Watch:
-    """Shows how far a sweep is, from what its jobs leave; a job that fails gets a line at once."""
+    """Reads the records of a sweep's jobs in a thread, shows its progress, and prints a line when a job fails."""
 
     def __init__(self, screen: Console, folder: Path) -> None:
         self.screen, self.folder = screen, folder
         self.names = pl.Series(dtype=pl.String)
         self.total: int | None = None
-        self.before = 0  # jobs that had ended when a stack began
+        self.ended_before = 0  # number of jobs that had ended when stacked training began
         self.stack: tuple[int, int, int, int] | None = None  # the last arguments of `stacked`
-        self.failures: dict[str, Any] = {}  # that were shown, or are of an earlier command: seconds by name
+        self.failures: dict[str, Any] = {}  # by name, the seconds of failed jobs that need no line any more
         self.last = time.monotonic()
         self.progress = Progress(
             *([TextColumn("sweep"), BarColumn(bar_width=30)] if screen.width >= NARROW else []),
@@ -38,14 +38,14 @@ class Watch:
             auto_refresh=False,
         )
         self.task = self.progress.add_task("", total=None, counts="")
-        self.over = threading.Event()
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
         return self
 
     def show(self, names: pl.Series) -> None:
-        """Add jobs to those that are shown; the first ones start the line."""
+        """Add jobs to those that are counted; the first call starts the thread."""
         self.names = pl.concat([self.names, names]).unique(maintain_order=True)
         if not self.thread.is_alive():
             failed = board.read(self.folder).jobs.filter(FAILED)
@@ -55,30 +55,30 @@ class Watch:
             self.thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
+        self.ended.set()
         if self.thread.is_alive():
             self.thread.join()
-            self._look()
+            self._refresh()
             if self.screen.is_terminal:
                 self.progress.stop()
             self.screen.print()
 
     def stacked(self, ended: int, training: int, step: int, steps: int) -> None:
-        """Show how far stacks are: jobs that have ended, jobs that train, and how many of their steps are done."""
+        """Set the progress of stacks: the jobs that have ended, the jobs that train, their step, and its maximum."""
         self.stack = ended, training, step, steps
 
     def _watch(self) -> None:
         pause = INTERVAL
-        while not self.over.wait(pause):
+        while not self.ended.wait(pause):
             started = time.thread_time()
-            self._look()
-            pause = max(INTERVAL, (time.thread_time() - started) / board.SHARE)  # less often where there are many jobs
+            self._refresh()
+            pause = max(INTERVAL, (time.thread_time() - started) / board.SHARE)  # longer for many jobs
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         total = self.total or len(self.names)
         if self.stack:
             ended, training, step, steps = self.stack
-            done = self.before + ended + training * step // steps  # steps count, for the time that is left
+            done = self.ended_before + ended + training * step // steps  # counts steps, to estimate the time left
             texts = [f"step {step}/{steps} of {training:,} jobs at once"]
         else:
             done, texts = self._progress_of_jobs()
@@ -97,9 +97,9 @@ class Watch:
                 self.failures[name] = seconds
                 self.screen.print(f"failed  {name}: {error}", soft_wrap=True)
         counts = dict(jobs["status"].value_counts().iter_rows())
-        self.before = sum(counts.get(status, 0) for status in ("completed", "diverged", "pruned", "failed"))
+        self.ended_before = sum(counts.get(status, 0) for status in ("completed", "diverged", "pruned", "failed"))
         shown = [status for status in ("running", "failed", "diverged", "pruned") if status in counts]
         texts = [f"{status} {counts[status]}" for status in shown]
         if sweep.best:
             texts.append(f"best {number(sweep.best.value)} ({sweep.best.name})")
-        return self.before, texts
+        return self.ended_before, texts

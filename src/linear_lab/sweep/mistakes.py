@@ -1,4 +1,4 @@
-"""What is wrong with what was typed for a sweep, and in what a job's config differs from an earlier one."""
+"""Error messages for the overrides of a sweep, and for jobs whose config has changed."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,16 +11,16 @@ from omegaconf.errors import OmegaConfBaseException
 from linear_lab import UserError
 from linear_lab.config import as_dict, saved_config
 from linear_lab.overrides import dotted, unknown
-from linear_lab.runs.fingerprints import FREE
+from linear_lab.runs.fingerprints import NOT_HASHED
 from linear_lab.runs.folder import Run
 from linear_lab.sweep.composer import Composer
 from linear_lab.text import first_line
 
-SHOWN = 8  # differences that a message names
+SHOWN = 8  # differences that a message lists
 
 
-def mistake(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Composer, error: Exception) -> str:
-    """Say what is wrong with a job's overrides: above all a key that only some options chosen by ``jobs`` have."""
+def explain(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Composer, error: Exception) -> str:
+    """Return the error message for overrides of a job that cannot be composed, given the overrides of all jobs."""
     choices = compose.choices(overrides)
     for item in choices:
         if not _composes(compose, [item]):
@@ -35,9 +35,9 @@ def mistake(jobs: Sequence[Sequence[str]], overrides: Sequence[str], compose: Co
         names = [*dotted(OmegaConf.to_container(cfg))]
         return unknown(wrong, key, names, cfg) if key not in names else f"{wrong}: {first_line(error)}"
     return (
-        f"{wrong}: {group}={option} has no {name}, which {', '.join(sorted(others))} has; make it two commands with "
-        f"one name=<name>, which add to one sweep: one with {group}={','.join(sorted(others))} and {key}=..., "
-        f"one with {group}={option} without it"
+        f"{wrong}: {group}={option} has no {name}, unlike {', '.join(sorted(others))}; run two commands with the same "
+        f"name=<name>, which make one sweep: one with {group}={','.join(sorted(others))} and {key}=..., "
+        f"one with {group}={option} and without {key}"
     )
 
 
@@ -50,13 +50,13 @@ def _composes(compose: Composer, overrides: Sequence[str]) -> bool:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the differences of two configs, except in keys that decide no number.
+    """Yield the differences of two configs, except in keys that change no result.
 
     >>> list(differences({"optimizer": {"lr": 0.1}, "name": "a"}, {"optimizer": {"lr": 0.2}, "seed": 1}))
     ['optimizer.lr was 0.1, is 0.2', 'seed was -, is 1']
     """
     for key in dict.fromkeys([*before, *now]):
-        if not prefix and key in FREE:
+        if not prefix and key in NOT_HASHED:
             continue
         old, new = before.get(key, "-"), now.get(key, "-")
         if isinstance(old, dict) and isinstance(new, dict):
@@ -66,16 +66,16 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read the config of a run folder, with references resolved; None if it cannot be read."""
+    """Read the config of a run folder, and resolve references; None if it cannot be read."""
     try:
         return as_dict(saved_config(Run(folder)))
     except UserError:
         return None
 
 
-def changed(folder: Path, config: dict[str, Any]) -> str:
-    """Say in what the config of a job differs from the one in its run folder."""
+def config_changes(folder: Path, config: dict[str, Any]) -> str:
+    """Return the differences between the config of a job and the one in its run folder, as text."""
     before = read_config(folder)
     lines = [] if before is None else list(differences(before, config))
     more = f", and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    return ", ".join(lines[:SHOWN]) + more or "it has another config, which cannot be read"
+    return ", ".join(lines[:SHOWN]) + more or "the config in its run folder cannot be read"

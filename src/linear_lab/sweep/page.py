@@ -1,4 +1,4 @@
-"""A sweep's own page in TensorBoard, the run ``_sweep``: when it is written anew."""
+"""Decides when to write the page of a sweep, which is the run ``_sweep`` in TensorBoard."""
 
 import hashlib
 import logging
@@ -12,51 +12,51 @@ from linear_lab.runs import atomic
 from linear_lab.runs.folder import Trust
 from linear_lab.sweep import PLAN
 
-PAGE = "_sweep"  # a folder beside the jobs; no job's name begins so
-SHOWN = "shown"  # in it, the fingerprint of what the page shows
+PAGE = "_sweep"  # a folder beside those of the jobs, whose names cannot begin with _
+SHOWN = "shown"  # a file in it, with the fingerprint of the leaderboard that the page shows
 LOCK = ".page.lock"
 
 log = logging.getLogger(__name__)
-_written: dict[Path, tuple[float, float]] = {}  # when the page was looked at last, and how long that took
+_written: dict[Path, tuple[float, float]] = {}  # by folder: the time of the last write or check, and its seconds
 
 
 @contextmanager
 def refresh(folder: str | Path, trust: Trust = None) -> Iterator[None]:
-    """Update leaderboard and page after the block, if the run that it trains is a job of a sweep."""
+    """Update the leaderboard and the page of a sweep after the block, if the run folder is that of one of its jobs."""
     try:
         yield
     finally:
         sweep = Path(folder).parent
         if (sweep / PLAN).exists() or (sweep / PAGE).is_dir():
-            from linear_lab.sweep import board  # only now: another run needs no polars
+            from linear_lab.sweep import board  # not at the top, since other runs do not need polars
 
             board.write(sweep)
             write_page(sweep, trust=trust)
 
 
-def write_page(folder: str | Path, *, sparingly: bool = False, trust: Trust = None) -> None:
-    """Write the page of a sweep's folder anew, if what it shows has changed and jobs have event files.
+def write_page(folder: str | Path, *, if_due: bool = False, trust: Trust = None) -> None:
+    """Write the page of a sweep, if its leaderboard has changed, and jobs have event files or were trained in stacks.
 
-    Pictures: the learning rate against the final metric, and the optimizers' paths on one loss surface. Text: the
-    leaderboard. Beside it the least-squares solution as a run of its own, for a line in each chart. A page that cannot
-    be written costs a warning. Between the jobs it is written ``sparingly``: not more often than `board.SHARE` of the
-    time allows, and not while another process writes it. ``trust`` are classes that the jobs' configs may name.
+    The page shows the final metric over the learning rate, the paths of the optimizers on one loss surface, and the
+    leaderboard. The least-squares solution is another run, which gives a line in each chart. A failure is a warning.
+    With ``if_due``, for calls between jobs, the page is written only if this takes no more than `board.SHARE` of the
+    time, and no other process is writing it. ``trust`` are classes that the jobs' configs may name.
     """
     from linear_lab.sweep import board, results
 
     folder, started = Path(folder), time.monotonic()
-    if sparingly and not board.is_due(*_written.get(folder, (0.0, 0.0))):
+    if if_due and not board.is_due(*_written.get(folder, (0.0, 0.0))):
         return
     shown = folder / PAGE / SHOWN
     try:
         if not any(folder.glob("*/events.out.tfevents.*")) and not (folder / results.RESULTS).exists():
             return
-        with results.locked(folder / LOCK, wait=not sparingly):
-            sweep = board.write(folder) if sparingly else board.read(folder)
+        with results.locked(folder / LOCK, wait=not if_due):
+            sweep = board.write(folder) if if_due else board.read(folder)
             fingerprint = hashlib.sha256(board.table(sweep).encode()).hexdigest()
             if shown.exists() and shown.read_text() == fingerprint:
                 return
-            from linear_lab.sweep.page_content import log_page  # only now: it imports torch
+            from linear_lab.sweep.page_content import log_page  # not at the top, since it imports torch
 
             log_page(sweep, folder / PAGE, trust)
             atomic.replace(shown, fingerprint.encode())

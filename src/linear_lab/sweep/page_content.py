@@ -1,4 +1,4 @@
-"""What a sweep's page shows: curves over the learning rate, a map, paths on one surface, least squares."""
+"""The content of a sweep's page: curves over the learning rate, a map, paths on a loss surface, least squares."""
 
 import shutil
 from collections.abc import Iterator
@@ -31,18 +31,18 @@ from linear_lab.tracking.pictures.of_sweep import Map, rates
 from linear_lab.tracking.tensorboard import RunLogger, event_files
 from linear_lab.tracking.tracker import coefficients
 
-LEAST_SQUARES = "_least_squares"  # a folder beside the jobs
-ROWS = 200  # of the leaderboard that are shown
-PATHS = 50  # of the best jobs, that are drawn
-POINTS = 2000  # of an optimizer's curve
-FEWEST = 3  # distinct values of each of a map's two numbers
+LEAST_SQUARES = "_least_squares"  # a folder beside those of the jobs
+ROWS = 200  # most rows of the leaderboard
+PATHS = 50  # most paths that are drawn
+POINTS = 2000  # most points per curve
+MIN_VALUES = 3  # fewest distinct values on each axis of a map
 
 
 def log_page(board: Ranking, folder: Path, trust: Trust = None) -> None:
-    """Write the events of the page into ``folder``, and those of least squares, in place of the earlier ones.
+    """Replace the events of the page, in ``folder``, and those of least squares, in the folder beside it.
 
     Raises:
-        UserError: if a job's config names a class that is neither ours nor named by the user nor in ``trust``.
+        UserError: if a job's config names a class that is not allowed; see `check_targets`.
     """
     ended = board.ranked.filter(pl.col("status").is_in(["completed", "diverged"]) & pl.col("problem").is_not_null())
     jobs = ended.filter(pl.col("problem") == pl.col("problem").first())
@@ -57,7 +57,7 @@ def log_page(board: Ranking, folder: Path, trust: Trust = None) -> None:
             data, model = build(OmegaConf.create(config))
             if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
                 parts = data, model
-                plain = SGD(model.parameters(), lr=1.0)  # without the weight decay that some job may have
+                plain = SGD(model.parameters(), lr=1.0)  # its weight decay is 0, whatever that of the jobs is
                 units = data.schema.x_units, data.schema.y_units
                 least_squares = reference(model.network, model.loss, plain, *data.raw["train"], *units)
         with replaced_events(folder) as logger:
@@ -68,7 +68,7 @@ def log_page(board: Ranking, folder: Path, trust: Trust = None) -> None:
             for tag, png in drawn.items():
                 logger.log_picture(f"sweep/{tag}", png, len(ended))
         if parts is None or not least_squares.optimum or len(jobs) < len(ended):
-            shutil.rmtree(board.folder / LEAST_SQUARES, ignore_errors=True)  # from before other data were added
+            shutil.rmtree(board.folder / LEAST_SQUARES, ignore_errors=True)  # jobs on other data may have been added
             return
         with replaced_events(board.folder / LEAST_SQUARES) as logger:
             metrics = metrics_of_optimum(*parts, least_squares.optimum)
@@ -77,7 +77,7 @@ def log_page(board: Ranking, folder: Path, trust: Trust = None) -> None:
 
 
 def pictures(jobs: pl.DataFrame, board: Ranking) -> dict[str, bytes]:
-    """Draw jobs that fit the same data, as PNG files by name."""
+    """Draw the pictures of jobs that fit the same data; returns PNG files by name."""
     drawn = {}
     curves: dict[str, list[tuple[float, float | None]]] = {}
     for (name,), rows in jobs.filter(pl.col("lr").is_not_null()).group_by("optimizer", maintain_order=True):
@@ -85,13 +85,13 @@ def pictures(jobs: pl.DataFrame, board: Ranking) -> dict[str, bytes]:
         curves[str(name)] = list(thinned.select("lr", "value").iter_rows())
     if curves:
         drawn["lr"] = rates(curves, board.metric)
-    if heatmap := mapped(jobs, board):
+    if heatmap := map_of(jobs, board):
         drawn["map"] = heatmap.render(f"{board.metric} of {len(jobs):,} runs")
     return drawn
 
 
-def mapped(jobs: pl.DataFrame, board: Ranking) -> Map | None:
-    """Make the map of a grid of two numbers; None for other sweeps. Several seeds in one place show their median."""
+def map_of(jobs: pl.DataFrame, board: Ranking) -> Map | None:
+    """Return the map of a sweep over two numbers, with the median over seeds; None for any other sweep."""
     keys = [key for key in board.differing if key not in ("seed", "tags")]
     if len(keys) != 2:
         return None
@@ -102,7 +102,7 @@ def mapped(jobs: pl.DataFrame, board: Ranking) -> Map | None:
         return None
     cells = cells.group_by("x", "y").agg(pl.col("value").median(), pl.col("lost").all(), pl.col("stable_lr").median())
     columns, rows = (cells.select(axis).unique().sort(axis) for axis in "xy")
-    if min(len(columns), len(rows)) < FEWEST or 2 * len(cells) < len(columns) * len(rows):  # the jobs of a search
+    if min(len(columns), len(rows)) < MIN_VALUES or 2 * len(cells) < len(columns) * len(rows):  # not a grid: a search
         return None
     places = rows.join(columns, how="cross", maintain_order="left_right")
     places = places.join(cells, on=["x", "y"], how="left", maintain_order="left")
@@ -118,10 +118,10 @@ def mapped(jobs: pl.DataFrame, board: Ranking) -> Map | None:
 
 
 def paths_of(jobs: pl.DataFrame, board: Ranking) -> dict[str, list[Array]]:
-    """Return the paths ``(N, 2)`` of weight and bias of the best jobs that have run folders, by optimizer."""
+    """Return the paths of the best jobs with run folders, by optimizer: weight and bias, ``(N, 2)`` float64."""
     paths: dict[str, list[Array]] = {}
     for name, optimizer in jobs.filter("folder").head(PATHS).select("name", "optimizer").iter_rows():
-        with suppress(OSError, RuntimeError, LookupError, ValueError):  # not written yet, or of a run without pictures
+        with suppress(OSError, RuntimeError, LookupError, ValueError):  # none yet, or no pictures
             checkpoint = torch.load(board.folder / name / LAST, weights_only=True, map_location="cpu")
             path = torch.as_tensor(checkpoint["callbacks"]["Tracker"]["path"], dtype=torch.float64).numpy()[:, 1:]
             if len(path):
@@ -131,9 +131,9 @@ def paths_of(jobs: pl.DataFrame, board: Ranking) -> dict[str, list[Array]]:
 
 @contextmanager
 def replaced_events(folder: Path) -> Iterator[RunLogger]:
-    """Log into a new event file, which replaces the older ones."""
+    """Yield a logger that writes a new event file; after the block, delete the older event files."""
     refuse_link(folder)
-    check_room(folder.parent)  # TensorBoard's thread would print a traceback
+    check_room(folder.parent)  # on a full disk, TensorBoard's thread would print a traceback
     older = event_files(folder)
     logger = RunLogger(str(folder))
     try:
@@ -146,7 +146,7 @@ def replaced_events(folder: Path) -> Iterator[RunLogger]:
 
 @torch.no_grad()
 def metrics_of_optimum(data: LinearData, model: SupervisedModule, optimum: Optimum) -> dict[str, float]:
-    """Measure the least-squares solution as a run is measured."""
+    """Return the metrics of the least-squares solution, under the names that runs log."""
     assert isinstance(model, LinearModule)
     model.network.weight.copy_(optimum.solution[: data.in_features].T)
     if model.network.bias is not None:

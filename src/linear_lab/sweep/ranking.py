@@ -1,4 +1,4 @@
-"""How a sweep's jobs compare: ranks, what differs between them, and groups over seeds."""
+"""Ranks the jobs of a sweep, finds the keys in which they differ, and averages over seeds."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +14,15 @@ from linear_lab.sweep.results import read_results
 from linear_lab.terminal.layout import module, quoted, short
 
 MODES = ("min", "max")
-SAME_DATA = ("data.batch_size", "data.order_seed")  # keys of the data that change no part of them
+SAME_DATA = ("data.batch_size", "data.order_seed")  # keys of data that change no row
 
 
 class RankedJob(NamedTuple):
-    """A job as ranked."""
+    """A ranked job."""
 
     folder: Path  # its run folder, which need not exist
-    value: float | None  # of the metric
-    typed: list[str] | None  # its overrides in the order typed; None where nothing tells them
+    value: float | None  # the value of the metric
+    typed: list[str] | None  # its overrides in the order typed; None if they are unknown
 
     @property
     def name(self) -> str:
@@ -30,7 +30,7 @@ class RankedJob(NamedTuple):
 
     @property
     def command(self) -> str | None:
-        """The command that trains it alone, to the same digits; None where nothing tells its overrides."""
+        """The command that trains the job alone; None if its overrides are unknown."""
         if self.typed is None:
             return None
         typed = [quoted(item) for item in self.typed if not is_steering(item)]
@@ -40,27 +40,27 @@ class RankedJob(NamedTuple):
 
 @dataclass
 class Ranking:
-    """The jobs of a sweep and how they compare.
+    """The jobs of a sweep, and their order by a metric.
 
-    ``jobs`` are as `read_jobs` returns them, and have ``value``: the final model's metric; None unless the job was
-    completed and the metric is finite.
+    ``jobs`` is the table of `read_jobs` with one more column, ``value``: the metric of the final model, which is null
+    unless the job was completed and the metric is finite.
     """
 
     folder: Path
     metric: str
-    mode: str  # min | max: whether a lower or a higher metric is better
+    mode: str  # min if a lower metric is better, max if a higher one is
     jobs: pl.DataFrame
-    notes: list[str]  # for the reader
+    notes: list[str]  # lines to print below the leaderboard
 
     @cached_property
     def ranked(self) -> pl.DataFrame:
-        """Jobs with their ``rank``, best first; equal values share one, as in 1, 1, 3; jobs without a value follow."""
+        """Jobs with their ``rank``, best first; equal values share a rank, as in 1, 1, 3; jobs without a value last."""
         ranks = (pl.col("value") * self.sign).rank("min").cast(pl.Int64)
         return self.jobs.with_columns(rank=ranks).sort("rank", nulls_last=True, maintain_order=True)
 
     @cached_property
     def best(self) -> RankedJob | None:
-        """The winner, the first planned among equal ones; None before a job is completed."""
+        """The best job, the first in the plan among equal ones; None if no job is completed."""
         first = self.ranked.head(1).filter(pl.col("rank").is_not_null())
         if first.is_empty():
             return None
@@ -75,34 +75,34 @@ class Ranking:
 
     @property
     def sign(self) -> int:
-        """Factor by which the best value becomes the least."""
+        """1 or -1: the best job has the smallest product of sign and value."""
         return -1 if self.mode == "max" else 1
 
     @property
     def keys(self) -> list[str]:
-        """Keys of overrides, in the order typed."""
+        """The typed keys, in the order typed."""
         return [name.removeprefix(KEYS) for name in self.jobs.columns if name.startswith(KEYS)]
 
     @cached_property
     def differing(self) -> list[str]:
-        """Keys whose values differ between the jobs whose overrides are recorded or planned, and tags."""
+        """The keys whose values differ between jobs whose overrides are known, and tags if a job has some."""
         typed = self.jobs.filter(pl.col("typed").is_not_null() | pl.col("planned").is_not_null())
         return [key for key in self.keys if key == "tags" or typed[KEYS + key].n_unique() > 1]
 
     @cached_property
     def groups(self) -> pl.DataFrame:
-        """Jobs that differ in their seeds alone; best mean first, groups without a lost job before the others.
+        """Groups of jobs that differ in their seeds alone: best mean first, but groups with a lost job come last.
 
-        Columns: ``rank``, ``n`` completed jobs, ``lost`` ones that diverged or failed, ``mean``, ``standard_deviation``
-        (``sqrt(sum((v - mean)^2) / (n - 1))``, None if n is 1), ``best``, ``worst``, and the keys of the first job. No
-        rows unless a group has two seeds.
+        The columns are ``rank``; ``n``, the number of completed jobs; ``lost``, the number of jobs that diverged or
+        failed; ``mean``; ``standard_deviation``, ``sqrt(sum((v - mean)^2) / (n - 1))``, null if n is 1; ``best``;
+        ``worst``; and the keys of the first job. There are no rows unless some group has two seeds.
         """
         value, lost = pl.col("value"), pl.col("status").is_in(["diverged", "failed"])
         jobs = self.jobs.filter(pl.col("group").is_not_null())
         seed = pl.col("seed").cast(pl.String)
         seed = pl.coalesce(seed, KEYS + "seed") if KEYS + "seed" in jobs.columns else seed
         jobs = jobs.with_columns(seed_=seed).sort(value.is_not_null(), descending=True, maintain_order=True)
-        jobs = jobs.unique(["group", "seed_"], keep="first", maintain_order=True)  # one config typed in two ways
+        jobs = jobs.unique(["group", "seed_"], keep="first", maintain_order=True)  # one config can be typed in two ways
         best, worst = (value.min(), value.max())[:: self.sign]
         numbers = {"mean": value.mean(), "standard_deviation": value.std(), "best": best, "worst": worst}
         keys = [pl.col(KEYS + key).first() for key in self.keys]
@@ -116,7 +116,7 @@ class Ranking:
 
 
 def stacked_job_message(folder: Path) -> str | None:
-    """Say that a job without a run folder was trained in a stack, and how to train it alone; None if it was not."""
+    """Return the error message for a job that was trained in a stack and has no run folder; None for any other job."""
     columns: list[str | pl.Expr] = ["status", "error", pl.col("job").struct.field("overrides")]
     rows = read_results(folder.parent, columns, pl.col("name") == folder.name)
     if rows is None or rows.is_empty():
@@ -128,14 +128,14 @@ def stacked_job_message(folder: Path) -> str | None:
     return f"this job was trained in a stack, which leaves no run folder; train it alone: {command}"
 
 
-_boards: dict[Path, tuple[pl.DataFrame, Any, Ranking]] = {}  # as read last, with the jobs and the arguments of then
+_boards: dict[Path, tuple[pl.DataFrame, Any, Ranking]] = {}  # a cache by folder: the jobs, the arguments, the result
 
 
 def read(folder: str | Path, metric: str | None = None, mode: str | None = None) -> Ranking:
-    """Read the jobs of a sweep and rank them; a folder without jobs gives an empty board.
+    """Read the jobs of a sweep and rank them; a folder without jobs gives an empty ranking.
 
-    The metric and the mode, min or max, are by default the sweep's; for another metric the mode is max if it is an
-    accuracy. Raises UserError for a metric that no job has measured, and for another mode.
+    By default, metric and mode are those of the sweep; for another metric, the mode is ``max`` if it is an accuracy.
+    Raises UserError for a metric that no job has measured, and for another mode.
     """
     folder = Path(folder)
     jobs, notes = read_jobs(folder)
@@ -146,7 +146,7 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
         return last[2]
     measured = fields(jobs.schema, "metrics")
     if metric is not None and metric not in measured:
-        remedy = f"choose one of {', '.join(measured)}" if measured else "none has measured anything yet"
+        remedy = f"choose one of {', '.join(measured)}" if measured else "no job has measured anything yet"
         raise UserError(f"metric={metric}: no job of {short(folder)} has measured it; {remedy}")
     if mode not in (None, *MODES):
         raise UserError(f"mode={mode}: choose min or max")
@@ -155,17 +155,17 @@ def read(folder: str | Path, metric: str | None = None, mode: str | None = None)
     defaults |= settings.model_dump() if settings else {}
     default = defaults["metric"]
     if default not in measured and default.replace("val/", "train/") in measured:
-        default = default.replace("val/", "train/")  # without a val part, the train part decides which weights are best
+        default = default.replace("val/", "train/")  # without a val part, runs are judged by the train part
     metric = metric or default
     if metric != default:
         defaults["mode"] = "max" if metric.endswith("accuracy") else "min"
     value = pl.col("metrics").struct.field(metric) if metric in measured else pl.lit(None, pl.Float64)
     value = pl.when(pl.col("status") == "completed").then(value).cast(pl.Float64)
-    _boards.pop(folder, None)  # before the new one is made: a million jobs are large
+    _boards.pop(folder, None)  # frees memory before the new one is made, which may have a million jobs
     board = Ranking(folder, metric, mode or defaults["mode"], jobs.with_columns(value=value), [*notes])
     other = [key for key in board.differing if key.startswith("data") and key not in SAME_DATA]
     other += [key for key in board.differing if key.startswith("loss") and board.metric.endswith("/loss")]
     if other:
-        board.notes.append(f"jobs differ in {', '.join(other)}: losses of other data, or other losses, do not compare")
+        board.notes.append(f"jobs differ in {', '.join(other)}, so their losses are not comparable")
     _boards[folder] = jobs, arguments, board
     return board

@@ -1,4 +1,4 @@
-"""The results of stacks: results.parquet in the sweep's folder, with one row per job and the fields of result.json."""
+"""The results of stacks: results.parquet in the sweep's folder has one row per job, with the fields of result.json."""
 
 import fcntl
 import io
@@ -16,8 +16,8 @@ from linear_lab.text import first_line
 RESULTS, HISTORY = "results.parquet", "history.parquet"
 LOCK = f".{RESULTS}.lock"
 STACKING = ".stack.lock"  # held by the process that trains stacks in the sweep's folder
-VERSION = {"linear_lab.results": "1"}  # of the columns
-REQUIRED = {"name", "status"}  # columns of every table of results
+VERSION = {"linear_lab.results": "1"}  # metadata of the file: the version of its columns
+REQUIRED = {"name", "status"}  # columns that every table of results has
 NUMBERS = {"seed", "steps", "seconds", "excess_loss", "stable_lr", "steps_above_1_percent", "job.lr"}
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("job", "metrics", "rows", "best", "initial"), pl.Struct),
@@ -25,14 +25,14 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys((f"job.{name}" for name in ("metric", "mode", "group", "problem", "optimizer", "tags")), pl.String),
     **{"job.overrides": pl.List(pl.String), "job.pictures": pl.Boolean},
 }
-UNREADABLE = ".unreadable"  # suffix of a file that was put aside
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$"  # of a job's folder; what `atomic.plain` leaves
-REMEDY = "overwrite=true with name={} puts the file aside and trains its jobs again"
+UNREADABLE = ".unreadable"  # suffix of a damaged file that was renamed
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$"  # a job's folder name, which has the characters of `atomic.sanitized`
+REMEDY = "train the sweep with name={} and overwrite=true, which renames the file and trains its jobs again"
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which is created where it is missing; raise BlockingIOError rather than ``wait``."""
+    """Hold the lock of a file, which is created if missing; without ``wait``, raise BlockingIOError if it is held."""
     with open(path, "a", opener=atomic.no_link) as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -41,19 +41,19 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 def read_results(
     folder: Path, columns: Sequence[str | pl.Expr] | None = None, where: pl.Expr | None = None, name: str = RESULTS
 ) -> pl.DataFrame | None:
-    """Read columns and rows of a sweep's results, by default all of them; None where there is no such file.
+    """Read columns and rows of a sweep's results, by default all of them; None if the file does not exist.
 
     Raises:
-        UserError: if the file cannot be read, or is of another version.
+        UserError: if the file cannot be read, or has another version.
     """
     path, remedy = folder / name, REMEDY.format(folder.name)
     if not path.exists():
         return None
     with _reading(path):
         if {key: pl.read_parquet_metadata(path).get(key) for key in VERSION} != VERSION:
-            raise UserError(f"{path}: made by another version of linear_lab, or another program; {remedy}")
-        if name == RESULTS and not is_of_results(pl.read_parquet_schema(path)):
-            raise UserError(f"{path}: it is no table of results; {remedy}")
+            raise UserError(f"{path}: another version of linear_lab, or another program, wrote it; {remedy}")
+        if name == RESULTS and not has_result_types(pl.read_parquet_schema(path)):
+            raise UserError(f"{path}: it is not a table of results; {remedy}")
         rows = pl.scan_parquet(path).filter(True if where is None else where)
         read = rows.select(columns or pl.all()).collect()
         if "name" in read.columns:
@@ -62,13 +62,13 @@ def read_results(
 
 
 def schema(folder: Path) -> dict[str, pl.DataType]:
-    """Read names and types of the columns, which are none where there are no results; raises as `read_results`."""
+    """Read the names and types of the columns; {} if there are no results; raises the errors of `read_results`."""
     with _reading(folder / RESULTS):
         return dict(pl.read_parquet_schema(folder / RESULTS)) if (folder / RESULTS).exists() else {}
 
 
-def is_of_results(columns: Mapping[str, pl.DataType]) -> bool:
-    """Tell whether columns are those of results by their types; a column of nothing has none."""
+def has_result_types(columns: Mapping[str, pl.DataType]) -> bool:
+    """Return whether columns have the types of results; a column of nulls may have any type."""
     structs = {name: kind.fields for name, kind in columns.items() if isinstance(kind, pl.Struct)}
     kinds = {**columns, **{f"{name}.{field.name}": field.dtype for name in structs for field in structs[name]}}
     return columns.keys() >= REQUIRED and all(
@@ -79,7 +79,7 @@ def is_of_results(columns: Mapping[str, pl.DataType]) -> bool:
 
 
 def check_names(names: pl.Series) -> None:
-    """Refuse with a ValueError what cannot be the name of a job's folder, such as ``../x``."""
+    """Raise ValueError if a name cannot be that of a job's folder, such as ``../x``."""
     wrong = names.filter(~names.str.contains(NAME).fill_null(False))
     if len(wrong):
         raise ValueError(f"{wrong[0]!r} cannot be the name of a job")
@@ -95,7 +95,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def read_or_put_aside(folder: Path, name: str = RESULTS) -> pl.DataFrame | None:
-    """Read a whole file of results; one that cannot be read is renamed, so that its jobs are trained again."""
+    """Read a file of results; rename it and return None if it cannot be read, so that its jobs are trained again."""
     try:
         return read_results(folder, name=name)
     except UserError:
@@ -104,7 +104,7 @@ def read_or_put_aside(folder: Path, name: str = RESULTS) -> pl.DataFrame | None:
 
 
 def add(folder: Path, rows: pl.DataFrame, name: str = RESULTS) -> None:
-    """Add rows to the results, in place of those with the same names, also where the file has become unreadable."""
+    """Add rows to the results, replacing those with the same names; an unreadable file is renamed first."""
     with locked(folder / LOCK):
         earlier = read_or_put_aside(folder, name)
         if earlier is not None:
@@ -114,14 +114,14 @@ def add(folder: Path, rows: pl.DataFrame, name: str = RESULTS) -> None:
 
 
 def write(path: Path, rows: pl.DataFrame) -> None:
-    """Replace a table atomically, or raise UserError where the disk is full; the caller holds the lock."""
+    """Write a table atomically; raise UserError if the disk is full. The caller holds the lock."""
     content = io.BytesIO()
     rows.write_parquet(content, metadata=VERSION)
     atomic.replace(path, content.getbuffer())
 
 
-def forget(folder: Path, names: pl.Series) -> None:
-    """Remove the rows of jobs that are to be trained again."""
+def remove_rows(folder: Path, names: pl.Series) -> None:
+    """Remove the rows of jobs, which are then trained again."""
     chosen = pl.col("name").is_in(names.implode())
     rows = read_results(folder, ["name"], chosen) if len(names) else None
     if rows is not None and len(rows):
@@ -132,14 +132,14 @@ def forget(folder: Path, names: pl.Series) -> None:
 
 
 def has_ended(folder: Path, name: str, config_hash: str) -> bool:
-    """Whether a job has ended in a stack with this config."""
+    """Return whether a job with this config has ended in a stack."""
     job = (pl.col("name") == name) & (pl.col("config_hash") == config_hash) & (pl.col("status") != "failed")
     rows = read_results(folder, ["name"], job)
     return rows is not None and not rows.is_empty()
 
 
 def stacking(folder: Path) -> AbstractContextManager[None]:
-    """Hold the sweep's folder for the stacks of this process; wait while another one trains some."""
+    """Hold the lock for training stacks in a sweep's folder; wait while another process holds it."""
     return locked(folder / STACKING)
 
 

@@ -1,4 +1,4 @@
-"""Which jobs of a sweep fit together into a stack, and why the others do not."""
+"""Decides which jobs of a sweep can be trained together in a stack, and why the others cannot."""
 
 import functools
 from collections.abc import Iterator
@@ -19,23 +19,23 @@ from linear_lab.runs.fingerprints import Path, leaves
 from linear_lab.stacked import losses, optimizers, schedules
 from linear_lab.stacked.columns import ORDER, SEED, Array, Column, Group, distinct, with_values
 from linear_lab.sweep.composer import Composer
-from linear_lab.sweep.plan import COLUMNS, Part, coded, shapes
+from linear_lab.sweep.plan import COLUMNS, Part, factorize, split_by_shape
 from linear_lab.text import first_line
 
 LINEAR = "linear_lab.models.linear.LinearModule"
-START = (("model", "weight"), ("model", "bias"))  # of LinearModule: numbers at which training starts
+START = (("model", "weight"), ("model", "bias"))  # the initial parameters of LinearModule
 CALLBACKS = ("linear_lab.runs.checkpoints.SaveCheckpoints",)
-# Keys of the trainer that a stack follows, with the values that it can follow, or with any
+# keys of the trainer that stacked training supports: those with the listed values only, and those with any value
 TRAINER = {"devices": (1,), "precision": (None, 32, 64, "32", "64", "32-true", "64-true")}
 TRAINER_ANY = {"accelerator", "max_epochs", "min_epochs", "max_steps", "min_steps", "check_val_every_n_epoch"}
 
 
 def groups(planned: pl.DataFrame, composer: Composer) -> tuple[list[Group], dict[str, str]]:
-    """Sort planned jobs into groups that are trained together; also says, by name, why other jobs are in none."""
+    """Sort planned jobs into groups that are trained together; also return, by name, why other jobs are in no group."""
     typed = planned.drop(COLUMNS).with_row_index("_at")
     stackable: list[Group] = []
     alone: dict[str, str] = {}
-    for part in shapes(typed, composer):
+    for part in split_by_shape(typed, composer):
         for group in split(part, planned, composer):
             reasons = refusals(group)
             fits = reasons == ""
@@ -49,12 +49,12 @@ def groups(planned: pl.DataFrame, composer: Composer) -> tuple[list[Group], dict
 
 
 def split(part: Part, planned: pl.DataFrame, composer: Composer) -> Iterator[Group]:
-    """Cut jobs of one shape into groups that differ in numbers alone."""
+    """Split jobs whose configs have the same keys into groups that differ in numbers alone."""
     linear = (("model", "_target_"), LINEAR) in part.places.fixed
     columns: dict[Path, Column] = {}
     dividing = []
     for key, paths in part.places.of_key.items():
-        texts, codes = coded(part.rows[key])
+        texts, codes = factorize(part.rows[key])
         if len(texts) > 1:
             of_key = as_columns([composer.value(key, text) for text in texts], codes, paths, START if linear else ())
             columns |= of_key
@@ -68,7 +68,7 @@ def split(part: Part, planned: pl.DataFrame, composer: Composer) -> Iterator[Gro
 
 
 def as_columns(values: list[Any], codes: Array, paths: list[Path], starts: tuple[Path, ...]) -> dict[Path, Column]:
-    """Return the columns that distinct values of a key make; none if they cannot be columns."""
+    """Return the columns for the distinct values of a key; {} if the values must not differ within a stack."""
     columns: dict[Path, Column] = {}
     for path in paths:
         if path in starts:
@@ -88,7 +88,7 @@ def as_columns(values: list[Any], codes: Array, paths: list[Path], starts: tuple
 
 
 def is_number(path: Path, values: list[Any]) -> bool:
-    """Tell whether the values of a leaf are numbers that may differ within a stack."""
+    """Return whether the values of a leaf are numbers that may differ within a stack."""
     if any(type(value) not in (int, float) for value in values):
         return False
     if path[0] == "optimizer":
@@ -99,7 +99,7 @@ def is_number(path: Path, values: list[Any]) -> bool:
 
 
 def refusals(group: Group) -> Array:
-    """Say of each job of a group why it is trained alone, ``(J,)``; an empty text of those that fit together."""
+    """Return why each job of a group is trained alone, ``(J,)``; an empty string for jobs that can be stacked."""
     reasons = np.full(len(group.rows), "", object)
     for path, column in group.columns.items():
         for code, value in enumerate(column.values):
@@ -117,7 +117,7 @@ def refusals(group: Group) -> Array:
 
 
 def in_bounds(path: Path, value: Any, config: dict[str, Any]) -> bool:
-    """Tell whether a number that differs within a group is one that its class takes."""
+    """Return whether a number that differs within a group is in the range that its class accepts."""
     if path in (SEED, ORDER):
         return type(value) is int and 0 <= value < 2**32
     bounds = {"optimizer": optimizers.BOUNDS, "loss": losses.BOUNDS}.get(path[0], {})
@@ -128,14 +128,14 @@ def in_bounds(path: Path, value: Any, config: dict[str, Any]) -> bool:
 
 
 def obstacles(config: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys of a config, with their values, that stacked training cannot do."""
+    """Yield the parts of a config that stacked training does not support."""
     try:
         model = class_of(OmegaConf.create(config), "model", LightningModule)
-    except UserError as error:  # the job alone fails by it
+    except UserError as error:  # trained alone, the job fails with this error
         yield str(error)
     else:
         if not issubclass(model, SupervisedModule):
-            yield f"{model.__name__} is no SupervisedModule"
+            yield f"{model.__name__} is not a SupervisedModule"
     optimizer, scheduler, loss, trainer = (config[name] for name in ("optimizer", "scheduler", "loss", "trainer"))
     rule, form = optimizers.RULES.get(optimizer["_target_"]), losses.LOSSES.get(loss["_target_"])
     if rule is None:
@@ -169,9 +169,9 @@ def obstacles(config: dict[str, Any]) -> Iterator[str]:
         yield refusal
     epochs, steps = trainer["max_epochs"], trainer["max_steps"]
     if 0 in (epochs, steps):
-        yield "it trains no step"
+        yield "it trains for no step"
     if epochs == -1 and steps in (-1, None):
-        yield "it trains without end"
+        yield "it trains without a limit"
 
 
 @functools.cache
@@ -181,14 +181,14 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def refused_by_class(config: dict[str, Any]) -> str | None:
-    """Say what `check`, or the classes of optimizer, scheduler and loss, refuse; None if nothing."""
+    """Return the error that `check`, or a class of optimizer, scheduler or loss, raises for a config; None if none."""
     target = torch.zeros(1, dtype=torch.long) if "CrossEntropy" in config["loss"]["_target_"] else torch.zeros(1, 1)
     specs: dict[str, Any] = {name: config[name] or None for name in ("optimizer", "scheduler", "loss")}
     try:
         check(OmegaConf.create(config))
         module = LinearModule(1, 1, **specs)
         module.configure_optimizers()
-        module.loss(torch.zeros(1, 1), target)  # some refuse their numbers only now
-    except Exception as error:  # whatever it is, the job alone fails by it
+        module.loss(torch.zeros(1, 1), target)  # some losses check their arguments only when called
+    except Exception as error:  # whatever it is, the job fails with it when trained alone
         return first_line(error)
     return None

@@ -1,4 +1,4 @@
-"""The stacks of one command: planned jobs in, rows of results out."""
+"""Trains the planned jobs of a command in stacks, and writes their results."""
 
 import io
 import logging
@@ -28,11 +28,11 @@ from linear_lab.sweep.plan import job_fields, overrides
 from linear_lab.sweep.stackable import groups
 from linear_lab.text import first_line
 
-CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk is trained, with the fingerprint of its first job
-SAVE_EVERY = 60.0  # seconds of training that a kill may lose
-CHUNK = 1 << 16  # models that are trained at once: more fit into no cache
-COMPILING = 15.0  # seconds that torch.compile takes: 6 where it has compiled the like before, 18 at the first time
-SHOWN = 5  # reasons
+CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk trains; named by the fingerprint of its first job
+SAVE_EVERY = 60.0  # seconds between checkpoints: the most training that a kill can lose
+CHUNK = 1 << 16  # most models that are trained at once: more do not fit into the CPU's cache
+COMPILING = 15.0  # seconds that torch.compile takes: 18 the first time, 6 once its cache is filled
+SHOWN = 5  # most reasons that are listed
 Progress = Callable[[int, int, int, int], None]
 
 log = logging.getLogger(__name__)
@@ -41,22 +41,22 @@ log = logging.getLogger(__name__)
 class Stacks:
     """Trains groups of jobs, chunk by chunk, and writes their results.
 
-    ``memory`` is how many bytes a chunk may take. ``progress`` is told how many jobs have ended, how many train, how
-    many steps these have taken, and of how many.
+    ``memory`` is the most bytes that a chunk may take. ``progress`` is called with the numbers of jobs that have ended
+    and of jobs that train, and with the steps that these have taken, and will take in all.
     """
 
     def __init__(self, folder: Path, memory: int, compile: bool | str, history: int, progress: Progress) -> None:
         self.folder, self.memory, self.compile, self.history = folder, memory, compile, history
         self.progress, self.stop = progress, StopOnSignal()
-        self.alone: dict[str, str] = {}  # why jobs are not trained in a stack, by name
+        self.not_stacked: dict[str, str] = {}  # by name, why a job is not trained in a stack
         self.notes: list[str] = []
         self.done = 0
         self.unwritten: dict[str, list[pl.DataFrame]] = {results.RESULTS: [], results.HISTORY: []}  # rows, by file
-        self.saved = time.monotonic()
+        self.saved = time.monotonic()  # the time of the last flush
 
     def train(self, jobs: pl.DataFrame, composer: Composer) -> None:
-        """Train those jobs, rows of the sweep's plan, that fit together; raises Interrupted at a signal."""
-        stackable, self.alone = groups(jobs, composer)
+        """Train those of the jobs, rows of the sweep's plan, that can be stacked; raise Interrupted after a signal."""
+        stackable, self.not_stacked = groups(jobs, composer)
         with self.stop:
             try:
                 for group in stackable:
@@ -68,33 +68,33 @@ class Stacks:
                 self.flush()
 
     def summary(self) -> list[str]:
-        """Say how many jobs are not trained in a stack, and why."""
-        reasons = Counter(self.alone.values()).most_common(SHOWN)
+        """Return lines that say how many jobs are not trained in a stack, and why."""
+        reasons = Counter(self.not_stacked.values()).most_common(SHOWN)
         lines = [f"one by one  {count} {'job' if count == 1 else 'jobs'}: {reason}" for reason, count in reasons]
         return [*lines, *self.notes]
 
     def train_group(self, group: Group) -> None:
-        """Train a group, or note why its jobs are trained alone."""
+        """Train a group; if it cannot be stacked, store the reason in ``not_stacked``."""
         try:
             prepared = prepare(group)
         except DataError as error:
             self.fail(group, str(error))
             return
         except UserError as error:
-            self.alone |= dict.fromkeys(group.rows["name"], str(error))
+            self.not_stacked |= dict.fromkeys(group.rows["name"], str(error))
             return
         group, plan = prepared.group, prepared.plan
         if self.has_other_data(prepared):
             source = group.config["data"].get("path") or type(plan.data).__name__
-            remedy = "put the old data back, or choose another name="
+            remedy = "restore the old data, or choose another name="
             self.fail(group, f"data: {source} has changed since other jobs of this sweep were trained; {remedy}")
             return
-        self.alone |= prepared.wrong
+        self.not_stacked |= prepared.errors
         if group.rows.is_empty():
             return
         room = capacity(plan, self.memory, len(group.rows))
         if room < 2:
-            self.alone |= dict.fromkeys(group.rows["name"], "hydra.launcher.memory leaves room for one model alone")
+            self.not_stacked |= dict.fromkeys(group.rows["name"], "hydra.launcher.memory has room for one model only")
             return
         left = np.arange(len(group.rows))
         for chosen, state in self.interrupted(prepared):
@@ -102,14 +102,14 @@ class Stacks:
             left = np.setdiff1d(left, chosen)
         if not len(left):
             return
-        size = -(-len(left) // -(-len(left) // min(room, CHUNK)))  # as even as can be
+        size = -(-len(left) // -(-len(left) // min(room, CHUNK)))  # chunks of almost equal size
         chunks = [left[at : at + size] for at in range(0, len(left), size)]
         stepper = self.stepper(prepared, chunks)
         for chunk in chunks:
             self.train_chunk(prepared, chunk, stepper, size=size if stepper.compiled else None)
 
     def has_other_data(self, prepared: Prepared) -> bool:
-        """Tell whether jobs of the same problem were trained on other data: a file may have changed meanwhile."""
+        """Return whether jobs of the same problem were trained on other data, as when the data file has changed."""
         if "data" not in results.schema(self.folder):
             return False
         problems = prepared.group.rows["problem"].unique()
@@ -118,21 +118,21 @@ class Stacks:
         return other is not None and not other.is_empty()
 
     def stepper(self, prepared: Prepared, chunks: list[Array]) -> Stepper:
-        """Compile the step, if the eager one would take longer than compiling and training take together."""
+        """Return the step, compiled if training without compiling would take longer than `COMPILING`."""
         eager, plan = Stepper(prepared.plan), prepared.plan
         if self.compile is False:
             return eager
         if self.compile == "auto":
             trial = Loop(plan, models(prepared, chunks[0]), eager)
-            trial.attempt(1)
+            trial.dry_run(1)
             started = time.perf_counter()
-            trial.attempt(2)
+            trial.dry_run(2)
             if (time.perf_counter() - started) / 2 * plan.total * len(chunks) < COMPILING:
                 return eager
         try:
             compiled = Stepper(plan, compiled=True)
-            Loop(plan, models(prepared, chunks[0]), compiled).attempt(1)
-        except Exception as error:  # of a compiler that is missing, or does not know an operation
+            Loop(plan, models(prepared, chunks[0]), compiled).dry_run(1)
+        except Exception as error:  # there is no C++ compiler, or an operation is not supported
             log.info("torch.compile failed", exc_info=True)
             note = f"not compiled  {first_line(error)}"
             self.notes += [note] * (note not in self.notes)
@@ -142,9 +142,9 @@ class Stacks:
     def train_chunk(
         self, prepared: Prepared, chosen: Array, stepper: Stepper, *, state: Any = None, size: int | None = None
     ) -> None:
-        """Train the chosen jobs of a group, and keep their results.
+        """Train a chunk, the ``chosen`` jobs of a group, and collect their results.
 
-        ``state`` is that of a checkpoint to resume from. A chunk is padded to ``size`` if the step was compiled for it.
+        ``state`` comes from a checkpoint. A chunk is padded to ``size`` if the step was compiled for so many models.
         """
         watched, stop = self.watched_steps(prepared), self.stop
         hashes = prepared.group.rows["config_hash"][chosen].to_list()
@@ -166,7 +166,7 @@ class Stacks:
             if stop.signum:
                 raise Interrupted(128 + stop.signum)
 
-        stop.training = True  # a signal waits until the step is done
+        stop.training = True  # a signal takes effect at the end of a step
         try:
             loop.run(after_step)
             rows = rows_of(prepared, chosen, loop).with_columns(job_column(prepared, chosen))
@@ -190,24 +190,24 @@ class Stacks:
         self.saved = time.monotonic()
 
     def interrupted(self, prepared: Prepared) -> Iterator[tuple[Array, dict[str, Any]]]:
-        """Yield the positions of jobs of which an interrupted command has left a checkpoint, and its state."""
+        """Yield the positions of jobs that an interrupted command was training, and the state of their checkpoint."""
         watched = list(self.watched_steps(prepared))
         position = {key: at for at, key in enumerate(prepared.group.rows["config_hash"])}
         for path in sorted(self.folder.glob(CHECKPOINT.format("*"))):
             try:
                 chunk = torch.load(path, weights_only=True, map_location=device_of(prepared.group.config))
                 if not all(key in position for key in chunk["hashes"]):
-                    continue  # of another group
+                    continue  # a checkpoint of another group
                 if (chunk["data"], chunk["watched"]) == (prepared.plan.data.fingerprint, watched):
                     yield np.array([position[key] for key in chunk["hashes"]]), chunk["loop"]
                 else:
-                    path.unlink()  # of other data, or without the history that is wanted now
-            except Exception as error:  # a file cut in half raises anything
+                    path.unlink()  # the data have changed, or the history has other steps
+            except Exception as error:  # torch.load of a damaged file can raise any exception
                 log.warning("cannot read %s (%r); its jobs are trained from the start", path, error)
                 path.unlink(missing_ok=True)
 
     def watched_steps(self, prepared: Prepared) -> tuple[int, ...]:
-        """Return the steps that `history` keeps: the last, the first, and others evenly between them."""
+        """Return the steps of history.parquet: ``history`` steps at equal distances, from 0 to the last one."""
         if not self.history:
             return ()
         numbers = 1 + sum(values[0].numel() for values in prepared.parameters.values())
@@ -215,13 +215,13 @@ class Stacks:
         size = 8 * self.history * numbers * jobs  # bytes
         if size > self.memory:
             raise UserError(
-                f"hydra.launcher.history={self.history}: {jobs:,} jobs would take {size >> 20:,} MB, "
-                f"more than hydra.launcher.memory={self.memory >> 20}; keep fewer steps, or allow more memory"
+                f"hydra.launcher.history={self.history}: the history of {jobs:,} jobs takes {size >> 20:,} MB, more "
+                f"than hydra.launcher.memory={self.memory >> 20}; store fewer steps, or allow more memory"
             )
         return tuple(sorted(set(np.linspace(prepared.plan.total, 0, self.history).round().astype(int).tolist())))
 
     def fail(self, group: Group, message: str) -> None:
-        """Record that jobs have failed by one error; under fail_fast the first one alone."""
+        """Record that all jobs of a group have failed with one error; with fail_fast=true, only the first one."""
         if group.config["fail_fast"]:
             group = group.only(np.arange(1))
             atomic.replace(self.folder / STOP, b"")
@@ -232,7 +232,7 @@ class Stacks:
 
 
 def job_column(prepared: Prepared, chosen: Array) -> pl.Series:
-    """Return what the record of each job says of it for its sweep, see `job_fields`."""
+    """Return the column ``job`` of the results: the fields of `job_fields` for each job."""
     group = prepared.group.only(chosen)
     constant = job_fields(group.config, (), "", "-")
     lr = group.numbers("optimizer", ("lr",), {})["lr"].expand(len(chosen)).numpy()

@@ -1,4 +1,4 @@
-"""A sweep from its command to its exit code: jobs that have not ended are launched, those that failed are listed."""
+"""The sweeper of ``sweep=grid``: plans a sweep, launches the jobs that have not ended, and shows the leaderboard."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -22,26 +22,26 @@ from linear_lab.sweep.dispatch import Launches
 from linear_lab.sweep.inventory import STEERING, is_steering, read_jobs, read_record
 from linear_lab.sweep.launchers import StackedLauncher
 from linear_lab.sweep.live import Watch
-from linear_lab.sweep.mistakes import changed, differences
+from linear_lab.sweep.mistakes import config_changes, differences
 from linear_lab.sweep.plan import grid, overrides, plan_jobs, plan_lock, write_plan
 from linear_lab.terminal import layout
 from linear_lab.terminal.signals import raise_if_interrupted
 
-MOST = 100_000  # jobs of a grid that are launched one by one
-SHOWN = 20  # jobs that did not end well
+MAX_JOBS = 100_000  # most jobs of a grid without launch=stacked
+SHOWN = 20  # most unfinished jobs that are listed
 FIXED = STEERING | {"output_root", "tags"}  # keys that cannot differ between the jobs of a sweep
 
 
 class GridSweeper:
-    """Trains all combinations of the swept values; a sweep of the same name is resumed.
+    """Trains all combinations of the swept values; the same command resumes a sweep.
 
-    ``params`` are overrides that a file in conf/sweep gives; those that are typed replace them.
+    ``params`` are overrides from a file in conf/sweep; typed overrides replace them.
     """
 
     def __init__(
         self, params: Mapping[str, str] | None, *, hydra_context: HydraContext, config: DictConfig, **context: Any
     ) -> None:
-        HydraConfig.instance().set_config(config.copy())  # for the page: typed classes, and where --config-dir lies
+        HydraConfig.instance().set_config(config.copy())  # the page reads the trusted classes and --config-dir
         self.config, self.loader = config, hydra_context.config_loader
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
         self.folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -49,10 +49,10 @@ class GridSweeper:
         self.launches = Launches(self.folder, self.screen, config, hydra_context=hydra_context, **context)
         self.composer = composer_of(hydra_context, config)
         self.watch = Watch(self.screen, self.folder)
-        self.not_kept: dict[str, str] = {}  # why best jobs of stacks could not be trained alone, by name
+        self.failures: dict[str, str] = {}  # by name, why a best job of a stack could not be trained alone
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs that have not ended, and show the leaderboard; exits with 1 if jobs failed."""
+        """Run the jobs that have not ended, and show the leaderboard; exit with code 1 if jobs failed."""
         try:
             overrides = self.parse(arguments)
             self.check()
@@ -62,34 +62,34 @@ class GridSweeper:
                 self.run(overrides)
         except UserError as error:
             with suppress(OSError):
-                self.folder.rmdir()  # if it was made for this command
+                self.folder.rmdir()  # succeeds only if it is empty
             raise layout.failure(error) from error
         except (KeyboardInterrupt, SystemExit) as end:
             code = getattr(end, "code", None) or 130
-            if code != 1:  # 1: a mistake or a full disk, which has been shown
-                self.screen.print("interrupted; what has ended stays, the rest is still to do\n")
+            if code != 1:  # 1 is an error, whose message has been printed
+                self.screen.print("interrupted; the results of finished jobs are kept, the other jobs are not done\n")
             self.conclude(arguments, interrupted=True)
             raise SystemExit(code) from None
         if self.conclude(arguments):
             raise SystemExit(1)
 
     def parse(self, arguments: list[str]) -> list[Override]:
-        """Return the overrides of jobs; those that steer the sweep go to the launches, and to the composer."""
+        """Return the overrides of jobs; pass those that control the sweep to the launches and the composer."""
         parser = OverridesParser.create(config_loader=self.loader)
         overrides, steering = [], []
         for override in parser.parse_overrides([*self.params, *arguments]):
             line = str(override.input_line)
             if override.is_sweep_override() and override.get_key_element().partition("/")[0] in FIXED:
-                raise UserError(f"{line}: cannot differ between the jobs of a sweep; give one value")
+                raise UserError(f"{line}: it cannot differ between the jobs of a sweep; give one value")
             printable = line.encode(errors="surrogateescape").decode(errors="replace")
-            if printable != line:  # polars takes UTF-8 only
-                raise UserError(f"{printable}: it is not UTF-8; rename the file, or train a run of its own without -m")
+            if printable != line:  # polars requires UTF-8
+                raise UserError(f"{printable}: it is not UTF-8; rename the file, or train a single run, without -m")
             if is_steering(line):
                 steering.append(line)
             else:
                 overrides.append(override)
         self.launches.steering = steering
-        self.composer.steering = [line for line in steering if not line.startswith("hydra")]  # Hydra's are in no config
+        self.composer.steering = [line for line in steering if not line.startswith("hydra")]
         return overrides
 
     def check(self) -> None:
@@ -102,59 +102,59 @@ class GridSweeper:
 
     def run(self, overrides: list[Override]) -> None:
         """Plan all combinations, and train those that have not ended."""
-        limit, remedy = MOST, "launch=stacked trains as many at once"
+        limit, remedy = MAX_JOBS, "launch=stacked can train more"
         if stacked := self.launches.stacked:
-            limit, remedy = stacked.limit, "set hydra.launcher.limit=<number> to train as many"
+            limit, remedy = stacked.limit, "set hydra.launcher.limit=<number> to train more"
         self.run_jobs(self.plan(grid(overrides, limit, remedy)))
 
     def plan(self, typed: pl.DataFrame, named: Collection[str] = ()) -> pl.DataFrame:
-        """Plan jobs, and refuse those whose config changed, unless they shall be overwritten."""
+        """Plan jobs; raise UserError if a job was trained with another config, unless overwrite=true."""
         if self.config.overwrite:
             results.read_or_put_aside(self.folder)
-        results.read_results(self.folder, ["name"])  # refuses results that cannot be read
+        results.read_results(self.folder, ["name"])  # raises UserError if they cannot be read
         rows, _ = read_jobs(self.folder)
         recorded = rows.filter(pl.col("config_hash").is_not_null())
-        # an interrupted overwrite=true has planned another config than the recorded one, which counts and comes last
+        # `plan_jobs` takes the last name of a config: a recorded config comes after one that was only planned
         earlier = rows.sort(pl.col("config_hash").is_not_null(), maintain_order=True)
         earlier = earlier.select("name", config_hash=pl.coalesce("config_hash", "planned"))
         jobs = plan_jobs(typed, self.composer, earlier, named)
         raise_if_interrupted()
         before = recorded.select("name", "folder", "trained", before="config_hash")
         outdated = jobs.join(before, on="name").filter(pl.col("config_hash") != pl.col("before"))
-        trained = outdated.filter("trained")  # the rest failed before
+        trained = outdated.filter("trained")  # the other jobs failed before training
         if len(trained) and not self.config.overwrite:
             raise UserError(
                 f"name={self.folder.name}: {len(trained)} of {len(jobs)} jobs were trained with another config; "
                 f"{trained['name'][0]}: {self.difference(trained.head(1))}; "
-                "train them afresh with overwrite=true, or choose another name="
+                "train them again with overwrite=true, or choose another name="
             )
         for name in outdated.filter("folder")["name"]:
             atomic.refuse_link(self.folder / name)
             with Run(self.folder / name).lock() as run:
                 run.clear()
-        results.forget(self.folder, outdated["name"])
-        if self.watch.names.is_empty():  # the first jobs of this command; a command that is refused changes nothing
+        results.remove_rows(self.folder, outdated["name"])
+        if self.watch.names.is_empty():  # the first plan of this command, which nothing can refuse any more
             with plan_lock(self.folder):
                 atomic.replace(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         write_plan(self.folder, jobs, self.config.metric or NO_METRIC, self.config.mode)
         self.watch.show(jobs["name"])
-        if not self.launches.stacked:  # jobs of a stack wait together, and end together
-            board.write_sparingly(self.folder)
+        if not self.launches.stacked:  # the jobs of a stack end together, so there is nothing to show before
+            board.write_if_due(self.folder)
         return jobs
 
     def difference(self, job: pl.DataFrame) -> str:
-        """Say in what the config of a job, a row of `plan`, differs from the one that it was trained with."""
+        """Return the differences between a job's config, a row of `plan`, and the one it was trained with, as text."""
         config = self.composer(overrides(job.drop("folder", "trained", "before"))[0].to_list())
         if job["folder"][0]:
-            return changed(self.folder / job["name"][0], config)
+            return config_changes(self.folder / job["name"][0], config)
         typed = pl.col("job").struct.field("overrides")
         in_stack = results.read_results(self.folder, [typed], pl.col("name") == job["name"][0])
         assert in_stack is not None
         before = self.composer(in_stack["overrides"][0].to_list())
-        return ", ".join(differences(before, config)) or "conf/, or a relative path, has changed"
+        return ", ".join(differences(before, config)) or "a file in conf/, or the working directory, has changed"
 
     def run_jobs(self, planned: pl.DataFrame) -> None:
-        """Train jobs until each has ended, failed, or is trained by another process; stacks first."""
+        """Train jobs until each has ended, has failed, or is trained by another process; begin with stacks."""
         if stacked := self.launches.stacked:
             self.train_stacks(planned, stacked)
         self.launches.run(planned)
@@ -164,7 +164,7 @@ class GridSweeper:
     def train_stacks(self, planned: pl.DataFrame, launcher: StackedLauncher) -> None:
         left = self.launches.jobs_to_run(planned)
         if launcher.history and (ended := len(planned) - len(left)):
-            launcher.notes.append(f"history  {ended} jobs ended before; another name= keeps the history of all")
+            launcher.notes.append(f"history  {ended} jobs ended before, and have none; another name= has all")
         if len(left) < 2:
             return
         with self.launches.stacking():
@@ -177,15 +177,15 @@ class GridSweeper:
             self.launches.errors |= dict(failed.join(planned, on="name", how="semi").iter_rows())
 
     def keep_best(self, planned: pl.DataFrame, launcher: StackedLauncher) -> None:
-        """Train the best jobs of stacks alone, for all that a run leaves; and write HPARAMS rows of others."""
+        """Train the best jobs of stacks alone, so that they have run folders, and write HPARAMS rows of others."""
         leaderboard = board.read(self.folder)
         best = leaderboard.ranked.filter(pl.col("rank").is_not_null()).head(launcher.keep).filter(~pl.col("folder"))
         jobs = planned.join(best, on="name", how="semi", maintain_order="left")
-        # a folder with another config: the job was trained alone, and resumed with more epochs since
+        # skip folders with another config: their jobs were trained alone before, and resumed with more epochs
         hashes = [read_record(self.folder / name / RESULT).get("config_hash") for name in jobs["name"]]
         other = pl.Series(hashes, dtype=pl.String) != jobs["config_hash"]
         self.launches.launch(jobs.filter(~other.fill_null(False)))
-        self.not_kept |= {name: self.launches.errors[name] for name in jobs["name"] if name in self.launches.errors}
+        self.failures |= {name: self.launches.errors[name] for name in jobs["name"] if name in self.launches.errors}
         if leaderboard.best:
             from linear_lab.sweep.best_jobs import disagreements, write_rows  # imports torch
 
@@ -194,7 +194,7 @@ class GridSweeper:
                 write_rows(board.read(self.folder), self.composer, launcher.rows)
 
     def conclude(self, arguments: Sequence[str], *, interrupted: bool = False) -> bool:
-        """Show the leaderboard, what failed, and what to do next; returns whether a job did not end well."""
+        """Show the leaderboard, the failed jobs, and suggested commands; return whether a job did not end well."""
         leaderboard = board.write(self.folder)
         page.write_page(self.folder)
         board.show(self.screen, leaderboard)
@@ -206,14 +206,14 @@ class GridSweeper:
             lines.append(f"{status}  {name}: {why}" if why else f"{status}  {name}")
         if len(left) > SHOWN:
             lines.append(f"... {len(left) - SHOWN} more in {layout.short(self.folder / board.TABLE)}")
-        lines += [f"not trained alone  {name}: {why}" for name, why in self.not_kept.items()]
+        lines += [f"not trained alone  {name}: {why}" for name, why in self.failures.items()]
         lines += self.launches.stacked.notes if self.launches.stacked else []
         for line in lines:
             self.screen.print(line, soft_wrap=True)
         commands = board.commands(leaderboard)
         commands["look"] = layout.dashboard(self.folder)
         commands |= {"address": layout.ADDRESS} if layout.is_served(self.folder) else {}
-        failed = bool(len(left) or self.not_kept)
+        failed = bool(len(left) or self.failures)
         if failed or interrupted:
             logs = [self.folder / name / "train.log" for name in left["name"].head(SHOWN)]
             if log := next((path for path in logs if path.exists()), None):
