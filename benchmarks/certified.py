@@ -6,8 +6,6 @@ as LRE = -log10(|c - certified| / |certified|) (McCullough, "Assessing the Relia
 The American Statistician 52, 1998); the table has the worst coefficient of each set.
 """
 
-import contextlib
-import io
 import logging
 import math
 import tempfile
@@ -17,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from hydra import compose, initialize_config_dir
 
-from linear_lab.cli import CONF, register_resolvers
-from linear_lab.fitting import run
+from linear_lab import compose, train_run
+from linear_lab.runs.record import Record
 
 DIGITS = 15.0  # that a certified value has
 
@@ -123,27 +120,20 @@ FLOAT32 = ("NoInt1", "synthetic")  # sets that 500 steps in float32 can solve
 SYNTHETIC = ["data=synthetic", "data.features=3"]  # held against its own optimum
 
 
-def train(folder: Path, *overrides: str) -> dict[str, Any]:
-    """Train in a folder, without a word; the record."""
-    folder.mkdir(parents=True)
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*overrides, "logger=none"])
-    with contextlib.redirect_stdout(io.StringIO()):
-        run.train(cfg, folder)
-    return folder.Run.open(folder).record
+def train(folder: Path, *overrides: str) -> Record:
+    """Train in a folder; return the record."""
+    return train_run(compose([*overrides, "logger=none"]), folder).record
 
 
 def digits(name: str, overrides: list[str], folder: Path) -> tuple[float, float]:
     """Correct digits of the optimum, and of what is learned."""
     folder.mkdir()
-    if name != "synthetic":
-        known = SETS[name]
-        record = train(folder / "run", *known.write(folder), *overrides)
-        return known.lre(record["optimum"]), known.lre(record["parameters"])
-    record = train(folder / "run", *SYNTHETIC, *overrides)
-    optimum = record["optimum"]
-    return DIGITS, Certified({}, [], [*optimum["bias"], *optimum["weight"][0]]).lre(record["parameters"])
+    known = SETS.get(name)
+    record = train(folder / "run", *(known.write(folder) if known else SYNTHETIC), *overrides)
+    optimum: dict[str, Any] = record.optimum or {}
+    if known:
+        return known.lre(optimum), known.lre(record.parameters)
+    return DIGITS, Certified({}, [], [*optimum["bias"], *optimum["weight"][0]]).lre(record.parameters)
 
 
 def main() -> None:

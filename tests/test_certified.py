@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from certified import LBFGS, SETS
+from certified import LBFGS, SETS, digits
 from runs import train
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +24,12 @@ def test_float32_reaches_four_digits(optimizer, tmp_path):
     known = SETS["NoInt1"]
     result = train(tmp_path / "run", *known.write(tmp_path), f"optimizer={optimizer}", "logger=none")
     assert known.lre(result["parameters"]) >= 4
+
+
+@pytest.mark.parametrize("name", ["NoInt1", "synthetic"])
+def test_digits_of_the_table(name, tmp_path):
+    optimum, learned = digits(name, LBFGS, tmp_path / name)
+    assert min(optimum, learned) >= 13
 
 
 class NoFloat32(TorchDispatchMode):
