@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageOps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def main() -> int:
         save(drawn(Path(root, "outputs/sweeps/map/_sweep"), "sweep/map"), DOCS / "map.png")
         command = ["python", "-m", "linear_lab.train", "hydra.run.dir=flats", *FLATS]
         subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
+        save(side_by_side(stripes()), DOCS / "stripes.png")
         save(side_by_side([drawn(Path(root, "flats"), f"pictures/{tag}") for tag in TAGS]), DOCS / "flats.png")
     return 0
 
@@ -71,6 +72,24 @@ def drawn(folder: Path, tag: str) -> Image.Image:
     """The picture of a tag that a run has logged last."""
     image = EventAccumulator(str(folder)).Reload().Images(tag)[-1]
     return Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
+
+
+def stripes() -> list[Image.Image]:
+    """Draw a picture of each class of examples/own_project, without and with noise."""
+    sys.path.insert(0, str(DOCS.parent / "examples/own_project"))
+    from own_project.data import Stripes
+
+    images = []
+    clean, noisy = Stripes(noise=0), Stripes()
+    for data in (clean, noisy):
+        data.setup("fit")
+    classes = [int(y) for _, y in clean.train]
+    for k in (classes.index(c) for c in range(3)):
+        for values in (clean.train[k][0][0], noisy.train[k][0][0]):
+            grey = ((values + 3) / 6 * 255).clamp(0, 255).byte().numpy()
+            image = Image.fromarray(grey).resize((120, 120), Image.Resampling.NEAREST)
+            images.append(ImageOps.expand(image.convert("RGB"), 6, "white"))
+    return images
 
 
 def side_by_side(images: list[Image.Image]) -> Image.Image:
