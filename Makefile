@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DEV := .venv/dev.installed
 JAX := benchmarks/peers/.venv/installed
+GROUPS := dev cluster loggers
+FREEZE := $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude linear_lab | sed 's/+cpu//'
 ARGS ?=
 LOGDIR ?= outputs
 
@@ -13,7 +16,7 @@ endif
 endif
 
 # make takes any variable in silence: `make train lr=0.01` would train at the default rate.
-UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED JAX SHELL MAKE%,\
+UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED DEV JAX FREEZE GROUPS SHELL MAKE%,\
   $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error make knows ARGS, LOGDIR and PYTHON; what the command is to get goes into ARGS: \
@@ -52,41 +55,39 @@ export: $(INSTALLED)  ## write a run as a file that predicts by itself (ARGS="ru
 dashboard: $(INSTALLED)  ## open TensorBoard on all runs (LOGDIR=outputs/runs/<id> for one)
 	@exec $(BIN)/python -m linear_lab.dashboard "$(LOGDIR)" $(ARGS)
 
-screenshots: $(INSTALLED)  ## take the pictures of the dashboard that README shows anew (wants Chromium)
+screenshots: $(DEV)  ## take the pictures of the dashboard that README shows anew (wants Chromium)
 	@$(BIN)/python docs/screenshots.py
 
-test: $(INSTALLED)  ## run the tests (ARGS="-k resume")
+test: $(DEV)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
 
-docs: $(INSTALLED)  ## run every command of README and docs/, and compare what it prints with what the page says
+docs: $(DEV)  ## run every command of README and docs/, and compare what it prints with what the page says
 	@$(BIN)/python -m pytest -m docs $(ARGS)
 
-cluster: $(INSTALLED)  ## run the tests of Slurm's local executor and of Ray, which it installs
-	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-cluster.lock
+cluster: $(DEV) .venv/cluster.installed  ## run the tests of Slurm's local executor and of Ray, which it installs
 	@$(BIN)/python -m pytest -n0 -m cluster $(ARGS)
 
-wheel: $(INSTALLED)  ## build sdist and wheel, install the wheel elsewhere, and run its commands
+wheel: $(DEV)  ## build sdist and wheel, install the wheel elsewhere, and run its commands
 	@$(BIN)/python -m pytest -n0 -m wheel $(ARGS)
 
-loggers: $(INSTALLED)  ## run the tests of wandb and MLflow, which it installs
-	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-loggers.lock
+loggers: $(DEV) .venv/loggers.installed  ## run the tests of wandb and MLflow, which it installs
 	@$(BIN)/python -m pytest -n0 -m loggers $(ARGS)
 
 check: style types structure test  ## everything that CI checks
 
-style: $(INSTALLED)
+style: $(DEV)
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo
 
-types: $(INSTALLED)
+types: $(DEV)
 	@$(BIN)/mypy
 
-structure: $(INSTALLED)  ## lines, longest function, import circles and so on, beside their goals
+structure: $(DEV)  ## lines, longest function, import circles and so on, beside their goals
 	@$(BIN)/python benchmarks/structure.py
 
-format: $(INSTALLED)  ## format the code, and mend what the linter can
+format: $(DEV)  ## format the code, and mend what the linter can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## start, steps, rows, sweeps, tables, the dashboard, against peers; ARGS=trainer=gpu or --quick
+bench: $(DEV)  ## start, steps, rows, sweeps, tables, the dashboard, against peers; ARGS=trainer=gpu or --quick
 	@$(MAKE) --no-print-directory peers || echo "JAX could not be installed: its rows will say so" >&2
 	@$(BIN)/python benchmarks $(ARGS)
 
@@ -97,23 +98,23 @@ $(JAX): benchmarks/peers/requirements.txt
 	@$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-digits: $(INSTALLED)  ## digits of certified coefficients that the optimum and training reach
+digits: $(DEV)  ## digits of certified coefficients that the optimum and training reach
 	@$(BIN)/python benchmarks/certified.py
 
-lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
+# All is resolved at once, so that the versions agree and any groups can be installed together; then each group's lock gets
+# what the group adds to requirements.lock.
+lock: pyproject.toml  ## write requirements.lock and requirements-*.lock anew from pyproject.toml
 	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade pip
 	@$(BIN)/pip install --quiet torch==2.13.0  # a newer one is gigabytes of CUDA
-	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb")); \
-	print(*d["project"]["dependencies"], *d["dependency-groups"]["dev"], *d["build-system"]["requires"], "editables", sep="\n")' \
-	| $(BIN)/pip install --quiet --requirement /dev/stdin
-	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' > requirements.lock
-	@$(BIN)/pip install --quiet --constraint requirements.lock hydra-ray-launcher
-	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-cluster.lock
-	@$(BIN)/pip uninstall --quiet --yes --requirement requirements-cluster.lock
-	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	print(*d["wandb"], *d["mlflow"], sep="\n")' \
-	| $(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-cluster.lock --requirement /dev/stdin
-	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-loggers.lock
+	@$(BIN)/pip install --quiet . hatchling editables $(addprefix --group ,$(GROUPS))
+	@$(FREEZE) > .venv/all.lock && $(BIN)/pip uninstall --quiet --yes --requirement .venv/all.lock
+	@$(BIN)/pip install --quiet --constraint .venv/all.lock . hatchling editables
+	@$(FREEZE) > requirements.lock
+	@for group in $(GROUPS); do \
+	$(BIN)/pip install --quiet --constraint .venv/all.lock --group $$group && \
+	$(FREEZE) | grep -vxFf requirements.lock > requirements-$$group.lock && \
+	$(BIN)/pip uninstall --quiet --yes --requirement requirements-$$group.lock || exit 1; done
 
 clean:  ## remove .venv and caches; outputs stay
 	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -125,3 +126,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@echo '$(PYTHON)' > $@
+
+# What some targets want besides: the tests, the notebook and so on.
+.venv/%.installed: requirements-%.lock $(INSTALLED)
+	@echo "installing $< into .venv (once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@

@@ -40,6 +40,8 @@ SETTINGS = {  # of TensorBoard, which keeps them in the browser: room for charts
     "sideBarWidthInPercent": 25,
 }
 UNTICKED = ("momentum", "batch_size", "data", "hp/train_loss", "hp/best_val_loss")  # columns that say little here
+FIRST_RUNS = ("", "optimizer.lr=0.01", "optimizer.lr=0.125", "optimizer=adam")  # of start.md; the third one diverges
+SEARCH = "sweep=search trainer.max_epochs=30 trainer.check_val_every_n_epoch=2 hydra.sweeper.trials=50"  # of search.md
 
 
 def main() -> int:
@@ -50,6 +52,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         # as in an active environment, so that the commands shown are short
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        take_first_runs(root, environment)
+        take_search(root, environment)
         command = ["python", "-m", "linear_lab.train", "-m", "name=study1", *SWEEP]
         subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
         folder = Path(root, "outputs/sweeps/study1")
@@ -66,6 +70,27 @@ def main() -> int:
         save(side_by_side(stripes()), DOCS / "stripes.png")
         save(side_by_side([drawn(Path(root, "flats"), f"pictures/{tag}") for tag in TAGS]), DOCS / "flats.png")
     return 0
+
+
+def take_first_runs(root: str, environment: dict[str, str]) -> None:
+    """Photograph the losses of the runs that start.md trains."""
+    for override in FIRST_RUNS:
+        command = ["python", "-m", "linear_lab.train", *override.split()]
+        subprocess.run(command, check=False, capture_output=True, env=environment, cwd=root)
+    with served(Path(root, "outputs/runs")) as address, chromium(WIDTH, 1000) as driver:
+        driver.get(address)
+        driver.execute_script("localStorage.setItem('_tb_global_settings', arguments[0])", json.dumps(SETTINGS))
+        page = timeseries(driver, address)
+        lowest = edges(driver, find(driver, "runs-data-table mat-checkbox")[-1])[3]
+        pins = edges(driver, find(driver, "metrics-pinned-view")[0])
+        save(page.crop((0, pins[1] - 56, WIDTH, max(lowest, pins[3]))), DOCS / "start.png")
+
+
+def take_search(root: str, environment: dict[str, str]) -> None:
+    """Take the picture that the search of search.md draws on its own page."""
+    command = ["python", "-m", "linear_lab.train", "-m", "name=study2", *SEARCH.split()]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
+    save(drawn(Path(root, "outputs/sweeps/study2/_sweep"), "sweep/lr"), DOCS / "search.png")
 
 
 def drawn(folder: Path, tag: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Steps whose gradient comes from several batches: the mean over their rows, as a plain PyTorch loop computes it."""
+"""Gradient accumulation: the gradient of a step is the mean over its rows, as in a plain PyTorch loop."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from linear_lab.data.batches import epoch_order
 ROWS = ("data=synthetic", "data.samples=10", "data.fractions=[1,0,0]", "data.features=2", "trainer.precision=64-true")
 
 
-def plain_loop(start, batch_size, together, epochs):
-    """Weights and losses of SGD, where each step takes the rows of so many batches at once."""
+def plain_loop(start, batch_size, batches_per_step, epochs):
+    """Return the weights after SGD, where each step takes the rows of several batches at once."""
     data = SyntheticData(samples=10, features=2, fractions=(1, 0, 0))
     data.dtype = torch.float64
     data.setup()
@@ -21,24 +21,28 @@ def plain_loop(start, batch_size, together, epochs):
     model.load_state_dict({name: torch.tensor(start[name], dtype=torch.float64) for name in ("weight", "bias")})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for epoch in range(epochs):
-        for rows in epoch_order(0, epoch, len(x)).split(batch_size * together):
+        for rows in epoch_order(0, epoch, len(x)).split(batch_size * batches_per_step):
             optimizer.zero_grad()
             nn.functional.mse_loss(model(x[rows]), y[rows]).backward()
             optimizer.step()
     return model.weight.tolist()
 
 
-@pytest.mark.parametrize(("batch_size", "together"), [(4, 4), (4, 2), (4, 3), (3, 2), (1, 4), (5, 2), (10, 7)])
-def test_a_step_is_the_mean_over_its_rows(batch_size, together, tmp_path):
-    """With tails of an epoch, batches of unequal rows, and fewer batches than a step wants."""
-    given = (f"data.batch_size={batch_size}", f"trainer.accumulate_grad_batches={together}", "trainer.max_epochs=5")
+@pytest.mark.parametrize(("batch_size", "batches_per_step"), [(4, 4), (4, 2), (4, 3), (3, 2), (1, 4), (5, 2), (10, 7)])
+def test_a_step_is_the_mean_over_its_rows(batch_size, batches_per_step, tmp_path):
+    """The cases have incomplete last steps, batches of unequal size, and fewer batches than a step has."""
+    given = (
+        f"data.batch_size={batch_size}",
+        f"trainer.accumulate_grad_batches={batches_per_step}",
+        "trainer.max_epochs=5",
+    )
     result = train(tmp_path, *ROWS, *given, "logger=none")
-    expected = plain_loop(result["initial"], batch_size, together, 5)
+    expected = plain_loop(result["initial"], batch_size, batches_per_step, 5)
     assert result["parameters"]["weight"] == [pytest.approx(expected[0], rel=1e-12)]
 
 
-def test_a_schedule_of_lightning_makes_steps_of_the_same_mean(tmp_path):
-    """The schedule sets the number of batches as training begins: the config's number is 1."""
+def test_lightnings_accumulation_schedule_gives_the_same_steps(tmp_path):
+    """The schedule sets the number of batches when training begins; it is 1 in the config."""
     schedule = "{_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 3}}"
     given = ("data.batch_size=4", "trainer.max_epochs=5", "logger=none")
     scheduled = train(tmp_path / "scheduled", *ROWS, *given, f"+callbacks.together={schedule}")

@@ -1,4 +1,4 @@
-"""Checkpoints, the last step, signals, and resume: a run killed anywhere ends with the bits of one that was not."""
+"""Checkpoints, the last step, signals and resume: a run that was killed gives the same bits as one that was not."""
 
 import os
 import random
@@ -52,11 +52,11 @@ VARIANTS = {
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing after it is run."""
+    """Simulates kill -9: no code runs after it."""
 
 
 def run_until(folder, hook, step, action, overrides, monkeypatch):
-    """Train, and have something happen in a hook at a step."""
+    """Train, and call a function in a hook at a step."""
 
     def act(trainer, *_):
         if trainer.global_step == step and trainer.state.fn == "fit":
@@ -78,7 +78,7 @@ def kill(folder):
     raise Killed((folder / "result.json").read_text())
 
 
-def same(folder, reference):
+def assert_same(folder, reference):
     one, two = record(folder), record(reference)
     for key in ("status", "steps", "parameters", "metrics", "best", "initial", "first_step"):
         assert one.get(key) == two.get(key), key
@@ -94,15 +94,15 @@ def test_resumed_run_ends_with_the_same_bits(variant, how, once, tmp_path, monke
         hook = "on_validation_start" if how == "killed before its checkpoint" else "on_train_batch_end"
         action = (lambda _: os.kill(os.getpid(), signal.SIGINT)) if how == "interrupted" else kill
         try:
-            quick = () if how == "interrupted" else ("logger=none",)  # events of killed runs: test_faults
+            quick = () if how == "interrupted" else ("logger=none",)  # test_faults checks events of killed runs
             run_until(folder, hook, step, action, (*VARIANTS[variant], *quick), monkeypatch)
         except Killed as killed:
-            (folder / "result.json").write_text(str(killed))  # as kill -9 leaves it
+            (folder / "result.json").write_text(str(killed))  # the record that kill -9 leaves
         except Interrupted:
             assert record(folder)["status"] == "interrupted"
         if record(folder)["status"] != "completed":
             resume(folder)
-        same(folder, reference)
+        assert_same(folder, reference)
 
 
 @pytest.mark.parametrize("validation", ["true", "0"])
@@ -116,18 +116,18 @@ def test_more_epochs_on_resume_equal_as_many_at_once(changed, validation, tmp_pa
     twice = resume(folder, "trainer.max_epochs=12", "trainer.max_steps=-1")
     assert twice["steps"] == once["steps"] == 36
     assert twice["parameters"] == once["parameters"]
-    again = resume(folder)  # nothing is left to do, and nothing changes
+    again = resume(folder)  # nothing is left to train, and nothing changes
     assert {k: again[k] for k in ("steps", "metrics", "best")} == {k: twice[k] for k in ("steps", "metrics", "best")}
 
 
-@pytest.mark.parametrize("epochs", [3, 7])  # 7 epochs: the last batch is one that is validated anyway
-def test_an_interval_that_counts_over_epochs_goes_on_counting(epochs, tmp_path):
+@pytest.mark.parametrize("epochs", [3, 7])  # after 7 epochs a validation is due anyway
+def test_a_resumed_run_keeps_counting_batches_across_epochs(epochs, tmp_path):
     given = ("data=synthetic", "data.samples=20", "data.features=8", "data.noise=3", "data.batch_size=3")
     given += ("optimizer.lr=0.01", "trainer.val_check_interval=7", "trainer.check_val_every_n_epoch=null")
     train(tmp_path / "once", *given, "trainer.max_epochs=40")
     train(tmp_path / "twice", *given, f"trainer.max_epochs={epochs}")
     resume(tmp_path / "twice", "trainer.max_epochs=40")
-    same(tmp_path / "twice", tmp_path / "once")
+    assert_same(tmp_path / "twice", tmp_path / "once")
     once, twice = ({step for step, _ in scalars(tmp_path / kind)["val/loss"]} for kind in ("once", "twice"))
     assert twice >= once
 
@@ -150,7 +150,7 @@ def test_an_interval_that_counts_over_epochs_goes_on_counting(epochs, tmp_path):
         ),
     ],
 )
-def test_curves_start_untouched_and_end_with_the_final_model(overrides, steps, tmp_path):
+def test_curves_start_with_the_initial_and_end_with_the_final_model(overrides, steps, tmp_path):
     result = train(tmp_path, *overrides)
     assert result["steps"] == steps[-1]
     curves = scalars(tmp_path)
@@ -172,7 +172,7 @@ def test_max_time_ends_with_the_final_model_too(tmp_path):
     assert scalars(tmp_path)["val/loss"][-1][0] == result["steps"]
 
 
-def test_a_resumed_cosine_keeps_the_fall_it_began_with(tmp_path):
+def test_a_resumed_cosine_schedule_keeps_its_length(tmp_path):
     train(tmp_path, "scheduler=cosine", "trainer.max_epochs=6")
     resume(tmp_path, "trainer.max_epochs=9")
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -229,7 +229,7 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, quota):
 
 
 @pytest.mark.parametrize("written", [0, 1])
-def test_a_disk_that_is_full_ends_the_run_with_its_name(written, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_run_and_the_error_names_the_file(written, tmp_path, monkeypatch):
     original, names = atomic.replace, []
 
     def full(path, content, **named):
@@ -260,7 +260,7 @@ def test_another_checkpoint_io_has_both_files_too(tmp_path):
     [
         (
             "callbacks.checkpoints.monitor=nothing",
-            "callbacks.checkpoints.monitor=nothing: is not measured; choose one of train/loss, val/loss, as in",
+            "callbacks.checkpoints.monitor=nothing is not measured; choose one of train/loss, val/loss, as in",
         ),
         ("callbacks.checkpoints.mode=up", "callbacks.*mode must be min or max, got up"),
     ],
@@ -270,7 +270,7 @@ def test_a_mistake_in_a_checkpoint_is_named(override, message, tmp_path):
         train(tmp_path, override, *FULL_BATCH)
 
 
-def test_a_profiler_of_ones_own_is_kept(tmp_path, caplog):
+def test_a_profiler_of_the_user_is_used(tmp_path, caplog):
     with caplog.at_level("INFO", "lightning.pytorch"):
         train(tmp_path, *FULL_BATCH, "trainer.profiler=simple")
     assert "run_training_batch" in caplog.text
@@ -293,7 +293,7 @@ def test_a_second_signal_ends_the_run_at_once():
     assert end.value.code == 143
 
 
-def test_signals_are_given_back():
+def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with StopOnSignal():
         assert signal.getsignal(signal.SIGTERM) != before
@@ -318,29 +318,31 @@ def test_a_run_that_early_stopping_ended_stays_ended_and_says_so(tmp_path, caplo
     once = train(tmp_path, *EARLY, "callbacks.early_stopping.min_delta=5", "callbacks.early_stopping.patience=3")
     again = resume(tmp_path, "trainer.max_epochs=1000")
     assert (again["steps"], again["parameters"]) == (once["steps"], once["parameters"])
-    assert "callbacks.early_stopping has ended the run; to go on, give it a larger patience" in caplog.text
+    assert (
+        "early stopping has ended the run; to train on, set a larger callbacks.early_stopping.patience" in caplog.text
+    )
     assert resume(tmp_path, "callbacks.early_stopping.patience=6")["steps"] == once["steps"] + 3
 
 
 @pytest.mark.parametrize(
-    ("first", "said"),
+    ("first", "warning"),
     [
         (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"],
-         "trainer.max_time=00:00:00:01 is used up, over all sittings; to go on, try trainer.max_time=null"),
-        (["trainer.max_epochs=3"], "trainer.max_epochs=3 is reached; to go on, give a larger one"),
-        (["trainer.max_steps=3"], "trainer.max_steps=3 is reached; to go on, give a larger one"),
+         "the run has used up trainer.max_time=00:00:00:01; to train on, try trainer.max_time=null"),
+        (["trainer.max_epochs=3"], "the run has reached trainer.max_epochs=3; to train on, set a larger value"),
+        (["trainer.max_steps=3"], "the run has reached trainer.max_steps=3; to train on, set a larger value"),
     ],
 )  # fmt: skip
-def test_a_run_that_has_nothing_left_to_train_says_why(first, said, tmp_path, caplog):
+def test_a_run_that_has_nothing_left_to_train_says_why(first, warning, tmp_path, caplog):
     once = train(tmp_path, *first, "logger=none")
     again = resume(tmp_path)
     assert (again["steps"], again["metrics"]) == (once["steps"], once["metrics"])
-    assert said in caplog.text
+    assert warning in caplog.text
 
 
 @pytest.mark.parametrize("scheduler", ["scheduler.patience=0", "scheduler.patience=2"])
 @pytest.mark.parametrize(("changed", "cut"), [("max_epochs", 7), ("max_epochs", 8), ("max_steps", 19)])
-def test_a_plateau_in_two_sittings_is_the_plateau_of_one(scheduler, changed, cut, tmp_path):
+def test_plateau_of_a_resumed_run_equals_that_of_one_run(scheduler, changed, cut, tmp_path):
     given = (*MINI_BATCH[:-2], "trainer.check_val_every_n_epoch=3", "scheduler=plateau", scheduler, "loss=mae")
     given += ("optimizer.lr=2", "logger=none")
     once = train(tmp_path / "once", *given, "trainer.max_epochs=14")

@@ -1,4 +1,4 @@
-"""Columns of text in x: one column of 0 and 1 for each category."""
+"""Text columns in x: one column of 0 and 1 per category."""
 
 import json
 
@@ -35,24 +35,24 @@ def test_each_category_has_a_column_of_0_and_1(path):
 
 
 @pytest.mark.parametrize("x", [None, ["a"], ["city", "a", "m"], ["a", "m"]])
-def test_x_names_them_or_not(x, path):
+def test_x_may_list_the_text_columns_or_not(x, path):
     data = load(path, "city,a,m,c\nRome,1,7,5\nOslo,2,8,6\n", x=x, categorical=["m", "city"])
     assert data.schema.x == ["a", "m=7", "m=8", "city=Oslo", "city=Rome"]
     assert data.notes == []
 
 
-def test_categories_are_those_of_train_and_others_are_told(path):
+def test_categories_are_those_of_train_and_a_note_lists_the_others(path):
     content = "s,city,a,c\ntrain,Rome,1,5\ntrain,Oslo,2,6\nval,Bern,3,7\n"
     data = load(path, content, split="s", x=["a", "city"], categorical=["city"])
     assert data.schema.categories == {"city": ["Oslo", "Rome"]}
     assert rows(data, "val") == ([[3, 0, 0]], [7])
-    assert data.notes == ["in no row of train, so the model knows nothing of them: city=Bern"]
+    assert data.notes == ["not in the train part, so the model cannot learn them: city=Bern"]
 
 
 def test_one_category_alone_is_a_constant_column(path):
     data = load(path, "city,a,c\nRome,1,5\nRome,2,7\n", categorical="city", standardize=True)
     assert data.parts["train"][0].tolist() == [[-1, 0], [1, 0]]
-    assert data.notes == ["the same in all rows of train, so of no effect: city=Rome"]
+    assert data.notes == ["constant in the train part, so without effect: city=Rome"]
 
 
 def test_a_row_without_a_category_is_incomplete(path):
@@ -75,13 +75,16 @@ def test_parquet_has_categories_too(tmp_path):
     [
         ({"categorical": "town"}, "categorical: there is no column 'town'"),
         ({"categorical": ["city", "city"]}, "names a column twice"),
-        ({"categorical": "c"}, "c: in more than one of x, y and split"),
+        ({"categorical": "c"}, "c: used twice in x, y, categorical and split"),
         (
             {"x": ["a", "city"]},
-            r"column city holds text: 'Rome' in row 1; a category\? data\.categorical=\[city\] makes a",
+            r"column city holds text: 'Rome' in row 1; if it holds categories, try .*=\[city\]",
         ),
-        ({"x": ["a", "city=Rome"], "categorical": "city"}, "column city=Rome is called as a category of city; rename"),
-        ({"categorical": "n"}, r"column n has 1500 categories in train, more than 1000"),
+        (
+            {"x": ["a", "city=Rome"], "categorical": "city"},
+            "column city=Rome has the name of a category of city; rename",
+        ),
+        ({"categorical": "n"}, r"column n has 1500 categories, more than 1000; leave it out"),
     ],
 )
 def test_wrong_categories_are_named(arguments, message, path):
@@ -114,7 +117,7 @@ def test_a_run_learns_predicts_and_is_measured_with_its_categories(cities, tmp_p
     assert lines == [["a", "city", "c_hat"], ["1", "Oslo", "22"], ["2.5", "Rome", "15"]]
 
 
-def test_the_command_that_predicts_fits_the_categories(cities, capsys):
+def test_the_suggested_predict_command_fits_the_categories(cities, capsys):
     show_outcome(layout.screen(), Run.open(cities).record, cities, dashboard=False, limits=[])
     assert "linear_lab.predict" in (out := capsys.readouterr().out)
     assert "input=<file>" in out
@@ -122,7 +125,7 @@ def test_the_command_that_predicts_fits_the_categories(cities, capsys):
 
 def test_an_unseen_category_is_named(cities, tmp_path):
     (tmp_path / "new.csv").write_text("city,a\nOslo,1\nParis,2\n")
-    message = r"column city holds 'Paris' in row 2, which no row of train has; it has Bern, Oslo, Rome"
+    message = r"column city holds 'Paris' in row 2, which is not a category of .*; choose one of Bern, Oslo, Rome"
     for missing in ("error", "empty"):
         with pytest.raises(UserError, match=message):
             predict(str(cities), input=str(tmp_path / "new.csv"), output=str(tmp_path / "o.csv"), missing=missing)

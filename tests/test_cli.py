@@ -85,16 +85,19 @@ def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
         (["callbacks=[1,2]"], ["error: callbacks=[1,2]: choose one of default, early_stopping"]),
         (["logger=true"], ["error: logger=true: choose one of csv, mlflow, none, tensorboard, wandb"]),
         (["console=null"], ["error: console=null: console holds several values", "as in console.steps=0"]),
-        (["metric=1e3"], ["error: metric=1e3: while training these data measure"]),
-        (["metric=ünï"], ["error: metric=ünï: while training these data measure"]),
-        (["output_root="], ["error: output_root=: it is empty"]),
-        (["resume="], ["error: resume=: it is empty"]),
-        (["hydra.run.dir="], ["error: hydra.run.dir=: it is empty"]),
-        (["data=table", "data.path="], ["error: data.path=: it is empty"]),
-        (["output_root=null"], ["error: output_root=null: it needs a value, as in output_root=outputs"]),
-        (["mode=null"], ["error: mode=null: it needs a value, as in mode=min"]),
-        (["-m", "--cfg", "job"], ["error: -m --cfg: these exclude each other"]),
-        (["seed=1", "--cfg", "hydra", "--resolve"], ["error: --resolve: a run alone has all", "try --cfg job"]),
+        (["metric=1e3"], ["error: metric=1e3 is not measured in training"]),
+        (["metric=ünï"], ["error: metric=ünï is not measured in training"]),
+        (["output_root="], ["error: output_root=: the value is empty"]),
+        (["resume="], ["error: resume=: the value is empty"]),
+        (["hydra.run.dir="], ["error: hydra.run.dir=: the value is empty"]),
+        (["data=table", "data.path="], ["error: data.path=: the value is empty"]),
+        (["output_root=null"], ["error: output_root=null: output_root needs a value, as in output_root=outputs"]),
+        (["mode=null"], ["error: mode=null: mode needs a value, as in mode=min"]),
+        (["-m", "--cfg", "job"], ["error: -m --cfg: only one of these can be used"]),
+        (
+            ["seed=1", "--cfg", "hydra", "--resolve"],
+            ["error: --resolve: Hydra's own values are known only during a run", "try --cfg job"],
+        ),
         (["--experimental-rerun", "no.pickle"], ["error: --experimental-rerun no.pickle: there is no such file"]),
         (["--experimental-rerun=no.pickle", "seed=1"], ["error: --experimental-rerun no.pickle: there is no such"]),
         (["seed=1", "--config-dir", "nowhere"], ["error: --config-dir nowhere: there is no such folder"]),
@@ -108,9 +111,9 @@ def test_tab_completes_in_bash_as_the_readme_says(tmp_path):
         (["callbacks.checkpoints=5"], ["error: callbacks.checkpoints=5: callbacks.checkpoints holds several values"]),
         (["data.train=5"], ["error: data.train=5: data.train holds several values"]),
         (["~metric"], ["error: ~metric: a run needs metric; give it another value"]),
-        (["=5"], ["error: =5: cannot be read as key=value"]),
-        (["seed"], ["error: seed: cannot be read as key=value"]),
-        (["seed=(1"], ["error: seed=(1: cannot be read as key=value"]),
+        (["=5"], ["error: =5: cannot be parsed as key=value"]),
+        (["seed"], ["error: seed: cannot be parsed as key=value"]),
+        (["seed=(1"], ["error: seed=(1: cannot be parsed as key=value"]),
         (["-m", "optimizer=adam,adamw", "optimizer.betas=[0,0.9]"], ["so type optimizer.betas=choice([0,0.9])"]),
         (["optimizer.lr=-1"], ["error: optimizer: lr must be a positive number, got -1"]),
         (["-m", "output_root=/dev/null/x", "seed=0,1"], ["error: no run can be kept in /dev/null/x/sweeps"]),
@@ -140,6 +143,25 @@ def test_help_tells_all_groups_and_options(entry):
     listed = {path.parent.name for path in cli.CONF.glob("*/*.yaml")} if entry is train_entry else ()
     for group in listed:
         assert f"\n{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).iterdir()))}\n" in out
+
+
+def test_help_describes_each_experiment_and_sweep_in_one_line(tmp_path):
+    _, out, _ = command(train_entry, "--help")
+    assert max(map(len, out.splitlines())) <= 100
+    for group in ("experiment", "sweep"):
+        for path in (cli.CONF / group).iterdir():
+            comment = next(line for line in path.read_text().splitlines() if "@package" not in line).removeprefix("# ")
+            assert f"\n  {path.stem:<12}{comment}\n" in out
+    assert "did you mean" in out
+    own = tmp_path / "experiment"
+    own.mkdir()
+    (own / "mine.yaml").write_text("# @package _global_\n# My größe.\nseed: 1\n", encoding="utf-8")
+    (own / "bare.yaml").write_text("seed: 2\n")
+    (own / "long.yaml").write_text(f"# {'word ' * 50}\n")
+    _, out, _ = command(train_entry, "--help", "--config-dir", str(tmp_path))
+    assert "\n  mine        My größe.\n" in out
+    assert "\n  bare        \n" in out
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def ctrl_c():
@@ -196,7 +218,7 @@ def test_only_training_is_done_many_times(entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = command(entry, "run=a,b", "-m")
     assert (code, out) == (1, "")
-    assert err.startswith("error: -m: is for training")
+    assert err.startswith("error: -m: only linear_lab.train has this flag")
     assert not [*tmp_path.iterdir()]
 
 
@@ -372,8 +394,8 @@ def test_train_evaluate_resume(tmp_path):
     assert code == 0
     assert "max_epochs: 5" in out
     for arguments, words in {
-        ("-m", "trainer.max_epochs=6,7"): "one run goes on",
-        ("trainer.max_epochs=3",): "is from epoch 5 already",
+        ("-m", "trainer.max_epochs=6,7"): "resume continues one run",
+        ("trainer.max_epochs=3",): "has reached epoch 5",
         ("trainer.precision=7",): "Precision 7 is invalid",
         ("seed=1",): "seed=1 cannot change",
     }.items():
@@ -383,7 +405,7 @@ def test_train_evaluate_resume(tmp_path):
         assert (record(folder)["status"], record(folder)["steps"]) == ("completed", 5)  # a mistake costs nothing
     code, _, err = command(train_entry, f"resume={folder}", "optimizer=adam")
     assert code == 1
-    assert "the run goes on with its own optimizer, so optimizer=adam cannot be chosen" in err
+    assert "a resumed run keeps its optimizer, so leave out optimizer=adam" in err
     assert record(folder)["status"] == "completed"
 
 
@@ -436,7 +458,7 @@ def test_a_working_directory_that_was_deleted_is_named(argument, entry, tmp_path
     (tmp_path / "here").rmdir()
     code, out, err = command(entry, argument)
     assert (code, out) == (1, "")
-    assert err == "error: the working directory has been deleted; change to another one, as by cd ~\n"
+    assert err == "error: the working directory was deleted; change to another one, for example with cd ~\n"
 
 
 def test_a_folder_of_ones_own_is_taken_once(tmp_path):
@@ -644,10 +666,12 @@ def test_any_locale_and_any_filter_of_warnings(environment, tmp_path):
     result = run(sys.executable, "-c", script, "name=größe", cwd=tmp_path, env=environment)
     if "LC_ALL" in environment:
         assert "y = 2 gr\\xf6\\xdfe" in result.stdout
-        assert result.stderr == "error: this locale has ascii letters alone, and others were typed; set PYTHONUTF8=1\n"
+        assert (
+            result.stderr == "error: this locale has only ascii characters, and others were typed; set PYTHONUTF8=1\n"
+        )
     else:
         assert "y = 2 größe" in result.stdout
-        assert result.stderr == "error: name='größe': is for sweeps; add -m, or leave it out\n"
+        assert result.stderr == "error: name='größe': only for sweeps; add -m, or leave it out\n"
     assert result.returncode == 1
     assert "größe" in (tmp_path / "r" / "predictions.csv").read_text(encoding="utf-8")
     assert "max_epochs=2` reached" in (tmp_path / "r" / "train.log").read_text(encoding="utf-8")

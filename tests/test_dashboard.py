@@ -93,7 +93,9 @@ def test_a_taken_port_is_left_alone(logdir, taken):
     process, address = start(logdir, port=None)
     assert urlsplit(address).port != taken
     assert end(process) == (0, "")
-    with pytest.raises(RuntimeError, match=rf"\(1, 'error: --port {taken} is taken; .*without --port.*'\)"):
+    with pytest.raises(
+        RuntimeError, match=rf"\(1, 'error: --port {taken} is taken; leave out --port to get a free one'\)"
+    ):
         start(logdir, port=taken)
 
 
@@ -153,7 +155,7 @@ def test_a_browser_opens_where_there_is_a_screen(logdir, tmp_path, monkeypatch, 
     empty = tmp_path / "empty"
     empty.mkdir()
     assert dashboard.main([str(empty)]) == 0
-    assert capsys.readouterr().out.startswith(f"{empty} holds no run yet; ")
+    assert capsys.readouterr().out.startswith(f"{empty} has no runs yet; ")
     assert len(opened) == (display is not None)
 
 

@@ -1,4 +1,4 @@
-"""Where x and y come from, and in which order they are served."""
+"""Data sources, and the order in which their rows are served."""
 
 import math
 from types import SimpleNamespace
@@ -176,7 +176,7 @@ def test_synthetic_parameters_are_drawn_where_none_are_given():
         (lambda: ToyData(TRAIN, batch_size=0), "batch_size must be a whole number of at least 1.*got 0"),
         (lambda: ToyData(TRAIN, batch_size=2.5), "batch_size.*got 2.5"),
         (lambda: ToyData({"x": [1, 2], "y": [1]}), r"train .*x \(2, 1\) and y \(1, 1\)"),
-        (lambda: ToyData(TRAIN, val={"x": [[1, 2]], "y": [1]}), r"val wants x \(B, 1\).*x \(1, 2\)"),
+        (lambda: ToyData(TRAIN, val={"x": [[1, 2]], "y": [1]}), r"val needs x \(B, 1\).*x \(1, 2\)"),
         (lambda: ToyData({"x": [], "y": []}), "train"),
         (lambda: ToyData({"x": [[1], [2, 3]], "y": [1, 2]}), r"train.x must be .*rows of equal length"),
         (lambda: ToyData({"x": ["a"], "y": [1]}), "train.x must be a list of numbers.*'a'"),
@@ -186,7 +186,7 @@ def test_synthetic_parameters_are_drawn_where_none_are_given():
         (lambda: SyntheticData(noise=-0.1), "noise.*got -0.1"),
         (lambda: SyntheticData(features=2, weight=[1, 2, 3]), r"weight has shape \(3, 1\).*\(1, 2\)"),
         (lambda: SyntheticData(fractions=[0.7, 0.2, 0.2]), "fractions.*sum to 1"),
-        (lambda: SyntheticData(fractions=[0, 0.5, 0.5]), "leave some for train"),
+        (lambda: SyntheticData(fractions=[0, 0.5, 0.5]), "with train above 0"),
         (lambda: SyntheticData(samples=3, fractions=[0.9, 0.05, 0.05]), "without a row"),
     ],
 )
@@ -201,21 +201,21 @@ def test_bad_input_is_named(make, message):
         (
             torch.ones(4, 1),
             torch.arange(4.0),
-            r"y \(B, T\) of numbers, or \(B,\) of int64 class labels, .*y \(4,\) of torch.float32",
+            r"y \(B, T\) with numbers, or \(B,\) with int64 class labels; .*y \(4,\) of torch.float32",
         ),
-        (torch.ones(4), torch.ones(4, 1), r"train wants x \(B, F\).*got x \(4,\)"),
-        (torch.ones(4, 1), torch.tensor([0, 1, -1, 0]), "class labels from 0 up.* got -1"),
+        (torch.ones(4), torch.ones(4, 1), r"train needs x \(B, F\).*got x \(4,\)"),
+        (torch.ones(4, 1), torch.tensor([0, 1, -1, 0]), "class labels of at least 0, got -1"),
         (
             torch.ones(4, 1),
             torch.tensor([True, False, True, True]),
-            r"\(B,\) of int64 class labels, .*y \(4,\) of torch.bool",
+            r"\(B,\) with int64 class labels; .*y \(4,\) of torch.bool",
         ),
         (torch.tensor([[1.0], [math.nan]]), torch.ones(2, 1), "train has nan in column x, which is not finite"),
         (torch.ones(2, 1), torch.tensor([[1.0], [math.inf]]), "train has inf in column y, which is not finite"),
         (
             torch.tensor([[1e300]], dtype=torch.float64),
             torch.ones(1, 1),
-            r"train has 1e\+300 in column x, too large for torch.float32",
+            r"train has 1e\+300 in column x, which is too large for torch.float32",
         ),
     ],
 )
@@ -244,5 +244,5 @@ def test_a_source_without_a_train_part_is_named():
         def load(self):
             return {"val": (torch.ones(1, 1), torch.ones(1, 1))}
 
-    with pytest.raises(ValueError, match="load returned the parts val; train is missing"):
+    with pytest.raises(ValueError, match="load returned the parts val, but not train"):
         Own().setup()

@@ -1,4 +1,4 @@
-"""Runs whose loss grows without bound."""
+"""Divergence: runs whose loss grows without bound."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from linear_lab.tracking.summary import GROWTH
 
 
 def diverges(folder, *overrides):
-    """Train what must diverge: the message and the record."""
+    """Train a run that must diverge; return its message and its record."""
     with pytest.raises(UserError) as error:
         train(folder, *overrides)
     result = record(folder)
@@ -21,7 +21,7 @@ def diverges(folder, *overrides):
     return result["error"], result
 
 
-def test_it_stops_at_once_and_says_why(tmp_path, caplog):
+def test_a_diverging_run_stops_at_once_and_says_why(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         message, result = diverges(tmp_path, "optimizer.lr=0.5", "trainer.check_val_every_n_epoch=2")
     assert "optimizer.lr=0.5 is above 0.1198, the largest stable rate" in caplog.text  # before training
@@ -34,7 +34,7 @@ def test_it_stops_at_once_and_says_why(tmp_path, caplog):
     assert result["stable_lr"] == pytest.approx(0.119756, abs=1e-6)
     assert result["seconds"] > 0
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == step // 2 * 2 - 2 * (step % 2 == 0)  # the last measured one before
+    assert last["global_step"] == step // 2 * 2 - 2 * (step % 2 == 0)  # the last validation before
     assert all(values.isfinite().all() for values in last["state_dict"].values())
     assert result["best"]["step"] == 2
     curve = scalars(tmp_path)["train/loss"]
@@ -46,7 +46,7 @@ def losses_of_steps(folder):
 
 
 def test_the_losses_of_the_last_fifty_steps_show_how_it_grew(tmp_path):
-    rate = 0.1265  # a little above the largest stable one: it takes more than fifty steps
+    rate = 0.1265  # slightly above the largest stable rate, so divergence takes more than fifty steps
     shared = (f"optimizer.lr={rate}", "trainer.max_epochs=500")
     _, result = diverges(tmp_path / "rare", *shared, "trainer.check_val_every_n_epoch=1000")
     steps, curve = result["steps"], losses_of_steps(tmp_path / "rare")
@@ -65,11 +65,11 @@ def test_a_run_that_diverges_early_has_the_losses_of_all_its_steps(tmp_path):
         assert result["steps"] == last
     first = result["initial"]["train/loss"]
     assert [step for step, _ in losses_of_steps(tmp_path / "sgd")] == [*range(1, 9)]
-    assert losses_of_steps(tmp_path / "adam") == [(1, pytest.approx(first))]  # the next one is infinite
+    assert losses_of_steps(tmp_path / "adam") == [(1, pytest.approx(first))]  # the next loss is infinite
 
 
 def test_each_batch_of_a_step_has_a_loss(tmp_path):
-    batches = ("data.batch_size=1", "trainer.accumulate_grad_batches=3")  # of four rows, so that the fourth is alone
+    batches = ("data.batch_size=1", "trainer.accumulate_grad_batches=3")  # the fourth of four rows is a step of its own
     diverges(tmp_path, *batches, "optimizer.lr=0.5", "model.weight=0", "model.bias=0")
     curve = losses_of_steps(tmp_path)
     assert [step for step, _ in curve[:7]] == [1, 1, 1, 2, 3, 3, 3]
@@ -86,7 +86,7 @@ def test_slow_growth_is_logged_too(tmp_path):
     assert [step for step, _ in losses_of_steps(tmp_path)] == [*range(51, 101)]
 
 
-def test_a_loss_that_is_not_finite_is_no_number_anywhere(tmp_path):
+def test_a_loss_that_is_not_finite_is_null_in_the_record_and_not_logged(tmp_path):
     message, result = diverges(tmp_path, "optimizer=adam", "optimizer.lr=1e30")
     assert message == "diverged at step 2 (train/loss inf): try a smaller rate than 1e+30, as in optimizer.lr=1e+29"
     assert result["metrics"]["train/loss"] is None
@@ -115,13 +115,13 @@ def test_values_that_are_too_large_diverge_before_the_first_step(tmp_path):
 
 
 def test_below_the_stable_rate_a_small_batch_may_still_diverge(tmp_path):
-    points = "{x: [1, 10], y: [2, 20]}"  # alone, the row x = 10 allows half the rate that the mean of both does
+    points = "{x: [1, 10], y: [2, 20]}"  # the row x = 10 alone allows half the rate of both rows
     message, _ = diverges(tmp_path, f"data.train={points}", "optimizer.lr=0.019", "data.batch_size=1")
     assert "lr 0.019 is below 0.01957, the largest stable rate for all rows together" in message
     assert message.endswith("try optimizer.lr=0.01 or a larger data.batch_size")
 
 
-def test_a_rate_that_falls_in_time_is_not_warned_of(tmp_path, caplog):
+def test_no_warning_if_a_scheduler_lowers_the_rate(tmp_path, caplog):
     overrides = ["scheduler=step", "scheduler.step_size=1", "scheduler.gamma=0.5", "optimizer.lr=0.2"]
     assert train(tmp_path, *overrides, "trainer.max_epochs=30")["status"] == "completed"
     assert "stable" not in caplog.text
@@ -139,7 +139,7 @@ def test_a_resumed_run_keeps_its_bound(tmp_path):
     assert resume(tmp_path, "trainer.max_epochs=3")["status"] == "completed"
 
 
-def test_a_run_that_diverged_is_not_gone_on_with(tmp_path):
+def test_a_run_that_diverged_cannot_be_resumed(tmp_path):
     diverges(tmp_path, "optimizer.lr=0.5")
     before = record(tmp_path)
     with pytest.raises(UserError, match=r"the run diverged at step 8 .*; start a new one"):
@@ -147,7 +147,7 @@ def test_a_run_that_diverged_is_not_gone_on_with(tmp_path):
     assert record(tmp_path) == before
 
 
-def test_what_is_not_plain_sgd_on_squares_has_no_stable_rate(tmp_path):
+def test_only_sgd_on_mse_without_clipping_has_a_stable_rate(tmp_path):
     for k, overrides in enumerate(
         (["optimizer=adam"], ["loss=mae"], ["trainer.gradient_clip_val=1"], ["optimum=false"])
     ):
@@ -166,20 +166,20 @@ def test_the_rate_to_try_is_below_the_largest_stable_one(rate, expected):
 def test_lbfgs_with_clipping_is_advised_to_leave_it_out(algorithm, tmp_path):
     clipped = ("trainer.gradient_clip_val=0.1", f"trainer.gradient_clip_algorithm={algorithm}", "trainer.max_epochs=20")
     message, _ = diverges(tmp_path, "optimizer=lbfgs", *clipped)
-    assert message.endswith("LBFGS cannot follow gradients that are clipped; try trainer.gradient_clip_val=null")
+    assert message.endswith("LBFGS does not work with clipped gradients; try trainer.gradient_clip_val=null")
 
 
-def test_a_run_that_is_worse_than_a_constant_says_so(tmp_path, caplog):
+def test_a_run_that_is_worse_than_a_constant_prediction_warns(tmp_path, caplog):
     result = train(tmp_path / "wild", "optimizer.lr=0.11", "loss=huber", "loss.delta=1e9", "trainer.max_epochs=4")
     assert result["status"] == "completed"
     assert "train/loss" not in caplog.text
     wild = train(tmp_path / "grown", "model=mlp", "optimizer.lr=0.1", "trainer.max_epochs=12", "logger=none")
     assert wild["status"] == "completed"
     assert wild["metrics"]["train/loss"] > 10 * wild["initial"]["train/loss"]
-    said = (
-        "is above its start, and above 5 of a constant: try a smaller rate, as in optimizer.lr=0.01"  # y is 2, 4, 6, 8
+    warning = (  # y is 2, 4, 6, 8
+        "is above its initial value, and above the 5 of a constant prediction; try a smaller rate, as in optimizer.lr="
     )
-    assert f"train/loss {wild['metrics']['train/loss']:.3g} {said}" in caplog.text
+    assert f"train/loss {wild['metrics']['train/loss']:.3g} {warning}" in caplog.text
 
 
 @pytest.mark.parametrize("start", [["model.weight=2", "model.bias=0"], ["model.weight=2.00001", "model.bias=0"]])
@@ -193,8 +193,8 @@ def test_classes_are_compared_with_equal_logits(tmp_path, caplog):
     assert train(tmp_path / "good", *classes)["status"] == "completed"
     assert "constant" not in caplog.text
     assert train(tmp_path / "bad", *classes, "+optimizer.maximize=true")["status"] == "completed"
-    assert "and above 1.1 of a constant" in caplog.text  # log 3
+    assert "and above the 1.1 of a constant prediction" in caplog.text  # log 3
 
 
-def test_compose_names_the_switch():
+def test_the_optimum_is_on_by_default():
     assert compose().optimum is True

@@ -1,4 +1,4 @@
-"""CSV files: the rows that are read, and what is said of a file that cannot be read."""
+"""CSV files: the rows that are read, and the messages about files that cannot be read."""
 
 import csv
 import io
@@ -61,18 +61,18 @@ def content_with(notes, end):
 
 
 def agrees(path, content):
-    """Compare rows and values with those of the csv module, and return True; or the message of a file not read."""
+    """Compare rows and values with those of the csv module and return True, or return the error of a refused file."""
     try:
-        found = table(path, content)
-        some = cells(found.read(["x", "y"]))
+        file = table(path, content)
+        some = cells(file.read(["x", "y"]))
     except ValueError as error:
         return str(error)
     expected = [tuple([*row, "", "", "", ""][:4]) for row in csv.reader(io.StringIO(content, newline=""))][1:]
     while expected and not any(expected[-1]):
         expected.pop()
     assert some == [(row[0], row[2]) for row in expected]
-    assert cells(found.read(found.names)) == expected
-    assert [row for batch in found.batches(3) for row in cells(batch)] == expected
+    assert cells(file.read(file.names)) == expected
+    assert [row for batch in file.batches(3) for row in cells(batch)] == expected
     return True
 
 
@@ -84,7 +84,7 @@ def test_rows_and_values_are_those_of_the_csv_module(notes, end, tmp_path_factor
 
 @given(notes=st.lists(st.tuples(BARE | QUOTED | TEXT, BARE | TEXT), min_size=1, max_size=4), end=ENDS)
 @example(notes=[('"a', '1"'), ("b", "2")], end="\n")
-def test_other_rows_are_read_so_too_or_named(notes, end, tmp_path_factory):
+def test_other_rows_are_read_alike_or_refused_by_number(notes, end, tmp_path_factory):
     outcome = agrees(tmp_path_factory.getbasetemp() / "more.csv", content_with(notes, end))
     assert outcome is True or re.search(r"more\.csv: row \d+ (has \d+ values|ends in CR|opens a quote)", outcome)
 
@@ -116,21 +116,21 @@ def test_a_declared_separator_gives_way_to_a_typed_one(path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('x,y,note\n1,1,a\n2,2,"a\n3,3,c\n', "row 2 opens a quote that is not closed where its cell ends"),
+        ('x,y,note\n1,1,a\n2,2,"a\n3,3,c\n', "row 2 opens a quote that is not closed at the end of its cell"),
         ('x,y,note\n1,1,"a\n2,900,b\n3,3,"c\n4,4,d\n', "row 1 opens a quote that is not closed"),
         ('x,y,note\n1,1,i"\n2,2,"a\n3,3,c\n', "row 2 opens a quote"),
-        ("x,y,note\n1,1,a\n2,2,b\r3,3,c\n4,4,d\n", "row 2 ends in CR alone.*save it with LF"),
+        ("x,y,note\n1,1,a\n2,2,b\r3,3,c\n4,4,d\n", "row 2 ends in CR alone.*save the file with LF"),
         ('x,y,note\n1,1,"a"\n2,2,"b"\r3,3,c\n', "row 2 ends in CR alone"),
         ("x,y,note\n1,1,a\n2,2,b\r\r\n", "row 2 ends in CR alone"),
-        ("x,y,note\n1,1,a\n2,2,b,c\n", "row 2 has 4 values, the header 3"),
-        ("x,y,note\n1,5,1,a\n", "row 1 has 4 values, the header 3"),  # a decimal comma
-        ('x,y,note\n1,1,i"\n2,2,b,c\n', "row 2 has 4 values, the header 3"),
-        ("x,y,note\n1,1,a\n2,2,\xe9\n".encode("latin-1"), r"not text in UTF-8.*data\.encoding=latin-1"),
-        ('x,y,note\n1,1,a"\n2,2,\xe9\n'.encode("latin-1"), r"not text in UTF-8.*data\.encoding=latin-1"),
+        ("x,y,note\n1,1,a\n2,2,b,c\n", "row 2 has 4 values, but the header 3"),
+        ("x,y,note\n1,5,1,a\n", "row 1 has 4 values, but the header 3"),  # a decimal comma
+        ('x,y,note\n1,1,i"\n2,2,b,c\n', "row 2 has 4 values, but the header 3"),
+        ("x,y,note\n1,1,a\n2,2,\xe9\n".encode("latin-1"), r"the file is not text in UTF-8.*data\.encoding=latin-1"),
+        ('x,y,note\n1,1,a"\n2,2,\xe9\n'.encode("latin-1"), r"the file is not text in UTF-8.*data\.encoding=latin-1"),
     ],
 )
-def test_a_spoiled_row_is_named_whatever_is_read(content, message, columns, path):
-    for read in (lambda found: found.read(columns), lambda found: [*found.batches(1)]):
+def test_a_bad_row_is_named_whichever_columns_are_read(content, message, columns, path):
+    for read in (lambda file: file.read(columns), lambda file: [*file.batches(1)]):
         with pytest.raises(ValueError, match=r"path=.*my\.csv: " + message):
             read(table(path, content))
 
@@ -144,30 +144,30 @@ def test_a_spoiled_row_is_named_whatever_is_read(content, message, columns, path
         ('Sales\n\n"x"\t"y"\n1\t2\n', 3),
     ],
 )
-def test_lines_before_the_header_are_told(content, line, path):
-    found = table(path, content)
+def test_lines_before_the_header_are_reported(content, line, path):
+    file = table(path, content)
     with pytest.raises(ValueError, match=rf"there is no column 'y'.*line {line} names.*delete the lines before it"):
-        found.check_columns(["y"], "y")
+        file.check_columns(["y"], "y")
     with pytest.raises(ValueError, match=r"there is no column 'nowhere'; [^;]*$"):
-        found.check_columns(["nowhere"], "y")
+        file.check_columns(["nowhere"], "y")
 
 
 def test_a_cell_is_no_header(path):
-    found = table(path, "city,y\nRome,1\nOslo,2\n")
+    file = table(path, "city,y\nRome,1\nOslo,2\n")
     with pytest.raises(ValueError, match=r"there is no column 'Rome'; my\.csv has the columns city, y$"):
-        found.check_columns(["Rome"], "y")
+        file.check_columns(["Rome"], "y")
 
 
-def test_what_polars_refuses_is_looked_up_in_the_file_not_in_its_message(path, monkeypatch):
-    found = table(path, "x,y\n1,2\n3,4,5\n")
+def test_an_error_of_polars_is_located_in_the_file_whatever_its_message(path, monkeypatch):
+    file = table(path, "x,y\n1,2\n3,4,5\n")
     error = files.pl.exceptions.ComputeError("in other words, as of another version")
     monkeypatch.setattr(files.pl.LazyFrame, "collect", lambda *_, **__: (_ for _ in ()).throw(error))
-    with pytest.raises(ValueError, match="row 2 has 3 values, the header 2"):
-        found.read(["x"])
+    with pytest.raises(ValueError, match="row 2 has 3 values, but the header 2"):
+        file.read(["x"])
 
 
-THOUSANDS = "commas between thousands? write the numbers without them"
-DECIMAL = r"a decimal comma? try data.decimal=','"
+THOUSANDS = "if commas separate thousands, write the numbers without them"
+DECIMAL = "if the comma is the decimal mark, try data.decimal=','"
 
 
 @pytest.mark.parametrize(
@@ -181,19 +181,19 @@ DECIMAL = r"a decimal comma? try data.decimal=','"
         (["1500", "1,009"], ".", DECIMAL),  # thousands without a comma
         (["1,5e3", "-2,5", "", "NA", "NaN", " 3 "], ".", DECIMAL),
         (["1,500", "2,250"], ".", f"{THOUSANDS}; or {DECIMAL}"),
-        (["1,5", "2.5"], ".", ""),  # nothing that the whole column bears out
+        (["1,5", "2.5"], ".", ""),  # no reading that fits the whole column
         (["1,5", "x"], ".", ""),
         (["1,009", "x"], ".", ""),
         (["1,2,3", "4"], ".", ""),
-        (["990", "1.009"], ",", "dots between thousands? write the numbers without them"),
+        (["990", "1.009"], ",", "if points separate thousands, write the numbers without them"),
         (["1", "-", "3"], ".", ""),
         (["1", "\uff11"], ".", ""),
-        (["1.009,5", "2"], ",", "dots between thousands? write the numbers without them"),
-        (["1.5", "2"], ",", r"a decimal point? try data.decimal=."),
+        (["1.009,5", "2"], ",", "if points separate thousands, write the numbers without them"),
+        (["1.5", "2"], ",", "if the point is the decimal mark, try data.decimal=."),
     ],
 )
-def test_advice_on_a_comma_is_what_the_whole_column_bears_out(values, decimal, hint, path):
-    found = table(path, "x;y\n" + "".join(f"1;{value}\n" for value in values), decimal=decimal)
+def test_a_hint_on_a_comma_must_fit_the_whole_column(values, decimal, hint, path):
+    file = table(path, "x;y\n" + "".join(f"1;{value}\n" for value in values), decimal=decimal)
     with pytest.raises(ValueError, match="column y holds text: ") as error:
-        found.numbers(found.read(["y"]), "y", hint="")
+        file.numbers(file.read(["y"]), "y", hint="")
     assert re.sub(r".* in row \d+(; )?", "", str(error.value)) == hint

@@ -1,4 +1,4 @@
-"""LBFGS against what it derives from."""
+"""LBFGS against PyTorch's LBFGS, which it derives from."""
 
 import pytest
 import torch
@@ -31,9 +31,10 @@ def trained(kind, linear, x, y, steps, loss=nn.functional.mse_loss):
 
 
 def standardized(name):
-    """A certified set as training sees it."""
-    known = SETS[name]
-    x, y = torch.tensor([*known.x.values()], dtype=torch.float64).T, torch.tensor(known.y, dtype=torch.float64)[:, None]
+    """Return x and y of a certified data set, standardized."""
+    certified = SETS[name]
+    x = torch.tensor([*certified.x.values()], dtype=torch.float64).T
+    y = torch.tensor(certified.y, dtype=torch.float64)[:, None]
     return [standardize(values, *units(values, center=True)) for values in (x, y)]
 
 
@@ -43,14 +44,14 @@ def start(seed=2):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("Wampler1", 1e-9), ("Wampler4", 1e-7)])
-def test_it_ends_where_the_orthogonal_solution_is(name, tolerance):
+def test_it_reaches_the_orthogonal_solution(name, tolerance):
     x, y = standardized(name)
     expected = torch.linalg.lstsq(x, y, driver="gelsd").solution.T
     ours, theirs = start(), start()
     trained(LBFGS, ours, x, y, 25)
     trained(torch.optim.LBFGS, theirs, x, y, 25)
     torch.testing.assert_close(ours.weight.detach(), expected, rtol=tolerance, atol=0)
-    assert not torch.allclose(theirs.weight, expected, rtol=tolerance, atol=0)  # or the subclass is not needed any more
+    assert not torch.allclose(theirs.weight, expected, rtol=tolerance, atol=0)  # else nothing needs the subclass
 
 
 def test_the_loss_it_returns_is_the_closures():
@@ -70,7 +71,7 @@ def test_a_loss_with_kinks_keeps_its_line_search(dtype):
     assert optimizer.param_groups[0]["line_search_fn"] == "strong_wolfe"
 
 
-def test_what_cannot_be_bettered_is_looked_at_once_a_step():
+def test_at_the_optimum_steps_evaluate_the_loss_rarely():
     x = torch.tensor([[1.0], [2], [3], [4]])
     torch.manual_seed(0)
     linear, calls = nn.Linear(1, 1), []
@@ -83,5 +84,5 @@ def test_what_cannot_be_bettered_is_looked_at_once_a_step():
     before = len(calls)
     losses, optimizer = trained(LBFGS, linear, x, 2 * x, 50, loss)
     assert losses[-1] < 1e-12
-    assert len(calls) - before < 1500  # of 25,000 that 50 steps may take
+    assert len(calls) - before < 1500  # 50 steps may take 25,000
     assert optimizer.param_groups[0]["stalled"] == losses[-1]

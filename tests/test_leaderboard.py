@@ -644,7 +644,7 @@ def test_the_command_writes_and_shows(tmp_path, monkeypatch):
     [
         ([], "sweep=<folder> is missing; name a sweep's folder, as in sweep=outputs/sweeps/<name>"),
         (["sweep=nowhere"], "sweep=nowhere: there is no such folder"),
-        (["sweep=plain"], "sweep=plain: no plan in it, so it is no sweep"),
+        (["sweep=plain"], "sweep=plain: this folder has no plan, so it is no sweep"),
         (["sweep=study", "metric=x"], "metric=x: no job of study has measured it; choose one of val/loss"),
         (["sweep=study", "mode=up"], "mode=up: choose min or max"),
         (["sweep=study", "top=0"], "top=0: must be a whole number from 1"),

@@ -1,4 +1,4 @@
-"""The optimum against NumPy, the excess against its definition, the stable rate against what steps do."""
+"""The optimum against NumPy, the excess loss against its definition, the stable rate against SGD itself."""
 
 import numpy as np
 import pytest
@@ -24,56 +24,56 @@ def mse(x, y, weight, bias):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rows", "features", "targets"), [(9, 1, 1), (40, 3, 2), (5, 4, 1), (3, 1, 4)])
-def test_it_is_what_numpy_finds(rows, features, targets, bias):
+def test_the_optimum_equals_that_of_numpy(rows, features, targets, bias):
     x, y = draw(rows, features, targets)
-    found = least_squares(x, y, bias=bias)
+    optimum = least_squares(x, y, bias=bias)
     columns = np.hstack([x, np.ones((rows, 1))]) if bias else x.numpy()
     expected = np.linalg.lstsq(columns, y.numpy())[0]
-    np.testing.assert_allclose(found.weight, expected[:features].T, rtol=1e-10)
+    np.testing.assert_allclose(optimum.weight, expected[:features].T, rtol=1e-10)
     if bias:
-        np.testing.assert_allclose(found.bias, expected[features], rtol=1e-10, atol=1e-12)
-    assert found.loss == pytest.approx(np.square(columns @ expected - y.numpy()).mean(), rel=1e-10, abs=1e-25)
-    assert (found.rank, found.parameters) == (columns.shape[1],) * 2
+        np.testing.assert_allclose(optimum.bias, expected[features], rtol=1e-10, atol=1e-12)
+    assert optimum.loss == pytest.approx(np.square(columns @ expected - y.numpy()).mean(), rel=1e-10, abs=1e-25)
+    assert (optimum.rank, optimum.parameters) == (columns.shape[1],) * 2
 
 
 @pytest.mark.parametrize(("rows", "features"), [(3, 6), (1, 2), (8, 2)])
-def test_of_many_solutions_the_smallest(rows, features):
+def test_of_many_solutions_it_is_that_of_minimum_norm(rows, features):
     x, y = draw(rows, features)
     x = torch.cat([x, x[:, :1] + x[:, 1:2]], 1)  # the last column depends on the first two
-    found = least_squares(x, y)
+    optimum = least_squares(x, y)
     columns = np.hstack([x, np.ones((rows, 1))])
     expected = np.linalg.pinv(columns, rcond=1e-12) @ y.numpy()
-    np.testing.assert_allclose(torch.cat([found.weight, found.bias[:, None]], 1).T, expected, rtol=1e-8, atol=1e-12)
-    assert found.rank == np.linalg.matrix_rank(columns) < found.parameters
+    np.testing.assert_allclose(torch.cat([optimum.weight, optimum.bias[:, None]], 1).T, expected, rtol=1e-8, atol=1e-12)
+    assert optimum.rank == np.linalg.matrix_rank(columns) < optimum.parameters
 
 
 def test_with_weight_decay_it_is_ridge_regression_of_all_parameters():
     x, y = draw(30, 3, 2)
     decay = 0.3
-    found = least_squares(x, y, weight_decay=decay)
+    optimum = least_squares(x, y, weight_decay=decay)
     columns = np.hstack([x, np.ones((30, 1))])
     # the gradient 2 / (B T) A^T (A p - y) + decay p vanishes
     hessian = 2 / y.numel() * columns.T @ columns + decay * np.eye(4)
     expected = np.linalg.solve(hessian, 2 / y.numel() * columns.T @ y.numpy())
-    np.testing.assert_allclose(torch.cat([found.weight, found.bias[:, None]], 1).T, expected, rtol=1e-10)
-    assert found.loss == pytest.approx(mse(x, y, found.weight, found.bias))
-    weight, bias = found.weight + 0.1, found.bias - 0.2
+    np.testing.assert_allclose(torch.cat([optimum.weight, optimum.bias[:, None]], 1).T, expected, rtol=1e-10)
+    assert optimum.loss == pytest.approx(mse(x, y, optimum.weight, optimum.bias))
+    weight, bias = optimum.weight + 0.1, optimum.bias - 0.2
     objective = [
         mse(x, y, w, b) + decay / 2 * (w.square().sum() + b.square().sum()).item()
-        for w, b in ((weight, bias), (found.weight, found.bias))
+        for w, b in ((weight, bias), (optimum.weight, optimum.bias))
     ]
-    assert found.excess(weight, bias) == pytest.approx(objective[0] - objective[1])
+    assert optimum.excess(weight, bias) == pytest.approx(objective[0] - objective[1])
 
 
 @given(seed=st.integers(0, 99), bias=st.booleans(), center=st.booleans())
 def test_excess_is_the_loss_above_the_least_one(seed, bias, center):
     x, y = draw(20, 2, 2, seed)
     x_units, y_units = units(x * 7 + 3, center=center), units(y - 5, center=center)
-    found = least_squares(x * 7 + 3, y - 5, bias=bias, x_units=x_units, y_units=y_units)
+    optimum = least_squares(x * 7 + 3, y - 5, bias=bias, x_units=x_units, y_units=y_units)
     z, t = (x * 7 + 3 - x_units[0]) / x_units[1], (y - 5 - y_units[0]) / y_units[1]
     weight, b = torch.randn(2, 2, dtype=torch.float64), torch.randn(2, dtype=torch.float64) if bias else None
-    assert found.excess(weight, b) == pytest.approx(mse(z, t, weight, b) - found.loss)
-    assert found.excess(weight, b) >= 0
+    assert optimum.excess(weight, b) == pytest.approx(mse(z, t, weight, b) - optimum.loss)
+    assert optimum.excess(weight, b) >= 0
 
 
 def test_standardizing_does_not_move_the_optimum():
@@ -86,9 +86,9 @@ def test_standardizing_does_not_move_the_optimum():
 
 def test_blocks_of_rows_change_nothing():
     x, y = draw(BLOCK + 5, 2)
-    found = least_squares(x, y)
+    optimum = least_squares(x, y)
     expected = np.linalg.lstsq(np.hstack([x, np.ones((len(x), 1))]), y.numpy())[0]
-    np.testing.assert_allclose(found.weight, expected[:2].T, rtol=1e-10)
+    np.testing.assert_allclose(optimum.weight, expected[:2].T, rtol=1e-10)
 
 
 def test_curvature_is_the_largest_eigenvalue_of_the_hessian():
@@ -113,35 +113,35 @@ def test_just_below_the_stable_rate_steps_converge_and_just_above_they_do_not(ru
     def distance(share):
         linear = nn.Linear(2, 1, dtype=torch.float64)
         optimizer = torch.optim.SGD(linear.parameters(), lr=1.0, **rule)
-        known = reference(linear, nn.MSELoss(), optimizer, x, y)
-        optimizer.param_groups[0]["lr"] = share * known.stable_lr
+        result = reference(linear, nn.MSELoss(), optimizer, x, y)
+        optimizer.param_groups[0]["lr"] = share * result.stable_lr
         for _ in range(600):
             optimizer.zero_grad()
             nn.functional.mse_loss(linear(x), y).backward()
             optimizer.step()
-        return known.optimum.excess(linear.weight.detach(), linear.bias.detach())
+        return result.optimum.excess(linear.weight.detach(), linear.bias.detach())
 
     assert distance(0.95) < 1e-6
     assert not distance(1.05) < 1e6
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_optimizers_with_weight_decay_go_to_what_is_called_the_optimum(kind):
-    """AdamW, whose decay is no part of the loss, stays a little away from it."""
+def test_optimizers_with_weight_decay_converge_to_the_optimum(kind):
+    """AdamW, whose decay is not part of the loss, converges near it."""
     x, y = draw(16, 2)
     linear = nn.Linear(2, 1, dtype=torch.float64)
     optimizer = kind(linear.parameters(), lr=0.1 if kind is torch.optim.SGD else 0.02, weight_decay=0.05)
-    known = reference(linear, nn.MSELoss(), optimizer, x, y)
+    result = reference(linear, nn.MSELoss(), optimizer, x, y)
     for _ in range(1000):
         optimizer.zero_grad()
         nn.functional.mse_loss(linear(x), y).backward()
         optimizer.step()
-    assert known.optimum.excess(linear.weight.detach(), linear.bias.detach()) < (
+    assert result.optimum.excess(linear.weight.detach(), linear.bias.detach()) < (
         1e-4 if kind is torch.optim.AdamW else 1e-6
     )
 
 
-def test_what_has_no_optimum_has_none():
+def test_other_losses_networks_and_optimizers_have_no_reference():
     x, y = draw(8, 1)
     linear = nn.Linear(1, 1)
     sgd, adam = torch.optim.SGD(linear.parameters()), torch.optim.Adam(linear.parameters())
@@ -151,10 +151,10 @@ def test_what_has_no_optimum_has_none():
     assert reference(linear, nn.MSELoss(), adam, x, y).optimum is not None
 
 
-def test_a_column_of_zeros_bends_nothing():
-    found = least_squares(torch.zeros(3, 1), torch.ones(3, 1), bias=False)
-    assert (found.rank, found.weight.item(), found.loss) == (0, 0, pytest.approx(1))
-    assert stable_lr(found.curvature) == float("inf")
+def test_a_column_of_zeros_has_no_curvature():
+    optimum = least_squares(torch.zeros(3, 1), torch.ones(3, 1), bias=False)
+    assert (optimum.rank, optimum.weight.item(), optimum.loss) == (0, 0, pytest.approx(1))
+    assert stable_lr(optimum.curvature) == float("inf")
 
 
 ROUNDING = {  # x, y, and the solution that has zeros in it
@@ -171,24 +171,24 @@ ROUNDING = {  # x, y, and the solution that has zeros in it
 
 @pytest.mark.parametrize("standardized", [False, True])
 @pytest.mark.parametrize("case", ROUNDING)
-def test_what_the_last_digit_cannot_tell_from_zero_is_zero(case, standardized):
+def test_values_below_the_last_digit_are_zero(case, standardized):
     x, y = (torch.tensor(values, dtype=torch.float64) for values in ROUNDING[case][:2])
     if (case == "tiny numbers") != standardized and (case == "tiny numbers" or y.std(0).min() == 0):
         pytest.skip("too tiny for a bias beside them, or constant, which is not standardized")
     of_x, of_y = (units(values, center=True) if standardized else None for values in (x, y))
-    found, (weight, bias, loss) = least_squares(x, y, x_units=of_x, y_units=of_y), ROUNDING[case][2:]
+    optimum, (weight, bias, loss) = least_squares(x, y, x_units=of_x, y_units=of_y), ROUNDING[case][2:]
     if weight is None:
-        assert found.weight.item() == pytest.approx(np.polyfit(x[:, 0] * 1e30, y[:, 0] * 1e40, 1)[0] * 1e-10)
-        assert found.loss > 0
+        assert optimum.weight.item() == pytest.approx(np.polyfit(x[:, 0] * 1e30, y[:, 0] * 1e40, 1)[0] * 1e-10)
+        assert optimum.loss > 0
         return
-    for values, expected in ((found.weight, weight), (found.bias, bias)):
+    for values, expected in ((optimum.weight, weight), (optimum.bias, bias)):
         expected = torch.tensor(expected, dtype=torch.float64)
         assert torch.equal(values == 0, expected == 0)
         torch.testing.assert_close(values, expected, rtol=1e-6, atol=0)
-    assert found.loss == pytest.approx(loss / (of_y[1].item() ** 2 if standardized else 1)) if loss else found.loss == 0
+    assert optimum.loss == (pytest.approx(loss / (of_y[1].item() ** 2 if standardized else 1)) if loss else 0)
 
 
 @pytest.mark.parametrize(("x", "y"), [((0, 1), (0, 1)), ((3,), (3, 1)), ((3, 1), (4, 1))])
 def test_shapes_are_named(x, y):
-    with pytest.raises(ValueError, match=r"x \(B, F\) and y \(B, T\) want the same B"):
+    with pytest.raises(ValueError, match=r"x \(B, F\) and y \(B, T\) need the same B"):
         least_squares(torch.zeros(x), torch.zeros(y))

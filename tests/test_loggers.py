@@ -1,4 +1,4 @@
-"""Loggers besides TensorBoard's: the same numbers in each, several at once, and a run that goes on without them."""
+"""Other loggers than TensorBoard's: equal numbers, several loggers at once, and loggers that fail."""
 
 import csv
 import gc
@@ -29,7 +29,7 @@ METHODS = ("log_metrics", "log_hyperparams", "save", "finalize")
 
 
 class Noting(Logger):
-    """Keeps its calls in a list of the class; raises in the method that its argument names."""
+    """Appends its calls to a list of the class; raises in the method that its argument names."""
 
     calls: ClassVar = []
 
@@ -68,7 +68,7 @@ class Noting(Logger):
 
 
 class Elsewhere(Noting):
-    """Takes a folder."""
+    """A logger that takes a folder."""
 
     def __init__(self, save_dir, purge=None):
         super().__init__()
@@ -99,7 +99,7 @@ def noting(raises=None, name="noting"):
 
 
 def rows(folder):
-    """What CSVLogger has written: tag -> [(step, value), ...]."""
+    """Return what CSVLogger has written, as ``{tag: [(step, value), ...]}``."""
     with Path(folder, "metrics.csv").open() as file:
         table = [*csv.DictReader(file)]
     tags = [tag for tag in table[0] if tag != "step"]
@@ -159,7 +159,7 @@ def test_a_resumed_run_has_a_new_version_folder(tmp_path):
         ("logger=[tensorboard,csv,wandb,mlflow]", ["tensorboard", "csv", "wandb", "mlflow"]),
     ],
 )
-def test_what_is_chosen(typed, names, tmp_path):
+def test_logger_options(typed, names, tmp_path):
     if names is not None:
         assert [*compose(typed).logger] == names
         return
@@ -167,10 +167,10 @@ def test_what_is_chosen(typed, names, tmp_path):
     assert (code, err) == (1, "error: logger=[]: choose one of csv, mlflow, none, tensorboard, wandb\n")
 
 
-def test_what_each_logger_is_given(tmp_path, calls):
-    own = f"+logger.own={{_target_:{__name__}.Elsewhere}}"
+def test_arguments_and_calls_of_each_logger(tmp_path, calls):
+    given = f"+logger.given={{_target_:{__name__}.Elsewhere}}"
     named = f"+logger.named={{_target_:{__name__}.Elsewhere,save_dir:/nowhere}}"
-    train(tmp_path, "logger=none", own, named, noting(), "trainer.max_epochs=1")
+    train(tmp_path, "logger=none", given, named, noting(), "trainer.max_epochs=1")
     assert [call for call in calls if call[0] == "made"] == [("made", str(tmp_path)), ("made", "/nowhere")]
     (config,) = {json.dumps(call[1]) for call in calls if call[0] == "log_hyperparams"}
     assert json.loads(config)["loss._target_"] == "torch.nn.MSELoss"
@@ -179,14 +179,14 @@ def test_what_each_logger_is_given(tmp_path, calls):
     assert [call[0] for call in calls][-3:] == ["finalize"] * 3
 
 
-def test_what_cannot_be_typed(tmp_path):
+def test_wrong_logger_options_are_refused(tmp_path):
     for typed, said in (
         ("+logger.tensorboard.save_dir=x", "nothing reads logger.tensorboard.save_dir"),
         ("+logger.tensorboard.purge_step=1", "nothing reads logger.tensorboard.purge_step"),
         ("+logger.pictures=false", "did you mean logger.tensorboard.pictures?"),
         ("+logger.x=5", "nothing reads logger.x"),
-        ("+logger.x={name:y}", "error: logger.x: {'name': 'y'} is no logger; see conf/logger for some"),
-        ("+logger.x._target_=torch.nn.MSELoss", "logger.x: {'_target_': 'torch.nn.MSELoss'} is no logger"),
+        ("+logger.x={name:y}", "error: logger.x: {'name': 'y'} is not a logger; see conf/logger for examples"),
+        ("+logger.x._target_=torch.nn.MSELoss", "logger.x: {'_target_': 'torch.nn.MSELoss'} is not a logger"),
         ("+logger.x._target_=no.such.Logger", "error: logger.x: Error loading 'no.such.Logger'"),
     ):
         code, _, err = command(train_entry, f"output_root={tmp_path}", typed)
@@ -255,7 +255,7 @@ def test_jobs_of_a_sweep_have_their_own_numbers(tmp_path):
         assert rows(job / "version_0")["optim/lr"][0] == (0, 0.02)
 
 
-def test_a_run_from_before_there_were_several_is_resumed(tmp_path):
+def test_an_old_run_with_a_single_logger_spec_is_resumed(tmp_path):
     train(tmp_path, "logger=tensorboard", "logger.tensorboard.pictures=false", *SHORT)
     path = tmp_path / ".hydra" / "config.yaml"
     cfg = OmegaConf.load(path)
@@ -271,7 +271,7 @@ def test_a_missing_extra_is_named_with_its_install_command(typed, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as refused:
         check_packages([typed])
-    assert str(refused.value).startswith(f"{typed}: its package is not installed; ")
+    assert str(refused.value).startswith(f"{typed}: a package is missing; run ")
     assert str(refused.value).endswith(f" -m pip install -e '.[{extra}]'")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     check_packages([typed])
@@ -286,7 +286,7 @@ def test_nothing_is_written_through_a_link_in_the_run_folder(tmp_path):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network, and none of the packages' own reports."""
+    """Forbid connections to other machines, and turn off the packages' own reports."""
     settings = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -300,7 +300,7 @@ def offline(monkeypatch):
 
 
 def wandb_records(folder):
-    """The records of each file of a run that wandb has kept, one list per sitting; blocks as in LevelDB's log."""
+    """Yield the records of each wandb file of a run, one list per session; the files have LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for path in sorted(Path(folder).glob("wandb/offline-run-*/*.wandb")):
@@ -376,7 +376,7 @@ def test_jobs_of_a_sweep_with_wandb(tmp_path, offline):
 
 @pytest.fixture
 def mlflow_store(tmp_path, offline):
-    """Every run of the store, by its name, with its metrics."""
+    """Return a function that reads the runs of the store by name, their metrics and their number."""
     from mlflow import MlflowClient
 
     def read():
@@ -421,7 +421,7 @@ def test_mlflow_on_sqlite(tmp_path, mlflow_store, monkeypatch):
 
 @pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("launch", ["local", "joblib"])  # whose jobs find no database, both at once
+@pytest.mark.parametrize("launch", ["local", "joblib"])  # with joblib, two jobs start at once without a database
 def test_jobs_of_a_sweep_with_mlflow(launch, tmp_path, mlflow_store):
     arguments = (f"output_root={tmp_path}", f"launch={launch}", "name=study", "seed=0,1", "logger=[csv,mlflow]", *SHORT)
     code, _, err = command(train_entry, "-m", *arguments)

@@ -1,4 +1,4 @@
-"""The numbers: by hand, against NumPy, against the plain PyTorch loop."""
+"""Losses, gradients and trained weights against values by hand, NumPy and a plain PyTorch loop."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
 
 
 def plain_loop(seed, optimizer, steps, x=X, y=2 * X):
-    """What the tutorial writes down."""
+    """The training loop of the tutorial."""
     torch.manual_seed(seed)
     model = nn.Linear(1, 1)
     loss_function = nn.MSELoss()
@@ -105,9 +105,9 @@ def test_bias_is_off_random_or_given():
 
 
 def test_wrong_shapes_are_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"weight has shape \(1, 2\), but the data want \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"weight has shape \(1, 2\), but the data need \(1, 1\)"):
         LinearModule(1, 1, weight=[[1, 2]])
-    with pytest.raises(ValueError, match=r"\(8, 1\), got \(8,\)"):  # PyTorch would broadcast it into (8, 8)
+    with pytest.raises(ValueError, match=r"\(8, 1\), got \(8,\)"):  # PyTorch would broadcast them to (8, 8)
         LinearModule(1, 1)._loss((torch.ones(8, 1), torch.ones(8)))
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_loads_without_arguments_and_goes_on(finished):
     assert trainer.callback_metrics["train/loss"] < 1e-6
 
 
-def test_any_logger_and_callback_sees_what_is_measured(tmp_path):
+def test_any_logger_and_callback_gets_the_metrics(tmp_path):
     data, model = build(compose())
     logger, seen = CSVLogger(tmp_path), []
     callback = Callback()
@@ -144,7 +144,7 @@ def test_any_logger_and_callback_sees_what_is_measured(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.nn.functional.mse_loss", "torch.optim.SGD", "this", None])
-def test_a_checkpoint_cannot_name_what_is_not_a_loss(target, tmp_path, finished):
+def test_a_loss_in_a_checkpoint_must_be_a_loss_class(target, tmp_path, finished):
     checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint["hyper_parameters"]["loss"] = {"_target_": target, "command": f"touch {tmp_path}/ran"}
     torch.save(checkpoint, tmp_path / "bad.ckpt")
@@ -172,7 +172,7 @@ def test_the_gradient_of_cross_entropy_equals_its_formula():
     torch.testing.assert_close(model.network.bias.grad, error.mean(0))
 
 
-def test_toy_classes_can_be_told_apart(tmp_path, capsys):
+def test_training_separates_the_toy_classes(tmp_path, capsys):
     overrides = ["data=toy_classes", "loss=cross_entropy", "optimizer=adam", "console.steps=1", "data.classes=5"]
     result = train(tmp_path, *overrides)
     assert [result["metrics"][f"{part}/accuracy"] for part in ("train", "val", "test")] == [1, 1, 1]
@@ -181,12 +181,12 @@ def test_toy_classes_can_be_told_apart(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("y", [torch.ones(8, 1), torch.ones(8), torch.ones(8, 3), torch.ones(7, dtype=torch.int64)])
-def test_cross_entropy_wants_class_indices(y):
+def test_cross_entropy_needs_class_indices(y):
     module = LinearModule(1, 3, loss={"_target_": "torch.nn.CrossEntropyLoss"})
-    with pytest.raises(ValueError, match=r"y must hold int64 class indices, one a row of y_hat \(8, 3\), got \("):
+    with pytest.raises(ValueError, match=r"y must hold int64 class indices, one per row of y_hat \(8, 3\), got \("):
         module._loss((torch.ones(8, 1), y))
 
 
-def test_other_losses_want_numbers():
+def test_other_losses_need_numbers():
     with pytest.raises(ValueError, match=r"y must hold numbers in the shape of y_hat \(8, 1\), got \(8,\) torch.int64"):
         LinearModule(1, 1)._loss((torch.ones(8, 1), torch.ones(8, dtype=torch.int64)))

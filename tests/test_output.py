@@ -147,7 +147,7 @@ def test_output_that_cannot_be_written_ends_no_command(tmp_path, monkeypatch, ca
             done.append(True)
     assert done
     assert end.value.code == 1
-    said = "error: standard output: No space left on device; the command went on without it\n"
+    said = "error: standard output: No space left on device; the command continued without it\n"
     assert capsys.readouterr().err == said
 
 
@@ -210,7 +210,7 @@ def test_a_run_outlives_its_output(numbers, tmp_path):
     assert "Traceback" not in errors
     if numbers == [1]:
         assert code == 1
-        assert "error: standard output: No space left on device; the command went on without it" in errors
+        assert "error: standard output: No space left on device; the command continued without it" in errors
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_no_command_shows_a_traceback_for_a_full_output(name, arguments, marked,
     typed = [argument.format(run=marked) for argument in arguments]
     code, _, errors = full(tmp_path, name, typed, [1])
     assert (code, errors) == (
-        1, "error: standard output: No space left on device; the command went on without it\n"
+        1, "error: standard output: No space left on device; the command continued without it\n"
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest(plus, typed, neare
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (("+data.foo=1",), "nothing reads data.foo; --cfg job shows the keys that there are"),
+        (("+data.foo=1",), "nothing reads data.foo; --cfg job shows all keys"),
         (("+loss.foo=1",), "nothing reads loss.foo"),
         (("scheduler=step", "+scheduler.foo=1"), "nothing reads scheduler.foo"),
         (("+scheduler.gamma=1",), "nothing reads scheduler.gamma"),
@@ -48,32 +48,32 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest(plus, typed, neare
         (("+model.schema=2",), "nothing reads model.schema"),
         (("+optimizer.own=1", "+other=${optimizer.own}"), "nothing reads other"),
         (("+note=1", "metric=val/note"), "nothing reads note"),
-        (("+seed=2",), "there is seed already; leave the + out"),
+        (("+seed=2",), "the config has seed already; leave out the +"),
         (("+workers=2",), "nothing reads workers"),  # what a resolver is called
         (("console={step:2}",), "nothing reads console.step; did you mean console.steps?"),
         (("++model={bais:false}",), "nothing reads model.bais; did you mean model.bias?"),
         (("seed.x=3",), "nothing reads seed.x"),
-        (("optimizer.dampening=0.3",), "if torch.optim.SGD takes it, type +optimizer.dampening=0.3"),
+        (("optimizer.dampening=0.3",), "if it is an argument of torch.optim.SGD, type +optimizer.dampening=0.3"),
         (("-m", "optimizer=sgd,adam", "optimizer.beta=1,2"), "did you mean optimizer.betas?"),
         (("-m", "optimizer=sgd,adam", "+optimizer.beta=1"), "did you mean optimizer.betas?"),
         (("sweep=optimizers", "optimizer.beta=1,2"), "did you mean optimizer.betas?"),
         (("scheduler._target_=x",), "nothing reads scheduler._target_; --cfg job"),  # and not that of another group
         (("optimizer=adam", "optimizer.betas.1=0.9"), "set the whole list, as in optimizer.betas=[0.9,0.999]"),
         (("optimizer=adam", "+optimizer.betas.1=0.9"), "set the whole list, as in optimizer.betas=[0.9,0.999]"),
-        (("optimizer={a:1}",), "if torch.optim.SGD takes it, type ++optimizer={a:1}"),
+        (("optimizer={a:1}",), "if it is an argument of torch.optim.SGD, type ++optimizer={a:1}"),
         (("++optimizer={a:1}",), "nothing reads optimizer.a"),
-        (("data={_target_:own.Mine,n:6}",), "if own.Mine takes it, type ++data={_target_:own.Mine,n:6}"),
+        (("data={_target_:own.Mine,n:6}",), "if it is an argument of own.Mine, type ++data={_target_:own.Mine,n:6}"),
         (("optimizer.lr={a:1}",), "optimizer.lr holds one value, as in optimizer.lr=0.1"),
-        (("~model.weight",), "conf/ gives model.weight no value, so there is none to remove"),
-        (("data=table", "~data.path"), "conf/ gives data.path no value"),
+        (("~model.weight",), "model.weight has no value that could be removed"),
+        (("data=table", "~data.path"), "data.path has no value that could be removed"),
         (("sweep=null",), "choose one of grid"),
         (("launch=null",), "choose one of joblib"),
         (("-m", "optimizer=sgd,null"), "choose one of adam"),
         (("optimizer=[sgd,adam]",), "choose one of adam"),
-        (("-m", "seed=choice(2,4,null)"), "values to try are typed as seed=2,4,null or seed=range(0,9)"),
-        (("-m", "seed=1,,2"), "values to try are typed as seed=2,4,null"),
-        (("optimizer.lr=0,1",), "several values are a sweep: add -m; a decimal is 0.1"),
-        (("optimizer=sgd,adam",), "several values are a sweep: add -m"),
+        (("-m", "seed=choice(2,4,null)"), "type several values as in seed=2,4,null or seed=range(0,9)"),
+        (("-m", "seed=1,,2"), "type several values as in seed=2,4,null"),
+        (("optimizer.lr=0,1",), "several values need a sweep: add -m; write a decimal as 0.1"),
+        (("optimizer=sgd,adam",), "several values need a sweep: add -m"),
         ((f"optimizer.lr={'[' * 300}{']' * 300}",), "fewer brackets"),
         ((f"optimizer.lr={'1' * 5000}",), "give a shorter value"),
         (("output_root=~nobodyuser/x",), "there is no such user"),
@@ -139,7 +139,7 @@ def test_the_files_of_another_folder_count(tmp_path):
     assert (code, err) == (0, "")
     code, _, err = command(train, *typed, "optimizer.momentun_decay=1")
     assert code == 1
-    assert "if torch.optim.NAdam takes it" in err
+    assert "if it is an argument of torch.optim.NAdam" in err
     code, _, err = command(train, *typed, "optimizer=nadm")
     assert code == 1
     assert "choose one of adam, adamw, lbfgs, nadam, rmsprop, sgd; did you mean optimizer=nadam?" in err

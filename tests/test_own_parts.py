@@ -1,4 +1,4 @@
-"""Modules and data that derive from nothing of this project: trained, resumed, measured, and what is said of them."""
+"""Modules and data that do not derive from this project's classes: training, resume, metrics and errors."""
 
 import shutil
 
@@ -26,7 +26,7 @@ SHORT = ("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "logger.te
 
 
 def config(*overrides, model=NET, data=CLOUDS):
-    """What a YAML file in conf/model and one in conf/data compose to."""
+    """Return the config with a model and data that YAML files of the user would define."""
     cfg = compose(*SHORT, *(override for override in overrides if not override.startswith(("model.", "data."))))
     cfg.model, cfg.data = model, data
     OmegaConf.set_struct(cfg, False)
@@ -167,7 +167,7 @@ def test_an_optimizer_that_the_module_s_own_file_says_is_shown(tmp_path, capsys)
     cfg = config(model=TEMPLATE)
     run.train(cfg, tmp_path)
     assert "Adam lr=0.01" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"optimizer\.lr=0\.5: Given takes no optimizer, so it changes nothing"):
+    with pytest.raises(UserError, match=r"optimizer\.lr=0\.5: Given takes no optimizer, so this changes nothing"):
         train(tmp_path / "other", "optimizer.lr=0.5", model=TEMPLATE)
 
 
@@ -189,22 +189,22 @@ MISTAKES = {  # overrides, module, data, message
     "two optimizers": ([], "own.TwoOptimizers", CLOUDS, "model: .*multiple optimizers.*manual optimization"),
     "no pickle": (["metric=train_loss"], "own.Unsaveable", CLOUDS, "cannot be saved .*; let its buffers"),
     "no plain state": (["metric=train_loss"], "own.Unreadable", CLOUDS, "cannot be saved .*; let its buffers"),
-    "no batch": ([], None, {"_target_": "own.Empty"}, "data: train_dataloader of Empty has no batch"),
-    "an optimizer that nobody takes": (["optimizer=adam"], "own.Net", CLOUDS, "=adam: Net takes no optimizer, so it"),
-    "a rate that nobody takes": (["optimizer.lr=0.3"], "own.Net", CLOUDS, "optimizer.lr=0.3: Net takes no optimizer"),
+    "no batch": ([], None, {"_target_": "own.Empty"}, "data: the train_dataloader of Empty has no batch"),
+    "an optimizer without effect": (["optimizer=adam"], "own.Net", CLOUDS, "=adam: Net takes no optimizer, so this"),
+    "a rate without effect": (["optimizer.lr=0.3"], "own.Net", CLOUDS, "optimizer.lr=0.3: Net takes no optimizer"),
     "early stopping by nothing": (
         ["callbacks=early_stopping", "metric=nope"],
         "own.Net",
         CLOUDS,
-        "by nope, which is not",
+        "monitors nope, which is not",
     ),
     "loaders of its own": (
         [],
         f"{BORING}BoringModel",
         compose("data=toy").data,
-        "a train_dataloader of its own, which data=To",
+        "defines a train_dataloader, which data=To",
     ),
-    "no features": ([], LINEAR, CLOUDS, "wants in_features, which data of Clouds do not say"),
+    "no features": ([], LINEAR, CLOUDS, "needs in_features, which Clouds does not define"),
 }
 
 
@@ -223,7 +223,7 @@ def test_predict_says_what_it_needs(tmp_path):
 
 
 class Own(SupervisedModule):
-    """A network of six lines, with a metric of its own."""
+    """A network of six lines with an additional metric."""
 
     def __init__(self, in_features, out_features, **training):
         network = nn.Sequential(nn.Linear(in_features, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, out_features))
@@ -231,7 +231,7 @@ class Own(SupervisedModule):
 
 
 class Six(SupervisedModule):
-    """What README shows: a network that has no bias to ask for."""
+    """A network whose constructor has no argument for the bias."""
 
     def __init__(self, in_features, out_features, **training):
         super().__init__(nn.Linear(in_features, out_features), **training)
@@ -259,9 +259,9 @@ def test_a_network_and_a_metric_of_ones_own(tmp_path):
     assert result["best"]["metrics"]["val/f1"] == pytest.approx(max(v for s, v in scalars(tmp_path)["val/f1"] if s))
     assert evaluate(str(tmp_path), trust=f"{__name__}.Own") == result["best"]["metrics"]
     predict(str(tmp_path), x=[1, 2], trust=f"{__name__}.Own")
-    part = build.build(cfg)
-    logits = part[1].network.eval()(part[0].parts["val"][0])
-    expected = MulticlassF1Score(3)(logits, part[0].parts["val"][1]).item()
+    data, model = build.build(cfg)
+    logits = model.network.eval()(data.parts["val"][0])
+    expected = MulticlassF1Score(3)(logits, data.parts["val"][1]).item()
     assert result["initial"]["val/f1"] == pytest.approx(expected)
 
 

@@ -1,3 +1,5 @@
+"""Pictures of runs and sweeps: what they draw, their limits, and unusual data."""
+
 import io
 
 import numpy as np
@@ -19,7 +21,7 @@ OPTIMUM = (2.0, 0.5)
 
 
 class Bowl:
-    """A quadratic loss with its least at `OPTIMUM`, which counts its calls."""
+    """A quadratic loss with its minimum at `OPTIMUM`, which counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -65,7 +67,7 @@ def test_fit_draws_the_line_and_keeps_its_limits():
     assert picture.title.get_text() == "step 30: y = 1.98 x - 0.0512"
     assert (picture.axes.get_xlim(), picture.axes.get_ylim()) == limits
     assert [len(line.get_xdata()) for line in picture.axes.lines[:2]] == [1000, 9]
-    assert first == picture.draw(0, -0.3, 0.2)  # nothing of what was drawn in between is left
+    assert first == picture.draw(0, -0.3, 0.2)  # no trace of the second picture is left
 
 
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 1), (1e12, 3), (1e-12, 3)])
@@ -94,7 +96,7 @@ def test_surface_measures_the_loss_only_when_the_path_leaves():
     assert calls == 1
     read(picture.draw(1, path[:2]))
     assert (loss.calls, picture.axes.get_xlim()) == (calls, size)
-    read(picture.draw(20, path[:21]))  # bias beyond the optimum: wider, once
+    read(picture.draw(20, path[:21]))  # the bias passes the optimum, so the limits widen once
     assert loss.calls == 2 * calls
     limits = picture.axes.get_xlim(), picture.axes.get_ylim()
     read(picture.draw(200, path))
@@ -107,7 +109,7 @@ def test_surface_measures_the_loss_only_when_the_path_leaves():
 
 @pytest.mark.parametrize("optimum", [OPTIMUM, None])
 def test_surface_of_a_path_that_diverges(optimum):
-    most = 14_000  # a zigzag over all of it
+    most = 14_000  # bytes: a zigzag over the whole picture
     path = descent(0.25, 400)
     path[5], path[-3:] = np.nan, [[np.inf, 1], [1e300, -1e300], [np.nan, np.nan]]
     picture = Surface(Bowl(), optimum)
@@ -131,7 +133,7 @@ def test_surface_of_odd_losses():
 
 
 class LooksAtValues(torch.nn.MSELoss):
-    """A loss that cannot be taken at many points at once."""
+    """A loss that vmap cannot vectorize."""
 
     def forward(self, y_hat, y):
         return super().forward(y_hat, y) if (y_hat == y_hat).all() else y.sum()
@@ -146,8 +148,8 @@ def test_surface_is_the_loss_of_the_model(kind):
     by_hand = [((weight * x + bias - y) ** 2).mean() for weight, bias in zip(weights, biases, strict=True)]
     model = LinearModule(1, 1)
     model.loss = kind()
-    found = surface(data, model)(weights, biases)
-    np.testing.assert_allclose(found, by_hand, rtol=1e-14)
+    losses = surface(data, model)(weights, biases)
+    np.testing.assert_allclose(losses, by_hand, rtol=1e-14)
 
 
 def test_interpolation_is_exact_for_a_cubic():
@@ -184,7 +186,7 @@ def test_agreement():
     true, predicted = picture.dots["train"].get_data()
     assert len(true) == 1000
     np.testing.assert_allclose(predicted, 0.9 * true)
-    np.testing.assert_array_equal(picture.dots["val"].get_ydata(), picture.limits[1])  # far off: at the edge
+    np.testing.assert_array_equal(picture.dots["val"].get_ydata(), picture.limits[1])  # drawn at the edge
     several = Agreement({"train": y * [1, 1e12, 0] + [0, 0, 5]}, ["a", "b", "c"])
     read(several.draw(3, {"train": y * [1, 1e12, np.nan]}))
     scaled = several.dots["train"].get_xdata().reshape(-1, 3)
@@ -208,16 +210,16 @@ def test_coefficients_shows_the_largest():
 def test_coefficients_without_optimum():
     picture = Coefficients(["a", "b", "c"], None)
     read(picture.draw(0, np.array([0.1, -0.2, 0.1])))
-    read(picture.draw(5, np.array([3.0, 1.0, -2.0])))  # they grow, and so do the limits
+    read(picture.draw(5, np.array([3.0, 1.0, -2.0])))  # the limits grow with the coefficients
     assert list(picture.dots.get_xdata()) == [3, 1, -2]
-    read(picture.draw(6, np.array([2.9, np.nan, 1e30])))  # but not with a single one that runs away
+    read(picture.draw(6, np.array([2.9, np.nan, 1e30])))  # but not with a single large one
     assert np.ptp(picture.axes.get_xlim()) < 100
     read(Coefficients(["a"], np.zeros(1)).draw(0, np.array([1e12])))
 
 
 @pytest.mark.parametrize("classes", [2, 12])
 def test_regions_are_those_of_argmax(classes):
-    random = np.random.default_rng(classes)  # whichever tests ran before
+    random = np.random.default_rng(classes)  # independent of the tests before
     x, c = random.normal(size=(500, 2)), random.integers(0, classes, 500)
     weight, bias = random.normal(size=(classes, 2)), random.normal(size=classes)
     picture = Regions(x, c, [f"_class ${i}$" for i in range(classes)], ["a_b", "$c$"])
@@ -272,7 +274,7 @@ def test_rates_goes_through_medians(monkeypatch):
     assert drawn[0].axes.get_yscale() == "log"
     rates({"sgd": [(0.1, 0.0), (1.0, 0.5)], "adam": [(0.1, 0.01)]}, "loss")
     assert drawn[1].axes.get_yscale() == "log"
-    np.testing.assert_allclose(drawn[1].axes.lines[0].get_ydata(), [0.001, 0.5])  # 0 is told apart, at the edge
+    np.testing.assert_allclose(drawn[1].axes.lines[0].get_ydata(), [0.001, 0.5])  # 0 is drawn at the edge
     rates({"sgd": [(0.1, -1.0), (1.0, 0.5)]}, "loss")
     assert drawn[2].axes.get_yscale() == "linear"
 
@@ -280,6 +282,6 @@ def test_rates_goes_through_medians(monkeypatch):
 def test_a_line_outside_of_a_map_is_not_named():
     axis, values = np.array([1.0, 2.0, 3.0]), np.ones((3, 3))
     for at, named in ((2.5, ["largest stable"]), (9.0, [])):
-        found = Map(axis, axis, values, values > 1, ("lr", "momentum", "val/loss"), np.array([[at, 1.0], [at, 3.0]]))
-        assert [name for name, _ in found.legend] == named
-        assert found.render("title")[:4] == b"\x89PNG"
+        picture = Map(axis, axis, values, values > 1, ("lr", "momentum", "val/loss"), np.array([[at, 1.0], [at, 3.0]]))
+        assert [name for name, _ in picture.legend] == named
+        assert picture.render("title")[:4] == b"\x89PNG"

@@ -1,13 +1,19 @@
 """What the terminal shows, in a terminal, a pipe, a narrow one, and without colour."""
 
 import io
+import json
 import logging
 import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
+from browser import served
 from rich.console import Console
 from runs import train
 
@@ -33,7 +39,7 @@ def test_three_parts_and_nothing_else(tmp_path, capsys):
     assert re.fullmatch(r"training  step 500  loss \S+", progress)
     assert lines.startswith("start ")
     assert {"train/loss", "val/loss", "test/loss"} <= set(losses.split())
-    assert [row.split()[0] for row in commands.splitlines()] == ["look", "address", "evaluate", "predict", "go"]
+    assert [row.split()[0] for row in commands.splitlines()] == ["look", "evaluate", "predict", "go"]
     assert f"python -m linear_lab.evaluate run={tmp_path}\n" in commands
 
 
@@ -71,6 +77,33 @@ def test_a_pipe_has_no_control_characters(tmp_path, capsys):
     assert "\x1b" not in capsys.readouterr().out
 
 
+def test_the_first_run_says_where_its_words_are_explained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(layout.CHECKOUT)
+    train(tmp_path / "first", "trainer.max_epochs=2", "logger=none")
+    words = "docs/glossary.md explains stable lr, optimum, excess loss, val/loss"
+    assert f"\n{words}\n" in capsys.readouterr().out
+    train(tmp_path / "second", "trainer.max_epochs=2", "logger=none")
+    assert "explains" not in capsys.readouterr().out
+
+
+def test_without_a_checkout_help_explains_the_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "CHECKOUT", None)
+    train(tmp_path / "first", "trainer.max_epochs=2", "logger=none", "loss=mae", "optimizer=adam")
+    assert "python -m linear_lab.train --help explains val/loss" in " ".join(capsys.readouterr().out.split())
+    text = layout.help_text("train")
+    assert all(f"\n  {words} " in text for words in ("stable lr", "optimum", "excess loss", "val/loss", "best, last"))
+
+
+def test_the_outcome_says_which_checkpoint_holds_which_step(tmp_path, capsys):
+    given = ("data=synthetic", "data.batch_size=4", "optimizer.lr=0.5", "trainer.max_epochs=3", "data.samples=60")
+    result = train(tmp_path, *given, "trainer.check_val_every_n_epoch=1", "logger=none")
+    best, last = result["best"]["step"], result["steps"]
+    assert best != last
+    out = " ".join(capsys.readouterr().out.split())
+    assert f" step {last}, last step {best}, best optimum " in out
+    assert f"best.ckpt has step {best} with the best val/loss, last.ckpt step {last}; " in out
+
+
 def test_a_terminal_has_one_bar(tmp_path, monkeypatch):
     text = shown(tmp_path, monkeypatch, force_terminal=True, width=80, no_color=True)
     assert "500/500" in text
@@ -80,17 +113,100 @@ def test_a_terminal_has_one_bar(tmp_path, monkeypatch):
 
 def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, monkeypatch):
     text = shown(tmp_path, monkeypatch, width=30)
-    kinds = ("python -m", "make dashboard", "http")
+    kinds = ("python -m", "make dashboard")
     commands = [row for row in text.splitlines() if any(kind in row for kind in kinds)]
-    assert len(commands) == 5
+    assert len(commands) == 4
     rest = [row for row in text.splitlines() if row not in commands]
     assert all(len(row) <= 30 for row in rest)
     assert "…" not in text
     assert "SGD lr=0.1" in text
 
 
-def test_the_address_filters_by_the_name_as_it_is():
+class Other(BaseHTTPRequestHandler):
+    """A server that is no TensorBoard; each subclass answers in its own way."""
+
+    body = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def listening(monkeypatch):
+    """Have a class of handlers answer, on a port of its own, where the terminal looks for TensorBoard."""
+    servers = []
+
+    def serve(handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        servers.append(server)
+        monkeypatch.setattr(layout, "SERVER", "{}:{}".format(*server.server_address))
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_no_address_where_nothing_listens(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(layout, "SERVER", "{}:{}".format(*free.getsockname()))
+        assert not layout.is_served(tmp_path)
+        assert [*layout.looking(tmp_path)] == ["look"]
+
+
+def test_no_address_where_a_server_does_not_answer(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(layout, "SERVER", "{}:{}".format(*silent.getsockname()))
+        begin = time.monotonic()
+        assert not layout.is_served(tmp_path)
+        assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"\xff\xfe", b"[]", b"7", b"{}", b'{"data_location": 7}', b'{"data_location": "."}', b"[" * 9999],
+)
+def test_no_address_where_something_else_listens(body, tmp_path, monkeypatch, listening):
+    monkeypatch.chdir(tmp_path)
+    listening(type("Answer", (Other,), {"body": body}))
+    assert not layout.is_served(tmp_path)
+
+
+def test_no_address_where_a_server_that_is_no_http_server_listens(tmp_path, listening):
+    listening(type("Ssh", (Other,), {"handle": lambda self: self.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n")}))
+    assert not layout.is_served(tmp_path)
+
+
+def test_no_address_where_tensorboard_shows_other_runs(tmp_path, listening):
+    body = json.dumps({"data_location": str(tmp_path / "outputs")})
+    listening(type("Answer", (Other,), {"body": body.encode()}))
+    assert layout.is_served(tmp_path / "outputs/runs/a")
+    assert not layout.is_served(tmp_path / "outputs2/runs/a")
+    assert not layout.is_served(tmp_path)
+
+
+@pytest.mark.parametrize("shown", [".", "runs", "runs/a"])
+def test_the_address_where_tensorboard_shows_the_run(shown, tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "events.out.tfevents.1").touch()
+    monkeypatch.chdir(tmp_path)
+    with served(shown, "--load_fast=false") as address:  # a relative folder, as in make dashboard
+        monkeypatch.setattr(layout, "SERVER", urlsplit(address).netloc)
+        assert "address" in layout.looking(folder)
+        assert not layout.is_served(tmp_path.parent / "a")
+
+
+def test_the_address_filters_by_the_name_as_it_is(monkeypatch):
     """The filter is a regular expression."""
+    monkeypatch.setattr(layout, "is_served", lambda _: True)
     name = "3-adam-lr=0.1-max_time=1e+2"
     address = layout.looking(Path("/runs", name))["address"]
     assert address.startswith("http://127.0.0.1:6006/?runFilter=3-adam-lr=0")

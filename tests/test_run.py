@@ -1,4 +1,4 @@
-"""A run from config to result, and what evaluate says of it."""
+"""A run from config to result, its errors, and evaluate."""
 
 import json
 import os
@@ -90,13 +90,13 @@ def test_evaluate_keeps_every_digit_of_float64(tmp_path):
 
 
 class MLP(SupervisedModule):
-    """A network of a builder's own."""
+    """A network that the user has defined."""
 
     def __init__(self, in_features, out_features, bias=True, weight=None, **training):
         super().__init__(nn.Sequential(nn.Linear(in_features, 8), nn.Tanh(), nn.Linear(8, out_features)), **training)
 
 
-def test_a_module_of_ones_own(tmp_path, capsys):
+def test_a_module_of_the_user(tmp_path, capsys):
     result = train(tmp_path, f"model._target_={__name__}.MLP", "console.steps=2", *SHORT)
     assert result["status"] == "completed"
     assert result["parameters"]["0.weight"] != result["initial"]["0.weight"]
@@ -129,7 +129,7 @@ def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
 
 
 def no_checkpoint(kind, path):
-    """Write what is no checkpoint of a run in the place of one."""
+    """Write a file that is not a checkpoint of a run in place of a checkpoint."""
     step = {"global_step": 500, "pytorch-lightning_version": "2.0"}
     if kind == "empty":
         path.write_bytes(b"")
@@ -141,7 +141,7 @@ def no_checkpoint(kind, path):
 
 @pytest.mark.parametrize("kind", ["empty", "list", "without weights", "no version"])
 @pytest.mark.parametrize(("lost", "left"), [("best", "last"), ("last", "best")])
-def test_what_is_no_checkpoint_is_replaced_by_the_other_one(lost, left, kind, tmp_path, finished, caplog):
+def test_the_other_checkpoint_replaces_a_file_that_is_not_one(lost, left, kind, tmp_path, finished, caplog):
     folder = shutil.copytree(finished, tmp_path / "run")
     no_checkpoint(kind, folder / "checkpoints" / f"{lost}.ckpt")
     evaluate(str(folder), lost)
@@ -156,10 +156,10 @@ def test_what_is_no_checkpoint_is_replaced_by_the_other_one(lost, left, kind, tm
     assert record(folder) == before
 
 
-ODD = {  # what replaces a key of a checkpoint; None removes it
+ODD = {  # the key of a checkpoint that is replaced, and its new value; None removes the key
     "no weights": ("state_dict", {}),
     "a number for weights": ("state_dict", 3),
-    "weights that are none": ("state_dict", {"network.weight": "x"}),
+    "weights of text": ("state_dict", {"network.weight": "x"}),
     "a step of text": ("global_step", "5"),
     "no loops": ("loops", {}),
     **{f"without {key}": (key, None) for key in ("hyper_parameters", "loops", "optimizer_states", "callbacks")},
@@ -196,7 +196,7 @@ def test_a_best_score_that_is_no_number_is_refused(tmp_path, finished):
         resume(folder, "trainer.max_epochs=502")
 
 
-def test_no_readable_checkpoint_is_said(tmp_path, finished):
+def test_an_error_says_that_no_checkpoint_is_readable(tmp_path, finished):
     folder = shutil.copytree(finished, tmp_path / "run")
     for name in ("best", "last"):
         (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"half")
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_a_newer_lightning_is_refused(tmp_path, finished):
         evaluate(str(folder))
 
 
-def test_evaluate_names_bad_choices(finished, tmp_path):
+def test_evaluate_refuses_wrong_arguments(finished, tmp_path):
     with pytest.raises(UserError, match="checkpoint=worst: choose checkpoint=best or"):
         evaluate(str(finished), "worst")
     with pytest.raises(UserError, match="there is no such folder"):
@@ -273,7 +273,7 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         ),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=foo"],
-            "early_stopping.monitor=foo: is not meas",
+            "early_stopping.monitor=foo is not meas",
         ),
         (["trainer.gradient_clip_val=-1"], "trainer: gradient_clip_val must be a number of at least 0, got -1"),
         (
@@ -282,12 +282,12 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         ),
         (
             ["trainer.limit_train_batches=0"],
-            "trainer.limit_train_batches=0: leaves nothing to train on; .*max_epochs=0",
+            "trainer.limit_train_batches=0 leaves nothing to train on; .*max_epochs=0",
         ),
-        (["trainer.limit_train_batches=0.0"], "trainer.limit_train_batches=0.0: leaves nothing to train on"),
+        (["trainer.limit_train_batches=0.0"], "trainer.limit_train_batches=0.0 leaves nothing to train on"),
         (
             ["trainer.overfit_batches=0.01"],
-            "trainer.overfit_batches=0.01: is less than one batch of 1; .*overfit_batches=1",
+            "trainer.overfit_batches=0.01 is less than one batch, .*overfit_batches=1",
         ),
         (
             ["optimizer=lbfgs", "data=synthetic", "data.batch_size=100", "trainer.accumulate_grad_batches=7"],
@@ -304,7 +304,7 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["loss=huber", "loss.delta=-1"], "delta"),
         (["data.batch_size=0"], "data: batch_size must be a whole number of at least 1"),
         (["data=synthetic", "data.samples=0"], "data: samples must be a whole number of at least 1, got 0"),
-        (["model.weight=[[1,2]]"], r"model: weight has shape \(1, 2\), but the data want \(1, 1\)"),
+        (["model.weight=[[1,2]]"], r"model: weight has shape \(1, 2\), but the data need \(1, 1\)"),
         (["model.bias=[1,2]"], "model: bias has shape"),
         (["seed=-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
         (["seed=null"], "seed must be"),
@@ -323,29 +323,32 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["~optimizer"], "optimizer: missing"),
         (
             ["data._target_=lightning.pytorch.LightningDataModule"],
-            "wants in_features, which data of LightningDataModule do not say",
+            "needs in_features, which LightningDataModule does not define",
         ),
         (["metric=val/accuracy"], "metric=val/accuracy.*train/loss"),
-        (["metric=test/loss"], "metric=test/loss: while training these data measure train/loss, val/loss"),
+        (
+            ["metric=test/loss"],
+            "metric=test/loss is not measured in training; choose one of train/loss, val/loss, as in",
+        ),
         (
             ["loss=cross_entropy"],
-            "loss: CrossEntropyLoss wants class labels, but ToyData has numbers in y; choose loss=mse",
+            "loss: CrossEntropyLoss needs class labels, but ToyData has numbers in y; choose loss=mse",
         ),
         (
             ["data=toy_classes"],
-            r"loss: MSELoss wants numbers, but ToyClasses has class labels \(A, B, C\); choose loss=",
+            r"loss: MSELoss needs numbers, but ToyClasses has class labels \(A, B, C\); choose loss=",
         ),
         (["data=toy_classes", "data.classes=1"], "data: classes must be a whole number of at least 2, got 1"),
         (["data=table"], "data: path is missing: name a CSV or Parquet file"),
-        (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: not there; check the path"),
-        (["mode=max"], "mode=max: of val/loss choose mode=min"),
-        (["data._target_=builtins.dict"], "data._target_=builtins.dict: is no LightningDataModule; name a class der"),
+        (["data=table", "data.path=no.csv", "data.y=c"], r"data: path=.*no\.csv: the file is not there"),
+        (["mode=max"], "mode=max would select the worst val/loss; choose mode=min"),
+        (["data._target_=builtins.dict"], "data._target_=builtins.dict is not a LightningDataModule; name a sub"),
         (
             ["ckpt_path=x", "model.weight=0"],
-            "model.weight=0 model.bias=True: ckpt_path gives the weights; leave",
+            "model.weight=0 model.bias=True: ckpt_path sets the weights; leave",
         ),
-        (["+model.in_features=2"], "model.in_features=2: the data say it; leave it out"),
-        (["model._target_=torch.nn.Linear"], "model._target_=torch.nn.Linear: is no LightningModule; name a class der"),
+        (["+model.in_features=2"], "model.in_features=2: the run sets it; leave it out"),
+        (["model._target_=torch.nn.Linear"], "model._target_=torch.nn.Linear is not a LightningModule; name a sub"),
         (["optimum=maybe"], "optimum must be true or false, got maybe"),
         (
             ["optimizer=lbfgs", "optimizer.max_iter=0"],
@@ -355,7 +358,7 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["trainer.precision=7"], "trainer: Precision 7 is invalid"),
         (["trainer.max_epochs=-2"], "trainer"),
         *[
-            ([f"{group}._target_=null"], f"{group}._target_: missing; a run needs")
+            ([f"{group}._target_=null"], f"{group}._target_: missing from the config; a run needs")
             for group in ("optimizer", "loss", "data")
         ],
         (["scheduler=step", "scheduler.gamma=null"], "scheduler: gamma .* got None; try scheduler.gamma=0.5"),
@@ -375,16 +378,16 @@ def test_evaluate_names_bad_choices(finished, tmp_path):
         (["trainer.log_every_n_steps=x"], "trainer.log_every_n_steps must be"),
         (["trainer.max_time=5"], "trainer: .*Expected a string in the format DD:HH:MM:SS"),
         (["+callbacks.x=5"], "callbacks: Cannot instantiate config of type int"),
-        (["+callbacks.x=[1]"], r"callbacks.x=\[1\]: is no callback"),
-        (["+callbacks.x={_target_:torch.nn.MSELoss}"], "callbacks.x=.*: is no callback"),
-        (["callbacks.checkpoints.mode=max"], "^mode=max: of val/loss choose mode=min"),
+        (["+callbacks.x=[1]"], r"callbacks.x=\[1\] is not a callback"),
+        (["+callbacks.x={_target_:torch.nn.MSELoss}"], "callbacks.x=.* is not a callback"),
+        (["callbacks.checkpoints.mode=max"], "^mode=max would select the worst val/loss; choose mode=min"),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.mode=max"],
-            "^mode=max: of val/loss choose mode=min",
+            "^mode=max would select the worst val/loss; choose mode=min",
         ),
         (
             ["data=toy_classes", "loss=cross_entropy", "callbacks.checkpoints.monitor=train/accuracy"],
-            "callbacks.checkpoints.mode=min: of train/accuracy choose callbacks.checkpoints.mode=max",
+            "callbacks.checkpoints.mode=min would select the worst train/accuracy; choose .*mode=max",
         ),
         (["trainer.barebones=true"], "trainer"),
     ],
@@ -397,7 +400,7 @@ def test_a_mistake_is_named_and_recorded(overrides, message, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_resumed_run_keeps_what_made_it(tmp_path):
+def test_a_resumed_run_keeps_its_config(tmp_path):
     train(tmp_path, *SHORT)
     config, before = (tmp_path / ".hydra" / "config.yaml").read_text(), record(tmp_path)
     with pytest.raises(UserError, match=r"optimizer.lr=0.5 cannot change; trainer, callbacks and console can"):
@@ -409,14 +412,14 @@ def test_a_resumed_run_keeps_what_made_it(tmp_path):
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 4
 
 
-class WantsPackage(Callback):
+class NeedsPackage(Callback):
     def setup(self, trainer, pl_module, stage):
         raise ModuleNotFoundError("it requires a package")
 
 
-def test_a_callback_that_wants_a_package_that_is_not_there(tmp_path):
+def test_a_callback_that_needs_a_missing_package(tmp_path):
     with pytest.raises(UserError, match="trainer: it requires a package"):
-        train(tmp_path, "+callbacks.x={_target_: test_run.WantsPackage}", *SHORT)
+        train(tmp_path, "+callbacks.x={_target_: test_run.NeedsPackage}", *SHORT)
 
 
 def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
@@ -439,14 +442,14 @@ def test_a_defect_in_training_keeps_its_traceback(tmp_path, monkeypatch):
 def test_evaluate_compares_with_a_record_of_the_same_step_alone(tmp_path, finished, capsys):
     folder = shutil.copytree(finished, tmp_path / "run")
     result = record(folder)
-    old = {"steps": 3, "metrics": {"train/loss": 9.0}, "best": None}  # as while a resumed run goes on
+    old = {"steps": 3, "metrics": {"train/loss": 9.0}, "best": None}  # the record while a resumed run trains
     (folder / "result.json").write_text(json.dumps(result | old))
     evaluate(str(folder), "last")
     out = capsys.readouterr().out
-    assert "not the recorded digits" not in out
+    assert "differ from the recorded digits" not in out
     (folder / "result.json").write_text(json.dumps(result | old | {"steps": 500}))
     evaluate(str(folder), "last")
-    assert "not the recorded digits: another device" in capsys.readouterr().out
+    assert "differ from the recorded digits: another device" in capsys.readouterr().out
 
 
 def test_gpu_is_asked_for_with_gpu(monkeypatch):
@@ -475,20 +478,20 @@ def test_result_is_strict_json(finished):
     json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)
 
 
-RESUMED = {  # what is refused or fails before the first step, of a run of five epochs
+RESUMED = {  # a run of five epochs, and a resume that fails before its first step
     "a scheduler that ends before": (
         ["scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "~scheduler.gamma",
          "~scheduler.step_size", "+scheduler.max_lr=0.1", "+scheduler.total_steps=5"],
-        ["trainer.max_epochs=10"], "scheduler: its total_steps, 5, end before trainer.max_epochs=10",
+        ["trainer.max_epochs=10"], "scheduler: total_steps=5 ends before trainer.max_epochs=10",
     ),
-    "a dry run": ([], ["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: .*leave it out"),
+    "a dry run": ([], ["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True .*leave it out"),
     "a rare validation": ([], ["trainer.val_check_interval=7", "trainer.max_epochs=9"], "trainer: .*val_check_inter"),
-    "fewer epochs": ([], ["trainer.max_epochs=3"], "trainer.max_epochs=3: .* is from epoch 5 already"),
-    "one epoch fewer": ([], ["trainer.max_epochs=4"], "trainer.max_epochs=4: .* is from epoch 5 already"),
-    "fewer steps": ([], ["trainer.max_steps=4"], "trainer.max_steps=4: .* is from step 5 already"),
+    "fewer epochs": ([], ["trainer.max_epochs=3"], "trainer.max_epochs=3: .* has reached epoch 5"),
+    "one epoch fewer": ([], ["trainer.max_epochs=4"], "trainer.max_epochs=4: .* has reached epoch 5"),
+    "fewer steps": ([], ["trainer.max_steps=4"], "trainer.max_steps=4: .* has reached step 5"),
     "an unknown metric": (
         ["callbacks=early_stopping"], ["callbacks.early_stopping.monitor=foo", "trainer.max_epochs=9"],
-        "callbacks.early_stopping.monitor=foo: .*train/loss, val/loss",
+        "callbacks.early_stopping.monitor=foo .*train/loss, val/loss",
     ),
     "an unknown profiler": ([], ["trainer.profiler=foo", "trainer.max_epochs=9"], "trainer: "),
 }  # fmt: skip
@@ -498,11 +501,11 @@ RESUMED = {  # what is refused or fails before the first step, of a run of five 
 @pytest.mark.parametrize(
     ("case", "status"), [*((case, "completed") for case in RESUMED), ("a rare validation", "running")]
 )
-def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status, tmp_path):
+def test_a_resume_that_fails_before_its_first_step_changes_nothing(case, status, tmp_path):
     first, changed, message = RESUMED[case]
     train(tmp_path, *first, "trainer.max_epochs=5", "logger=tensorboard", "logger.tensorboard.pictures=false")
     result = tmp_path / "result.json"
-    result.write_text(result.read_text().replace("completed", status))  # running: it was killed
+    result.write_text(result.read_text().replace("completed", status))  # a killed run has the status running
     kept = [tmp_path / "result.json", *tmp_path.glob("**/*.ckpt"), *tmp_path.glob(".hydra/*"), *tmp_path.glob("*.end")]
     before = {path: path.read_bytes() for path in kept}
     with pytest.raises(UserError, match=message):
@@ -512,7 +515,7 @@ def test_what_fails_before_its_first_step_leaves_the_run_as_it_was(case, status,
     assert resume(tmp_path)["status"] == "completed"
 
 
-def test_null_is_the_default_of_the_trainer(tmp_path):
+def test_null_means_the_default_of_the_trainer(tmp_path):
     keys = (
         "accumulate_grad_batches",
         "max_steps",
@@ -527,7 +530,7 @@ def test_null_is_the_default_of_the_trainer(tmp_path):
     assert defaults["metrics"] == plain["metrics"]
 
 
-def test_a_class_that_is_not_there_is_named_in_one_line():
+def test_the_error_for_a_missing_class_has_one_line():
     with pytest.raises(UserError) as refused, user_errors("optimizer"):
         raise ModuleNotFoundError("no module x\nAre you sure that it is installed?")
     assert str(refused.value) == "optimizer: no module x"
@@ -537,13 +540,13 @@ def test_a_run_starts_from_the_weights_of_a_checkpoint(tmp_path):
     first = train(tmp_path / "first", *SHORT)
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    other = ("optimizer=adam", "data.batch_size=2", "seed=5")  # of all that, no weight
+    other = ("optimizer=adam", "data.batch_size=2", "seed=5")  # these change no weight
     second = train(tmp_path / "second", f"ckpt_path={checkpoint}", *other, *SHORT)
     assert second["initial"]["weight"] == state["network.weight"].tolist() == first["parameters"]["weight"]
     assert second["initial"]["train/loss"] == first["metrics"]["train/loss"]
     assert second["steps"] == 6  # counted anew
     checkpoint.rename(tmp_path / "elsewhere")
-    assert evaluate(str(tmp_path / "second"), "last") == second["metrics"]  # needs it no more
+    assert evaluate(str(tmp_path / "second"), "last") == second["metrics"]  # the file is no longer needed
     whole = train(tmp_path / "whole", f"ckpt_path={tmp_path / 'elsewhere'}", *other, "trainer.max_epochs=4")
     assert resume(tmp_path / "second", "trainer.max_epochs=4")["parameters"] == whole["parameters"]
 
@@ -587,10 +590,10 @@ def test_a_file_without_the_weights_of_the_model_is_refused(spoil, message, tmp_
     assert record(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_run_that_goes_on_has_weights_of_its_own(tmp_path):
+def test_a_resumed_run_takes_no_ckpt_path(tmp_path):
     train(tmp_path, *SHORT)
     for typed in ("ckpt_path=a=b, c.ckpt", "+ckpt_path=x"):
         code, _, err = command(train_entry, typed, f"resume={tmp_path}")
         assert (code, err.count("\n")) == (1, 1)
-        assert err.startswith(f"error: resume={tmp_path}: it goes on with weights of its own; leave out ")
+        assert err.startswith(f"error: resume={tmp_path}: the run has weights of its own; leave out ")
     assert record(tmp_path)["status"] == "completed"

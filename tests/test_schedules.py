@@ -1,4 +1,4 @@
-"""Rates of many models over the epochs: those of PyTorch's own schedulers."""
+"""Learning rates of many models over the epochs, against PyTorch's own schedulers."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def alone(name, lr, arguments):
     return optimizer, getattr(lr_scheduler, name)(optimizer, **arguments)
 
 
-def test_all_that_are_affine_are_tried():
+def test_all_affine_schedulers_are_tried():
     assert {name.rpartition(".")[2] for name in AFFINE} == set(ARGUMENTS)
 
 

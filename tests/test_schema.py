@@ -1,4 +1,4 @@
-"""Units of columns: what training sees, and the way back."""
+"""Units of columns: conversion to those of training and back."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def test_standardized_columns_have_mean_0_and_mean_square_1(table, center):
             assert not z[:, column].any()
         else:
             spread = (values[:, column] - mean[column]).abs().max() / values[:, column].abs().max()
-            tolerance = 1e-13 / spread.item()  # digits that the mean itself has taken
+            tolerance = 1e-13 / spread.item()  # subtracting a large mean costs digits
             assert abs(z[:, column].square().mean().item() - 1) < 1e-12 + tolerance
             assert not center or abs(z[:, column].mean().item()) < 1e-12 + tolerance
 
@@ -51,14 +51,14 @@ def test_a_line_says_the_same_in_both_units(seed, center, targets, biased):
     seen = standardize(x, *schema.x_units) @ torch.from_numpy(weight).T + (
         0 if bias is None else torch.from_numpy(bias)
     )
-    found = schema.in_file_units({"weight": weight.tolist(), "bias": None if bias is None else bias.tolist()})
-    line = x @ torch.tensor(found["weight"], dtype=torch.float64).T
-    line = line if found["bias"] is None else line + torch.tensor(found["bias"], dtype=torch.float64)
+    converted = schema.in_file_units({"weight": weight.tolist(), "bias": None if bias is None else bias.tolist()})
+    line = x @ torch.tensor(converted["weight"], dtype=torch.float64).T
+    line = line if converted["bias"] is None else line + torch.tensor(converted["bias"], dtype=torch.float64)
     torch.testing.assert_close(restore(seen, *schema.y_units), line)
 
 
 def test_a_constant_column_has_no_weight_in_the_file():
-    x = torch.tensor([[1.0, 0.1], [2, 0.1], [3, 0.1]], dtype=torch.float64)  # whose mean rounding would miss
+    x = torch.tensor([[1.0, 0.1], [2, 0.1], [3, 0.1]], dtype=torch.float64)  # rounding moves the mean of b
     schema = Schema.of(["a", "b"], ["c"], None, units(x, center=True))
     assert schema.x_scale[1] == 0
     assert schema.in_file_units({"weight": [[2.0, 5.0]], "bias": [1.0]})["weight"][0][1] == 0

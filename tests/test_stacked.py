@@ -651,7 +651,7 @@ def test_data_that_are_not_there_fail_each_job(monkeypatch, tmp_path, without_pa
     grid = ("data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")
     code, said = sweep(monkeypatch, tmp_path, *grid)
     assert code == 1
-    assert said.count("no.csv: not there; check the path") >= 2
+    assert said.count("no.csv: the file is not there; check the path") >= 2
     assert [row["status"] for row in rows(tmp_path).values()] == ["failed", "failed"]
     (tmp_path / "no.csv").write_text("x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
     code, said = sweep(monkeypatch, tmp_path, *grid, "trainer.max_epochs=10")
@@ -722,7 +722,7 @@ def test_the_best_are_trained_alone(monkeypatch, tmp_path, without_page):
         assert record(folder / name)["job"] == found[name]["job"]
         code, out, _ = command(evaluate_entry, f"run={folder / name}")
         assert code == 0
-        assert "not the recorded digits" not in out
+        assert "differ from the recorded digits" not in out
     stamps = {name: (folder / name / "result.json").stat().st_mtime_ns for name in alone}
     assert sweep(monkeypatch, tmp_path, *given)[0] == 0
     assert {name: (folder / name / "result.json").stat().st_mtime_ns for name in alone} == stamps

@@ -1,4 +1,4 @@
-"""What is remembered of models while they train, by hand."""
+"""First and best numbers of models while they train, against values by hand."""
 
 import math
 
@@ -14,62 +14,62 @@ def numbers(*values):
 
 
 def test_first_best_and_small_of_each_model():
-    found = Summary(3, "val/loss", "min")
-    found.after_validation(0, {"val/loss": numbers(1, 2, 3)}, numbers(100, 100, 100), {"w": numbers(0, 0, 0)})
-    assert found.first["val/loss"].tolist() == [1, 2, 3]
-    assert found.best_step.tolist() == [-1, -1, -1]  # the untouched model does not count
-    found.after_validation(5, {"val/loss": numbers(9, 1, 2)}, numbers(1.0, 1.1, 50), {"w": numbers(5, 6, 7)})
-    found.after_validation(9, {"val/loss": numbers(8, 1, 3)}, numbers(0.5, 0.9, 40), {"w": numbers(8, 9, 10)})
-    assert found.best.tolist() == [8, 1, 2]
-    assert found.best_step.tolist() == [9, 5, 5]  # of equal ones the first
-    assert found.parameters["w"].tolist() == [8, 6, 7]
-    assert found.small_at.tolist() == [5, 9, -1]  # at most 1 % of 100
-    assert found.alive.all()
+    summary = Summary(3, "val/loss", "min")
+    summary.after_validation(0, {"val/loss": numbers(1, 2, 3)}, numbers(100, 100, 100), {"w": numbers(0, 0, 0)})
+    assert summary.first["val/loss"].tolist() == [1, 2, 3]
+    assert summary.best_step.tolist() == [-1, -1, -1]  # the untouched model does not count
+    summary.after_validation(5, {"val/loss": numbers(9, 1, 2)}, numbers(1.0, 1.1, 50), {"w": numbers(5, 6, 7)})
+    summary.after_validation(9, {"val/loss": numbers(8, 1, 3)}, numbers(0.5, 0.9, 40), {"w": numbers(8, 9, 10)})
+    assert summary.best.tolist() == [8, 1, 2]
+    assert summary.best_step.tolist() == [9, 5, 5]  # the first of equal values
+    assert summary.parameters["w"].tolist() == [8, 6, 7]
+    assert summary.small_at.tolist() == [5, 9, -1]  # at most 1 % of 100
+    assert summary.alive.all()
 
 
 def test_higher_is_better_where_the_mode_says_so():
-    found = Summary(2, "val/accuracy", "max")
+    summary = Summary(2, "val/accuracy", "max")
     for step, values in enumerate([numbers(0.9, 0.1), numbers(0.5, 0.6), numbers(0.7, 0.2)]):
-        found.after_validation(step, {"val/accuracy": values}, numbers(1, 1))
-    assert found.best.tolist() == [0.7, 0.6]
-    assert found.best_step.tolist() == [2, 1]
+        summary.after_validation(step, {"val/accuracy": values}, numbers(1, 1))
+    assert summary.best.tolist() == [0.7, 0.6]
+    assert summary.best_step.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("first", [0.5, 3.0])
 def test_a_loss_beyond_its_bound_is_divergence(first):
-    found = Summary(4, "train/loss", "min")
-    assert not found.after_step(1, numbers(first, first, first, first))
+    summary = Summary(4, "train/loss", "min")
+    assert not summary.after_step(1, numbers(first, first, first, first))
     bound = GROWTH * max(first, 1.0)
-    assert found.bound.tolist() == [bound] * 4
-    assert not found.after_step(2, numbers(bound, 0, 0, 0))
-    assert found.after_step(3, numbers(bound * 1.001, math.nan, -math.inf, 1))
-    assert not found.after_step(4, numbers(math.inf, math.inf, math.inf, 1))  # each is noted once
-    assert found.diverged_at.tolist() == [3, 3, 3, -1]
-    assert found.alive.tolist() == [False, False, False, True]
-    assert found.diverged_value[0] == bound * 1.001
-    found.after_validation(5, {"train/loss": numbers(0, 0, 0, 1)}, numbers(1, 1, 1, 1))
-    assert found.best_step.tolist() == [-1, -1, -1, 5]  # those that have diverged count no more
+    assert summary.bound.tolist() == [bound] * 4
+    assert not summary.after_step(2, numbers(bound, 0, 0, 0))
+    assert summary.after_step(3, numbers(bound * 1.001, math.nan, -math.inf, 1))
+    assert not summary.after_step(4, numbers(math.inf, math.inf, math.inf, 1))  # a divergence is noted once
+    assert summary.diverged_at.tolist() == [3, 3, 3, -1]
+    assert summary.alive.tolist() == [False, False, False, True]
+    assert summary.diverged_value[0] == bound * 1.001
+    summary.after_validation(5, {"train/loss": numbers(0, 0, 0, 1)}, numbers(1, 1, 1, 1))
+    assert summary.best_step.tolist() == [-1, -1, -1, 5]  # models that have diverged no longer count
 
 
 def test_a_metric_that_is_not_finite_is_divergence():
-    found = Summary(2, "train/loss", "min")
+    summary = Summary(2, "train/loss", "min")
     measured = {"train/loss": numbers(1, 1), "val/loss": numbers(math.nan, 2)}
-    assert found.after_validation(7, measured, numbers(1, 1))
-    assert found.metrics[found.diverged_by[0]] == "val/loss"
-    assert found.diverged_at.tolist() == [7, -1]
+    assert summary.after_validation(7, measured, numbers(1, 1))
+    assert summary.metrics[summary.diverged_by[0]] == "val/loss"
+    assert summary.diverged_at.tolist() == [7, -1]
 
 
-def test_many_models_are_each_as_one_alone():
+def test_many_models_are_followed_like_one_alone():
     generator = torch.Generator().manual_seed(0)
     losses = 10 ** torch.randn(40, 6, generator=generator, dtype=torch.float64).mul(4)
 
     def followed(columns):
-        found = Summary(columns.shape[1], "val/loss", "min")
+        summary = Summary(columns.shape[1], "val/loss", "min")
         for step, values in enumerate(columns):
             if step:
-                found.after_step(step, values * 1e3)
-            found.after_validation(step, {"val/loss": values}, values, {"w": values + 1})
-        return found
+                summary.after_step(step, values * 1e3)
+            summary.after_validation(step, {"val/loss": values}, values, {"w": values + 1})
+        return summary
 
     together = followed(losses)
     for job in range(6):
@@ -79,18 +79,18 @@ def test_many_models_are_each_as_one_alone():
         assert together.parameters["w"][job] == alone.parameters["w"][0]
 
 
-def test_what_a_checkpoint_keeps_restores_it(tmp_path):
-    found = Summary(2, "val/loss", "min")
-    found.after_validation(0, {"val/loss": numbers(5, 6)}, numbers(7, 8), {"w": numbers(0, 0)})
-    found.after_step(1, numbers(1, math.nan))
-    found.after_validation(2, {"val/loss": numbers(1, 2)}, numbers(1, 2), {"w": numbers(3, 4)})
-    torch.save(found.state_dict(), tmp_path / "state")
+def test_a_summary_is_restored_from_a_checkpoint(tmp_path):
+    summary = Summary(2, "val/loss", "min")
+    summary.after_validation(0, {"val/loss": numbers(5, 6)}, numbers(7, 8), {"w": numbers(0, 0)})
+    summary.after_step(1, numbers(1, math.nan))
+    summary.after_validation(2, {"val/loss": numbers(1, 2)}, numbers(1, 2), {"w": numbers(3, 4)})
+    torch.save(summary.state_dict(), tmp_path / "state")
     other = Summary(2, "train/loss", "max")
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert repr(vars(other)) == repr(vars(found))
+    assert repr(vars(other)) == repr(vars(summary))
 
 
-def test_a_run_shows_what_its_summary_has(tmp_path):
+def test_the_curves_of_a_run_agree_with_its_summary(tmp_path):
     train(
         tmp_path,
         "optimizer.lr=0.05",

@@ -1,4 +1,4 @@
-"""Tables: what is read, how it is cut, and what is said of a bad one."""
+"""Tables: what is read, how rows are split, and the messages about bad tables."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ ALL = {"fractions": [1, 0, 0], "standardize": False}
 
 
 def load(path, content=None, classification=False, **arguments):
-    """Write a file, and set the data up."""
+    """Write a file, and set up the data."""
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     data = TableData(str(path), **{"y": "c", **ALL, **arguments})
@@ -51,7 +51,7 @@ def csv(tmp_path):
         ('"a";"b";"c"\n"1,0";"2,0";"3"\n4;5;6\n', {"decimal": ","}),
         ("a,b,c\n1,2,3\n4,5,6\n".encode("utf-16"), {}),
         ("a,b,c,ü\n1,2,3,é\n4,5,6,\n".encode("latin-1"), {"encoding": "latin-1"}),
-        ("c,name,b,a\n3,x,2,1\n6,y,5,4\n", {"x": ["a", "b"]}),  # the order asked for
+        ("c,name,b,a\n3,x,2,1\n6,y,5,4\n", {"x": ["a", "b"]}),  # the order of data.x
         ("a,b,c,name\n+1,2e0,3.0,x\n4.,.5e1,6,y\n", {}),  # null takes the numeric ones
     ],
 )
@@ -121,7 +121,7 @@ def test_rows_with_missing_values_are_dropped_and_counted(csv):
     content = "a,b,c\n1,2,3\n,2,3\n4,NaN,6\n7,8,inf\n9,NA,1\n10,11,12\n"
     data = load(csv, content, missing="drop")
     assert rows(data) == ([[1, 2], [10, 11]], [3, 12])
-    assert data.notes == ["4 of 6 rows dropped: missing or not finite: 1 in a, 2 in b, 1 in c"]
+    assert data.notes == ["4 of 6 rows were dropped, missing or not finite: 1 in a, 2 in b, 1 in c"]
 
 
 @pytest.mark.parametrize(("y", "labels"), [("oak,ash,oak,elm", ["ash", "elm", "oak"]), ("10,9,10,2", ["2", "9", "10"])])
@@ -155,7 +155,7 @@ def test_labels_may_be_booleans(tmp_path):
 
 def test_a_class_that_train_does_not_have_is_named(csv):
     data = load(csv, "a,s,c\n1,train,p\n2,train,q\n3,val,r\n", split="s", classification=True)
-    assert data.notes == ["in no row of train, so the model knows nothing of them: r"]
+    assert data.notes == ["not in the train part, so the model cannot learn them: r"]
     assert data.out_features == 3
 
 
@@ -175,7 +175,7 @@ GOOD = "a,b,c\n1,2,3\n4,5,6\n7,8,10\n"
     [
         ("", {}, r"path=.*my\.csv: the file is empty"),
         ("a,c\n", {}, "a header, but no rows"),
-        (b"\x00\x01\x02\x03", {}, "not a table, but binary data"),
+        (b"\x00\x01\x02\x03", {}, "the file is not a table: it holds binary data"),
         (b"PAR1 and no more", {}, r"path=.*my\.csv: cannot be read as a table: parquet"),
         (b"\x1f\x8b\x08\x00", {}, "compressed by gzip; unpack it first"),
         ("a,c\n1,\xe9\n".encode("latin-1"), {}, r"not text in UTF-8.*data\.encoding=latin-1"),
@@ -183,25 +183,25 @@ GOOD = "a,b,c\n1,2,3\n4,5,6\n7,8,10\n"
         (GOOD, {"encoding": "utf-5"}, "cannot be read with encoding=utf-5"),
         (GOOD, {"separator": ", "}, "separator must be one character"),
         (GOOD, {"decimal": "!"}, "decimal must be . or a comma"),
-        ("a,c\n1,2\n3,4,5\n", {}, "row 2 has 3 values, the header 2"),
+        ("a,c\n1,2\n3,4,5\n", {}, "row 2 has 3 values, but the header 2"),
         ("a,a,c\n1,2,3\n", {}, "two columns are called 'a'"),
         (GOOD, {"x": ["a", "z"]}, "x: there is no column 'z'; my.csv has the columns a, b, c"),
         (GOOD, {"y": ["z"]}, "y: there is no column 'z'; my.csv has the columns a, b, c"),
         (GOOD, {"y": None}, r"y is missing: name the column to predict, as in data\.y=\[c\]; my.csv has .* a, b, c"),
         (GOOD, {"x": ["a", "a"]}, "x: a, a names a column twice"),
-        (GOOD, {"x": ["a", "c"]}, "c: in more than one of x, y and split"),
-        (GOOD, {"split": "b", "x": ["a", "b"]}, "b: in more than one of x, y and split"),
+        (GOOD, {"x": ["a", "c"]}, "c: used twice in x, y, categorical and split"),
+        (GOOD, {"split": "b", "x": ["a", "b"]}, "b: used twice in x, y, categorical and split"),
         (GOOD, {"split": "z"}, "split: there is no column 'z'"),
-        (GOOD, {"split": "b"}, "column b holds '2' in row 1; it must say train, val or test"),
-        ("a,s,c\n1,val,2\n3,test,4\n", {"split": "s"}, "no row of column s says train"),
-        ("a,c\n1,2\n3,x7\n", {}, "column c holds text: 'x7' in row 2; class labels want loss=cross_entropy"),
-        ("a,c\n1,2\nfoo,4\n", {"x": ["a"]}, r"a holds text: 'foo' in row 2; a category\? data\.categorical=\[a\]"),
-        ("a,c\n1,2\nfoo,4\n", {}, "x: no numeric column.*'foo' in row 2"),
-        ('a;c\n"1,5";2\n', {}, r"'1,5' in row 1; a decimal comma\? try data\.decimal"),
+        (GOOD, {"split": "b"}, "column b holds '2' in row 1; each row must hold train, val or test"),
+        ("a,s,c\n1,val,2\n3,test,4\n", {"split": "s"}, "column s has no row with train"),
+        ("a,c\n1,2\n3,x7\n", {}, "column c holds text: 'x7' in row 2; class labels need loss=cross_entropy"),
+        ("a,c\n1,2\nfoo,4\n", {"x": ["a"]}, r"a holds text: 'foo' in row 2; if it holds categories, try .*=\[a\]"),
+        ("a,c\n1,2\nfoo,4\n", {}, "x: there is no numeric column to use.*'foo' in row 2"),
+        ('a;c\n"1,5";2\n', {}, r"'1,5' in row 1; if the comma is the decimal mark, try data\.decimal"),
         ("a;c\n1.000;2\n", {"decimal": ",", "x": ["a"]}, r"column a holds text: '1\.000' in row 1"),
         ("a,id,c\n1,p,2\n,q,\n", {"x": ["a"]}, "column a has no value in row 2"),  # not a blank line
         ("a,c\n1,2\n\n3,4\n", {}, "column a has no value in row 2"),
-        ('"a\nb",c\r1,2\r', {}, r"my\.csv: the header ends in CR alone, as lines of old Macs do; save it with LF"),
+        ('"a\nb",c\r1,2\r', {}, r"my\.csv: the header ends in CR alone, as on old Macs; save the file with LF"),
         ("a,c\n1,2\n,4\n", {}, "column a has no value in row 2.*1 in a.*data.missing=drop"),
         ("a,c\n1,2\n3,NaN\n", {}, "column c has NaN in row 2"),
         ("a,c\n-inf,2\n3,NaN\n", {}, "column a has -infinity in row 1 .*1 in a, 1 in c"),
@@ -223,10 +223,10 @@ def test_a_bad_table_is_named(content, arguments, message, csv):
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("a,c\n1,2.5\n2,3\n", {}, "column c holds numbers such as 2.5; cross-entropy wants class labels"),
-        ("a,c\n1,x\n2,x\n", {}, r"column c has one class alone \(x\)"),
+        ("a,c\n1,2.5\n2,3\n", {}, "column c holds numbers such as 2.5; cross-entropy needs class labels"),
+        ("a,c\n1,x\n2,x\n", {}, r"column c has one class only \(x\)"),
         ("a,c\n1,x\n2,\n3,y\n", {}, "column c has no value in row 2"),
-        ("a,b,c\n1,x,y\n2,y,x\n", {"y": ["b", "c"]}, "cross-entropy wants one column"),
+        ("a,b,c\n1,x,y\n2,y,x\n", {"y": ["b", "c"]}, "cross-entropy needs one column"),
     ],
 )
 def test_bad_labels_are_named(content, arguments, message, csv):
@@ -234,7 +234,7 @@ def test_bad_labels_are_named(content, arguments, message, csv):
         load(csv, content, classification=True, **arguments)
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_a_path_that_is_not_a_file_is_named(tmp_path):
     for path, message in ((None, "path is missing"), (tmp_path, "a folder"), (tmp_path / "no.csv", "not there")):
         with pytest.raises(ValueError, match=message):
             TableData(path, y="c").setup()
@@ -244,12 +244,12 @@ def test_huge_values_are_refused_where_float32_ends(csv):
     content = "a,c\n1e300,1\n2e300,2\n4e300,3\n"
     assert load(csv, content, standardize=True).parts["train"][0].abs().max() < 2
     data = TableData(str(csv), y="c", **ALL)
-    with pytest.raises(ValueError, match=r"train has 1e\+300 in column a, too large for torch.float32; try"):
+    with pytest.raises(ValueError, match=r"train has 1e\+300 in column a, which is too large for torch.float32; try"):
         data.setup()
 
 
 def table(folder, rows=60, seed=0):
-    """Write c = 1.5 a - 3 d + 20 with a little noise, and columns that do not matter."""
+    """Write c = 1.5 a - 3 d + 20 with a little noise, and columns without effect."""
     generator = torch.Generator().manual_seed(seed)
     a, d, noise = torch.randn(3, rows, generator=generator, dtype=torch.float64)
     a, d = 40 + 7 * a, 1e-3 * d
@@ -259,7 +259,7 @@ def table(folder, rows=60, seed=0):
     return frame, ["data=table", f"data.path={folder / 'my.csv'}", "data.y=[c]"]
 
 
-def test_what_is_learned_is_told_in_the_units_of_the_file(tmp_path, capsys):
+def test_the_learned_line_is_shown_in_the_units_of_the_file(tmp_path, capsys):
     frame, overrides = table(tmp_path)
     result = train(tmp_path / "run", *overrides, "data.fractions=[1,0,0]", "trainer.precision=64-true")
     out = capsys.readouterr().out
@@ -269,8 +269,8 @@ def test_what_is_learned_is_told_in_the_units_of_the_file(tmp_path, capsys):
         assert found["weight"][0] == [pytest.approx(expected[0]), 0, pytest.approx(expected[1])]
         assert found["bias"] == [pytest.approx(expected[2])]
     assert "a, same, d -> c, standardized" in out
-    assert "not in x: column name holds text: 'x' in row 1" in out
-    assert "the same in all rows of train, so of no effect: same" in out
+    assert "left out of x: column name holds text: 'x' in row 1" in out
+    assert "constant in the train part, so without effect: same" in out
     assert "rank 3 of 4" in out  # the constant column
     assert f"optimum    c = {expected[0]:.6g} a + 0 same".split()[2:] == [
         "=",
@@ -284,7 +284,7 @@ def test_what_is_learned_is_told_in_the_units_of_the_file(tmp_path, capsys):
     scale = frame["c"].std(ddof=0)
     assert result["loss_unit"] == f"({scale:.6g} c)^2"
     assert f"unit of the losses: ({scale:.6g} c)^2" in out
-    # without a val part train stands in
+    # without a val part, the metric of train takes its place
     assert "no val part, so train/loss decides" in out
     assert set(result["metrics"]) == {"train/loss"}
     assert result["best"]["metrics"]["train/loss"] <= result["initial"]["train/loss"]
@@ -342,7 +342,7 @@ def test_cross_entropy_on_a_table(tmp_path, capsys):
     assert (result["optimum"], result["excess_loss"], result["loss_unit"]) == (None, None, "nats")
     assert result["best"]["metrics"]["val/accuracy"] >= result["metrics"]["val/accuracy"]
     assert "logit of oak = " in capsys.readouterr().out
-    with pytest.raises(UserError, match="class labels want loss=cross_entropy"):
+    with pytest.raises(UserError, match="class labels need loss=cross_entropy"):
         train(tmp_path / "mse", *overrides[:3])
 
 
@@ -371,19 +371,19 @@ def test_labels_that_tie_as_numbers_have_one_order(y, labels, csv):
     [
         (["9007199254740993", "1"], "9007199254740993"),
         (["9007199254740992", "-9007199254740995.0"], "-9007199254740995.0"),
-        (["1", str(2**60)], None),  # a number that float64 has
+        (["1", str(2**60)], None),  # float64 represents it exactly
         (["9007199254740992", "1e300", "0.1", "12345678901234567.25"], None),
     ],
 )
 @pytest.mark.parametrize("column", ["a", "c"])
-def test_digits_of_whole_numbers_that_are_lost_are_told(values, value, column, csv):
+def test_a_note_warns_of_whole_numbers_that_float64_rounds(values, value, column, csv):
     other = "c" if column == "a" else "a"
     notes = load(csv, f"{column},{other}\n" + "".join(f"{v},{k % 2}\n" for k, v in enumerate(values))).notes
     told = [f"column {column} holds whole numbers beyond 2^53, such as {value}, which are rounded to 16 digits"]
     assert notes == (told if value else [])
 
 
-def test_digits_that_are_lost_are_told_of_parquet_too(tmp_path):
+def test_a_note_warns_of_rounded_numbers_in_parquet_too(tmp_path):
     pl.DataFrame({"a": [2**53 + 1, 1], "c": [1, 2]}).write_parquet(tmp_path / "my.parquet")
     assert "such as 9007199254740993" in load(tmp_path / "my.parquet").notes[0]
 
@@ -393,15 +393,15 @@ def test_digits_that_are_lost_are_told_of_parquet_too(tmp_path):
     [
         ("id,a,c\n1,5,2\n2,9,4\n3,6,6\n", {}, "id"),
         ("a,c,n\n5,2,7\n7,4,5\n6,6,6\n5,2,8\n", {}, "n"),  # in any order
-        (",a,c\n0,5,2\n1,9,4\n2,6,6\n", {}, None),  # without a name, and so left out already
-        ("id,a,c\n1,5,2\n2,9,4\n3,6,6\n", {"x": ["id", "a"]}, None),  # wanted
+        (",a,c\n0,5,2\n1,9,4\n2,6,6\n", {}, None),  # without a name, so it is left out anyway
+        ("id,a,c\n1,5,2\n2,9,4\n3,6,6\n", {"x": ["id", "a"]}, None),  # named by the user
         ("id,c\n1,2\n2,4\n3,6\n", {}, None),  # nothing else to predict from
         ("id,a,c\n1,5,2\n2,9,4\n2,6,6\n", {}, None),
         ("id,a,c\n1,5,2\n3,9,4\n5,6,6\n", {}, None),
         ("id,a,c\n1.5,5,2\n2.5,9,4\n3.5,6,6\n", {}, None),
     ],
 )
-def test_a_column_that_counts_the_rows_is_told(content, arguments, told, csv):
+def test_a_column_that_counts_the_rows_has_a_note(content, arguments, told, csv):
     notes = [note for note in load(csv, content, **arguments).notes if "counts" in note]
-    advice = "an index, which predicts nothing? data.x=[a] leaves it out"
+    advice = "if it is an index, leave it out with data.x=[a]"
     assert notes == ([f"{told} in x counts the rows: {advice}"] if told else [])

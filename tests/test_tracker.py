@@ -1,4 +1,4 @@
-"""What TensorBoard reads of a run."""
+"""Event files of a run, as TensorBoard reads them."""
 
 import gc
 import json
@@ -33,23 +33,23 @@ SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
 
 def text(folder, tag):
-    """A text as it was logged."""
+    """Return a logged text."""
     (event,) = events(folder).Tensors(f"{tag}/text_summary")
     return event.tensor_proto.string_val[0].decode()
 
 
 def status(folder):
-    """The end that TensorBoard reads first; None without one."""
-    found = events(folder).SummaryMetadata
+    """Return the status in the end record that TensorBoard uses; None if there is none."""
+    metadata_of = events(folder).SummaryMetadata
     try:
-        content = found(metadata.SESSION_END_INFO_TAG).plugin_data.content
+        content = metadata_of(metadata.SESSION_END_INFO_TAG).plugin_data.content
     except KeyError:
         return None
     return api_pb2.Status.Name(metadata.parse_session_end_info_plugin_data(content).status).removeprefix("STATUS_")
 
 
 def cells(folder):
-    """The hyperparameters of a run's row, as Python values."""
+    """Return the hyperparameters of a run's row as Python values."""
     content = events(folder).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     values = metadata.parse_session_start_info_plugin_data(content).hparams
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
@@ -89,7 +89,7 @@ def test_curves_go_from_the_untouched_to_the_final_model(finished):
 
 
 def test_the_best_value_is_that_of_the_best_checkpoint(tmp_path):
-    """Here the start is better than all that follows, and has no checkpoint."""
+    """The initial model is better than all later ones here, and it has no checkpoint."""
     start = ("model.weight=2", "model.bias=0", "data.train={x: [1, 2], y: [3, 7]}")
     often = ("trainer.max_epochs=5", "trainer.check_val_every_n_epoch=1")
     result = train(tmp_path, "optimizer=adam", "optimizer.lr=0.5", *start, *often)
@@ -106,7 +106,7 @@ def test_the_rate_of_each_step_is_logged(tmp_path):
     assert rates == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05, 0.025])
 
 
-def test_steps_above_one_percent_are_counted_until_the_first_that_is_below(tmp_path):
+def test_steps_above_one_percent_count_until_the_first_step_below(tmp_path):
     train(tmp_path, "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=1")
     curves = scalars(tmp_path)
     above = [step for step, value in curves["train/excess"] if value > 0.01 * curves["train/excess"][0][1]]
@@ -163,7 +163,7 @@ def test_pictures_and_histograms_are_spaced_logarithmically(finished):
     for tag in found.Tags()["images"]:
         images = found.Images(tag)
         assert [image.step for image in images] == steps
-        assert len({image.encoded_image_string for image in images}) == len(steps)  # each its own
+        assert len({image.encoded_image_string for image in images}) == len(steps)  # all pictures differ
         assert all(image.width > 400 and image.height > 300 for image in images)
     for tag in found.Tags()["histograms"]:
         assert [event.step for event in found.Histograms(tag)] == steps
@@ -194,7 +194,7 @@ def test_pictures_of_a_standardized_table_are_in_its_units(tmp_path):
 
 
 def test_a_run_leaves_no_file_open(tmp_path):
-    gc.disable()  # which would close it some time
+    gc.disable()  # the collector might close it
     train(tmp_path, *SHORT)
     gc.enable()
     held = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.exists()]
@@ -245,7 +245,7 @@ def test_the_row_of_a_run(finished):
     }  # fmt: skip
     assert found["optimizer.nesterov"] is False
     assert found["trainer.max_epochs"] == 500
-    assert "data.order_seed" not in found  # it is the seed's column
+    assert "data.order_seed" not in found  # the column seed shows its value
     assert status(finished) == "SUCCESS"
 
 
@@ -270,7 +270,7 @@ def test_a_run_that_diverged_has_its_last_numbers_and_failed(tmp_path):
 
 
 @pytest.mark.parametrize("lr", ["1e20", "1e30"])
-def test_what_float32_cannot_hold_is_not_logged(lr, tmp_path):
+def test_numbers_beyond_float32_are_not_logged(lr, tmp_path):
     with pytest.raises(UserError, match="diverged"):
         train(tmp_path, f"optimizer.lr={lr}", "trainer.precision=64-true", "logger=tensorboard")
     assert all(np.isfinite(value) for points in scalars(tmp_path).values() for _, value in points)
@@ -283,7 +283,7 @@ def test_a_run_without_validation_has_a_row_with_its_end(tmp_path):
 
 
 class WithDropout(LinearModule):
-    """A network that draws random numbers, and counts how often it was run."""
+    """A network with dropout and batch statistics, whose state each forward pass changes."""
 
     def __init__(self, in_features, out_features, **arguments):
         super().__init__(in_features, out_features, **arguments)
@@ -293,14 +293,14 @@ class WithDropout(LinearModule):
 
 
 class Noisy(LinearModule):
-    """nn.Linear, and something around it that draws random numbers at any time."""
+    """An nn.Linear whose forward pass adds noise, also in evaluation mode."""
 
     def forward(self, x):
         return self.network(x + 0.1 * torch.randn_like(x)) ** 2
 
 
 class LogsToo(LinearModule):
-    """Logs a number of its own beside the metrics."""
+    """Logs a number of its own in addition to the metrics."""
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         super().validation_step(batch, batch_idx, dataloader_idx)
@@ -308,7 +308,7 @@ class LogsToo(LinearModule):
             self.log("val/mine", float(self.trainer.global_step), add_dataloader_idx=False)
 
 
-def test_what_a_module_of_ones_own_logs_stands_at_the_step_of_the_metrics(tmp_path):
+def test_numbers_that_a_module_logs_have_the_steps_of_the_metrics(tmp_path):
     train(tmp_path, f"model._target_={__name__}.LogsToo", "trainer.max_epochs=30")
     found = scalars(tmp_path)
     assert (
@@ -332,9 +332,9 @@ class WithoutRate(torch.optim.Optimizer):
         return loss
 
 
-@pytest.mark.parametrize("own", ["WithDropout", "Noisy"])
-def test_looking_changes_no_number(own, tmp_path):
-    overrides = ("data=synthetic", "data.batch_size=100", f"model._target_={__name__}.{own}", "optimizer.lr=0.001")
+@pytest.mark.parametrize("module", ["WithDropout", "Noisy"])
+def test_logging_does_not_change_training(module, tmp_path):
+    overrides = ("data=synthetic", "data.batch_size=100", f"model._target_={__name__}.{module}", "optimizer.lr=0.001")
     states = []
     for logger in ("logger=none", "logger=tensorboard"):
         train(tmp_path / logger, *overrides, logger, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1")
@@ -343,7 +343,7 @@ def test_looking_changes_no_number(own, tmp_path):
         assert torch.equal(values, states[1][name]), name
     found = events(tmp_path / "logger=tensorboard")
     assert found.Tags()["images"] == ["pictures/predictions"]
-    assert found.Tags()["histograms"] == ["train/residuals"]  # a row's gradient is known of nn.Linear alone
+    assert found.Tags()["histograms"] == ["train/residuals"]  # gradients of rows are logged for nn.Linear only
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
@@ -391,7 +391,7 @@ def test_tags_are_a_column_of_the_row(typed, shown, saved, tmp_path):
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").tags == saved
 
 
-def test_a_run_that_goes_on_otherwise_says_so(tmp_path):
+def test_a_run_resumed_with_another_config_logs_it(tmp_path):
     mini_batches = ("data=synthetic", "data.samples=20", "data.batch_size=5", "trainer.accumulate_grad_batches=2")
     train(tmp_path, *mini_batches, "trainer.max_epochs=2")
     assert (cells(tmp_path)["batch_size"], cells(tmp_path)["trainer.max_epochs"]) == (10, 2)
@@ -402,7 +402,7 @@ def test_a_run_that_goes_on_otherwise_says_so(tmp_path):
     assert status(tmp_path) == "SUCCESS"
 
 
-def test_a_run_that_goes_on_otherwise_logs_the_rate_of_its_schedule(tmp_path):
+def test_a_resumed_run_logs_the_rates_of_its_schedule(tmp_path):
     schedule = ("scheduler=step", "scheduler.step_size=1", "trainer.check_val_every_n_epoch=1")
     train(tmp_path, *schedule, "trainer.max_epochs=2")
     resume(tmp_path, "trainer.max_epochs=4")
@@ -410,7 +410,7 @@ def test_a_run_that_goes_on_otherwise_logs_the_rate_of_its_schedule(tmp_path):
 
 
 def stop_at(step, action, monkeypatch):
-    """Have something happen after a step, before its checkpoint."""
+    """Call a function after a step, before its checkpoint."""
 
     def act(trainer, *_):
         if trainer.global_step == step:
@@ -433,7 +433,7 @@ def fail():
 
 
 @pytest.mark.parametrize(("action", "ended"), [(interrupt, None), (fail, "FAILURE")])
-def test_a_run_that_goes_on_has_one_row_and_its_own_end(action, ended, tmp_path, monkeypatch):
+def test_a_resumed_run_has_one_row_with_one_end(action, ended, tmp_path, monkeypatch):
     overrides = ("trainer.max_epochs=7", "trainer.check_val_every_n_epoch=3", "logger=tensorboard")
     train(tmp_path / "whole", *overrides)
     folder = tmp_path / "run"
@@ -452,31 +452,31 @@ def test_a_run_that_goes_on_has_one_row_and_its_own_end(action, ended, tmp_path,
     found = events(folder)
     for tag in found.Tags()["images"]:
         assert [image.step for image in found.Images(tag)] == [0, 1, 3, 7]
-    resume(folder)  # nothing is left to do, and nothing is said twice
+    resume(folder)  # nothing is left to train, and nothing is logged twice
     assert scalars(folder)["test/loss"] == one["test/loss"]
     assert len(events(folder).Images("pictures/fit")) == 4
     (end,) = folder.glob("events*.end")
     content = end.read_bytes()
     with pytest.raises(UserError, match="seed=3 cannot change"):
-        resume(folder, "seed=3")  # refused: the end stays as it is, with its time
+        resume(folder, "seed=3")  # a refused resume keeps the end and its time
     assert list(folder.glob("events*.end")) == [end]
     assert end.read_bytes() == content
 
 
-def test_events_of_a_resumed_run_come_after_those_that_are_there(tmp_path):
+def test_events_of_a_resumed_run_come_after_the_old_ones(tmp_path):
     """TensorBoard reads files in the order of their names: second, machine, process."""
-    there = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.9999999.0"
-    there.touch()
+    old = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.9999999.0"
+    old.touch()
     (tmp_path / "events.out.tfevents.x.zzz.1.0").touch()
-    refused = RunLogger(str(tmp_path), purge_step=3)
-    assert refused.experiment  # as Lightning asks for it
-    refused.finalize("failed")
-    refused.close()
-    assert event_files(tmp_path) == [there]  # a purge step without events hides those that are there
+    unused = RunLogger(str(tmp_path), purge_step=3)
+    assert unused.experiment  # Lightning reads it before training
+    unused.finalize("failed")
+    unused.close()
+    assert event_files(tmp_path) == [old]  # a purge step in a file without events would hide the old events
     logger = RunLogger(str(tmp_path), purge_step=3)
     logger.log_metrics({"a": 1.0}, 3)
     logger.close()
-    assert event_files(tmp_path)[0] == there
+    assert event_files(tmp_path)[0] == old
     assert len(event_files(tmp_path)) == 2
 
 
@@ -484,11 +484,11 @@ def test_what_is_logged_together_is_one_event_and_on_disk_within_a_second(tmp_pa
     now = [100.0]
     monkeypatch.setattr("linear_lab.tracking.tensorboard.time.monotonic", lambda: now[0])
     logger = RunLogger(str(tmp_path))
-    for step, there in ((0, [(0, 2)]), (1, [(0, 2)]), (2, [(0, 2), (1, 2), (2, 2)])):
+    for step, written in ((0, [(0, 2)]), (1, [(0, 2)]), (2, [(0, 2), (1, 2), (2, 2)])):
         logger.log_metrics({"a": 1.0, "b": step, "c": float("nan")}, step)
         (path,) = event_files(tmp_path)
         found = [(e.step, len(e.summary.value)) for e in LegacyEventFileLoader(str(path)).Load() if e.summary.value]
-        assert found == there
+        assert found == written
         now[0] += 0.6
     logger.log_metrics({"a": 2.0}, 3)
     logger.close()
@@ -509,10 +509,10 @@ def test_the_graph_goes_from_x_and_y_to_the_loss(finished):
     assert [dim.size for dim in shape.dim] == [1, 1]
 
 
-def test_the_layout_names_curves_that_are_there(finished):
+def test_custom_scalars_name_existing_curves(finished):
     content = events(finished).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     charts = {chart.title: list(chart.multiline.tag) for c in Layout.FromString(content).category for chart in c.chart}
-    assert list(charts) == ["train, val and the least", "excess loss, log10", "weight", "bias"]
+    assert list(charts) == ["train, val and optimum", "log10 of the excess loss", "weight", "bias"]
     tags = list(scalars(finished))
     for title, patterns in charts.items():
         for pattern in patterns:
@@ -526,11 +526,11 @@ def test_the_config_and_the_outcome_are_texts(finished):
     optimum = found["optimum"]
     assert "**completed**" in outcome
     assert f"| optimum | `y = 2 x {'-' if optimum['bias'][0] < 0 else '+'} {abs(optimum['bias'][0]):.6g}` |" in outcome
-    assert abs(optimum["bias"][0]) < 1e-30  # which of these it is depends on the processor
+    assert abs(optimum["bias"][0]) < 1e-30  # its sign depends on the processor
     assert f"| train/loss | 25.1283 | {found['metrics']['train/loss']:.6g} | {optimum['train/loss']:.6g} |" in outcome
 
 
-def test_a_cell_of_a_table_keeps_to_its_place():
+def test_a_cell_of_a_table_is_escaped():
     assert markdown_table(["a|b"], [["`c\nd`"]]) == "| a\\|b |\n| --- |\n| `c`, `d` |"
 
 

@@ -1,4 +1,4 @@
-"""What a folder from elsewhere can have done: nothing but what the user has allowed."""
+"""Folders from elsewhere build only classes that the user has allowed."""
 
 import shutil
 import sys
@@ -39,7 +39,7 @@ class OwnCallback(Callback):
 
 @pytest.fixture
 def stranger(finished, tmp_path, monkeypatch):
-    """A copy of a run in the working directory, from which a module can be imported that leaves a mark."""
+    """Copy a run into the working directory, with a module whose import would leave a file `mark`."""
     folder = tmp_path / "outputs" / "runs" / "r"
     shutil.copytree(finished, folder)
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\nclass L: pass\n")
@@ -91,25 +91,28 @@ def test_a_config_from_disk_builds_only_classes_of_the_right_kind(group, strange
         ({"data": {"train": {"_target_": SPAWN}}}, f"data.train._target_={SPAWN} comes from this file alone"),
         ({"data": {"a": [[{"_target_": "os.system"}]]}}, "data.a.0.0._target_=os.system comes"),
         ({"loss": {"_target_": "torch.nn.functional.mse_loss"}}, "non-class of type 'function'"),
-        ({"loss": {"_target_": "torch.optim.SGD"}}, "loss._target_=torch.optim.SGD is no Module"),
-        ({"loss": {"_target_": "linear_lab.runs.atomic.os.PathLike"}}, "is no Module"),
+        ({"loss": {"_target_": "torch.optim.SGD"}}, "loss._target_=torch.optim.SGD is not a Module"),
+        ({"loss": {"_target_": "linear_lab.runs.atomic.os.PathLike"}}, "is not a Module"),
         ({"loss": {"_target_": "torch.nothing.Loss"}}, "loss._target_=torch.nothing.Loss: Error loading"),
         ({"loss": {"_target_": "torch"}}, "comes from this file alone"),
         ({"loss": {"_target_": None}}, "loss._target_=None comes"),
-        ({"callbacks": {"a": {"b": {"_target_": "torch.utils.tensorboard.SummaryWriter"}}}}, "is no Module"),
+        ({"callbacks": {"a": {"b": {"_target_": "torch.utils.tensorboard.SummaryWriter"}}}}, "is not a Module"),
         (
             {"callbacks": {"_target_": "torch.optim.SGD", "_partial_": True}},
-            "callbacks._target_=torch.optim.SGD is no Callback",
+            "callbacks._target_=torch.optim.SGD is not a Callback",
         ),
-        ({"logger": {"_target_": "torch.optim.SGD"}}, "logger._target_=torch.optim.SGD is no Logger"),
-        ({"logger": {"csv": {"_target_": "torch.optim.SGD"}}}, "logger.csv._target_=torch.optim.SGD is no Logger"),
-        ({"_target_": "torch.nn.MSELoss"}, "_target_=torch.nn.MSELoss is no part of a run"),
-        ({"x": {"_target_": "torch.nn.MSELoss"}}, "x._target_=torch.nn.MSELoss is no part of a run"),
+        ({"logger": {"_target_": "torch.optim.SGD"}}, "logger._target_=torch.optim.SGD is not a Logger"),
+        ({"logger": {"csv": {"_target_": "torch.optim.SGD"}}}, "logger.csv._target_=torch.optim.SGD is not a Logger"),
+        ({"_target_": "torch.nn.MSELoss"}, "_target_=torch.nn.MSELoss is not a part of a run"),
+        ({"x": {"_target_": "torch.nn.MSELoss"}}, "x._target_=torch.nn.MSELoss is not a part of a run"),
         ({"loss": {"_target_": "torch.utils.model_dump.__main__.X"}}, "comes from this file alone"),
-        ({"trainer": {"plugins": [{"_target_": "lightning.pytorch.Trainer"}]}}, "Trainer is no Strategy or Precision"),
+        (
+            {"trainer": {"plugins": [{"_target_": "lightning.pytorch.Trainer"}]}},
+            "Trainer is not a Strategy or Precision",
+        ),
         (
             {"data": {"x": {"_target_": "linear_lab.data.ToyData"}}},
-            "data.x._target_=linear_lab.data.ToyData is no Module",
+            "data.x._target_=linear_lab.data.ToyData is not a Module",
         ),
     ],
 )
@@ -120,7 +123,7 @@ def test_targets_are_refused_before_anything_is_called(node, words, tmp_path):
     assert words in str(refused.value)
 
 
-def test_what_the_user_names_is_built(tmp_path, monkeypatch):
+def test_classes_that_the_user_names_are_built(tmp_path, monkeypatch):
     own = f"{__name__}.OwnModule"
     code, out, _ = command(train_entry, f"output_root={tmp_path}", f"model._target_={own}", *SHORT)
     (folder,) = (tmp_path / "runs").iterdir()
@@ -153,7 +156,7 @@ def test_what_the_user_names_is_built(tmp_path, monkeypatch):
     assert (code, f"callbacks.own._target_={own} comes" in err) == (1, True)
 
 
-def test_a_checkpoint_names_no_class_of_its_own(stranger):
+def test_a_checkpoint_cannot_name_other_classes(stranger):
     for checkpoint in (stranger / "checkpoints").iterdir():
         content = torch.load(checkpoint, weights_only=True)
         content["hyper_parameters"]["loss"] = {"_target_": "outputs.runs.r.evil.L"}
@@ -168,7 +171,7 @@ def test_a_checkpoint_names_no_class_of_its_own(stranger):
     "value", ["${new_folder:made}", "${oc.env:HOME}", "a${oc.env:HOME}", "${${x}:1}", "${x:${seed}}"]
 )
 @pytest.mark.parametrize("key", ["data.path", "output_root", "trainer.max_epochs", "callbacks.a.b"])
-def test_a_config_from_disk_computes_nothing(key, value, stranger, tmp_path):
+def test_a_config_from_disk_resolves_no_interpolation(key, value, stranger, tmp_path):
     path = stranger / ".hydra" / "config.yaml"
     config = OmegaConf.load(path)
     config.a = "$"
@@ -177,11 +180,11 @@ def test_a_config_from_disk_computes_nothing(key, value, stranger, tmp_path):
     for entry, argument in ((evaluate_entry, "run="), (train_entry, "resume=")):
         code, _, err = command(entry, f"{argument}{stranger}")
         assert code == 1
-        assert f"{key}={value.replace('${a}', '$')} is computed when it is read" in err
+        assert f"{key}={value.replace('${a}', '$')} is an expression" in err
     assert not (tmp_path / "made").exists()
 
 
-def test_two_values_together_name_no_target(stranger):
+def test_two_joined_values_name_no_target(stranger):
     path = stranger / ".hydra" / "config.yaml"
     config = OmegaConf.load(path)
     config.a = "$"
@@ -189,10 +192,10 @@ def test_two_values_together_name_no_target(stranger):
     path.write_text(OmegaConf.to_yaml(config))
     for entry, argument in ((evaluate_entry, "run="), (train_entry, "resume=")):
         code, _, err = command(entry, f"{argument}{stranger}")
-        assert (code, "is computed when it is read" in err) == (1, True)
+        assert (code, "is an expression" in err) == (1, True)
 
 
-def test_the_names_of_columns_compute_nothing(tmp_path):
+def test_interpolations_in_names_of_columns_stay_text(tmp_path):
     names = ("${sweep_folder:" + str(tmp_path) + ",made}", "${oc.env:HOME}")
     (tmp_path / "my.csv").write_text(
         f'"{names[0]}","{names[1]}",c\n' + "".join(f"{k},{k * k},{k}\n" for k in range(20))
@@ -205,7 +208,7 @@ def test_the_names_of_columns_compute_nothing(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"my.csv", "out"}
 
 
-def test_what_is_typed_is_computed_once(tmp_path, monkeypatch):
+def test_typed_interpolations_are_resolved_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RATE", "0.05")
     typed = "optimizer.lr='${oc.decode:${oc.env:RATE}}'"
     assert command(train_entry, f"output_root={tmp_path}", typed, *SHORT)[0] == 0
@@ -224,7 +227,7 @@ def test_a_config_that_cannot_be_read(text, stranger):
         code, _, err = command(entry, f"{argument}{stranger}")
         assert code == 1
         assert "config.yaml: " in err
-        assert "put back what it was, or train anew" in err
+        assert "restore the file, or train a new run" in err
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +237,7 @@ def sweep(tmp_path_factory):
     code, _, err = command(
         train_entry, "-m", f"output_root={folder}", "name=s", "optimizer.lr=0.1,0.2", own, "trainer.max_epochs=2"
     )
-    assert (code, err) == (0, "")  # the page of one's own sweep needs no trust
+    assert (code, err) == (0, "")  # the page of the user's own sweep needs no trust
     return folder / "sweeps" / "s"
 
 
@@ -257,7 +260,7 @@ def test_a_page_builds_nothing_that_is_not_allowed(sweep, tmp_path, caplog):
 @pytest.mark.parametrize(
     "name", ["../../../x", "/tmp/x", "a/b", "..", ".hidden", "_sweep", "-x", "a\nb", "a\x1b[2J", ""]
 )
-def test_names_of_a_plan_are_names(name, sweep, tmp_path):
+def test_names_of_jobs_in_a_plan_are_checked(name, sweep, tmp_path):
     folder = shutil.copytree(sweep, tmp_path / "a" / "b" / "c" / "s")
     shutil.rmtree(folder / "_sweep")
     before = {*tmp_path.rglob("*")}

@@ -15,11 +15,11 @@ CONF = (CHECKOUT or PACKAGE) / "conf"
 
 
 class UserError(Exception):
-    """Something that the user can mend: its message says what is wrong, where, and what to do."""
+    """A mistake of the user; its message says what is wrong, where, and what to do."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what `interface` has when it is asked for: it imports Hydra, which commands do only where they need it."""
+    """Import `interface` at the first use of its names: it imports Hydra, which not each command needs."""
     if name in __all__:
         return getattr(importlib.import_module("linear_lab.interface"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How a command begins: Ctrl-C and its like end it without a traceback, while Hydra is imported too."""
+"""How a command begins: from its first import on, Ctrl-C ends it without a traceback."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,11 +8,9 @@ from linear_lab.terminal.signals import EndOnSignal
 
 
 def entry(name: str, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
-    """Make a command of a task: a function of the config that conf/<name>.yaml and the command line compose.
+    """Make a command from a function of the config, which conf/<name>.yaml and the command line compose.
 
-    Args:
-        name: of the command.
-        renamed: keys that Hydra would take for config groups, and the keys of the config that they stand for.
+    ``renamed`` maps typed keys to keys of the config, if Hydra would take the typed ones for config groups.
     """
 
     def decorate(task: Callable[[Any], Any]) -> Callable[[], None]:

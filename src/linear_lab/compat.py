@@ -1,4 +1,4 @@
-"""Uses of undocumented names of libraries, one function each, with what it buys."""
+"""All uses of undocumented names of libraries, one function each, with the reason for it."""
 
 import gc
 import sys
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Import torch and Lightning without Python's garbage collector, which then never looks at what they loaded.
+    """Import torch and Lightning in this block without garbage collection, and exempt what they load from it.
 
     Measured on a default run: 4.0 s instead of 5.3 s.
     """
-    if "torch" in sys.modules:  # a job of a sweep: to freeze again would keep its config for ever
+    if "torch" in sys.modules:  # a job of a sweep: freezing again would keep its config in memory
         yield
         return
     gc.disable()
@@ -29,10 +29,7 @@ def without_collection() -> Iterator[None]:
 
 
 def validation_follows(trainer: "Trainer", batch_idx: int) -> bool:
-    """Tell whether Lightning validates after this batch.
-
-    A signal then waits for the checkpoint of that validation: a run resumed from an earlier one would leave it out.
-    """
+    """Tell whether Lightning validates after this batch; a run resumed from before the validation would skip it."""
     every, batches = trainer.check_val_every_n_epoch, batch_idx + 1
     if every is None:  # val_check_interval counts over epochs
         batches = trainer.fit_loop.total_batch_idx + 1
@@ -43,12 +40,9 @@ def validation_follows(trainer: "Trainer", batch_idx: int) -> bool:
 
 
 def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: bool) -> bool:
-    """Have Lightning validate after this batch, whatever ``check_val_every_n_epoch`` and ``val_check_interval`` say.
+    """Have Lightning validate after this batch, in any case; returns whether there is validation data.
 
-    Without it, curves and checkpoints of a run whose length is no multiple of them end before the final model.
-
-    Returns:
-        Whether there is anything to validate on.
+    Otherwise, curves and checkpoints of a run whose length is no multiple of the interval end before the final model.
     """
     trainer.check_val_every_n_epoch = 1
     if ends_training and trainer.enable_validation:
@@ -57,10 +51,7 @@ def validate_after_batch(trainer: "Trainer", batch_idx: int, *, ends_training: b
 
 
 def is_measured_without_validation(trainer: "Trainer") -> bool:
-    """Tell whether the end of this epoch stands for a validation, as there is nothing to validate on.
-
-    Without it, a module that logs in training alone would have neither checkpoints nor a best one.
-    """
+    """Tell whether the end of this epoch replaces a validation, as there is no validation data to make checkpoints."""
     every = trainer.check_val_every_n_epoch
     due = every is None or not (trainer.current_epoch + 1) % every or trainer.should_stop
     validates = trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))
@@ -68,9 +59,9 @@ def is_measured_without_validation(trainer: "Trainer") -> bool:
 
 
 def begin_next_epoch(trainer: "Trainer") -> None:
-    """Have a run that goes on from the end of an epoch begin with the next one, also under ``max_steps``.
+    """Make a run that is resumed at the end of an epoch begin with the next epoch, also with ``max_steps``.
 
-    Lightning would end that epoch a second time and count it twice, so that the run reaches ``max_epochs`` too early.
+    Lightning would end that epoch a second time and count it twice, so the run would reach ``max_epochs`` too early.
     """
     loop: Any = trainer.fit_loop
     loop.epoch_progress.current.completed = loop.epoch_progress.current.processed
@@ -80,20 +71,20 @@ def begin_next_epoch(trainer: "Trainer") -> None:
 
 
 def resumed_at_last_batch(trainer: "Trainer") -> bool:
-    """Tell whether training goes on from a checkpoint that was taken after the last batch of an epoch."""
+    """Tell whether training was resumed from a checkpoint after the last batch of an epoch."""
     return trainer.is_last_batch and not trainer.fit_loop.epoch_loop.restarted_on_train_batch_end
 
 
 def epochs_begun(checkpoint: dict[str, Any]) -> int:
-    """Return how many epochs a checkpoint has begun; its ``epoch`` counts the last one only once it has ended."""
+    """Return how many epochs had begun at a checkpoint; its ``epoch`` counts only those that had ended."""
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"])
 
 
 def runs_omegaconf(frame: FrameType | None) -> bool:
-    """Whether OmegaConf is on the stack of a frame.
+    """Tell whether OmegaConf is on the stack of a frame.
 
-    A KeyboardInterrupt raised in OmegaConf leaves configs half copied, so that Hydra prints an AttributeError, with
-    its traceback, for 1 in 50 of the Ctrl-C that come while a config is composed. Deferred, none does.
+    A KeyboardInterrupt that is raised in OmegaConf leaves configs half copied: in 1 of 50 interrupted compositions,
+    Hydra then printed the traceback of an AttributeError. With a deferred KeyboardInterrupt, it never did.
     """
     while frame:
         if frame.f_globals.get("__name__", "").startswith("omegaconf"):

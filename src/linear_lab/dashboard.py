@@ -1,8 +1,7 @@
-"""TensorBoard on a folder of runs, with a view that compares them: ``python -m linear_lab.dashboard [LOGDIR]``.
+"""Start TensorBoard on a folder of runs: ``python -m linear_lab.dashboard [LOGDIR]``.
 
-The address presets the view: the losses are pinned to the top and not smoothed, and a run has its optimizer's colour,
-or one of its own where all have the same optimizer.
-Imports the standard library alone until the arguments are right.
+The printed address sets the view: the losses are pinned to the top and not smoothed, with one colour per optimizer, or
+per run if all have the same optimizer. Only the standard library is imported until the arguments have been checked.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from linear_lab.terminal.output import lasting_output
 EVENTS = "*tfevents*"  # event files
 PINNED = ("val/loss", "train/log10_excess")
 SAMPLES = "--samples_per_plugin=scalars=10000,images=100,text=100,histograms=500"
-DEFAULTS = ("--host=127.0.0.1", "--reload_interval=4", SAMPLES)  # options that the user gives come later, and win
+DEFAULTS = ("--host=127.0.0.1", "--reload_interval=4", SAMPLES)  # the user's options come later, and take precedence
 
 
 @lasting_output()
@@ -36,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder, options, others = parsed(sys.argv[1:] if arguments is None else arguments)
         if not any(folder.rglob(EVENTS)):
-            print(f"{folder} holds no run yet; one appears here as soon as it is trained")
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # in a script's background, it is ignored
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # cleans up, as Ctrl-C does
+            print(f"{folder} has no runs yet; a run will appear as soon as it is trained")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background process ignores it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up, as at Ctrl-C
         with tempfile.TemporaryDirectory() as parent:
             address = serve(with_named_runs(folder, Path(parent)), options.port, others) + view(folder)
             print(f"TensorBoard on {folder}; Ctrl-C ends it\n{address}", flush=True)
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> tuple[Path, argparse.Namespace, list[str]]:
-    """Return the folder, our options, and TensorBoard's."""
+    """Return the folder, the options of this command, and those for TensorBoard."""
     parser = argparse.ArgumentParser(
         prog="python -m linear_lab.dashboard",
         usage="%(prog)s [LOGDIR] [--port N] [--no-browser] [options of TensorBoard]",
@@ -64,33 +63,30 @@ def parsed(arguments: Sequence[str]) -> tuple[Path, argparse.Namespace, list[str
         epilog="`tensorboard --help` lists its options.",
         allow_abbrev=False,
     )
-    parser.add_argument("--port", type=port, metavar="N", help="(6006, or else a free one)")
-    parser.add_argument("--logdir", help=argparse.SUPPRESS)  # TensorBoard's own name of it
-    parser.add_argument("--no-browser", action="store_true", help="print the address alone")
-    # LOGDIR is no argument of the parser, which would take the 30 of `--reload_interval 30` for it
+    parser.add_argument("--port", type=port, metavar="N", help="the port (6006; if it is taken, a free one)")
+    parser.add_argument("--logdir", help=argparse.SUPPRESS)  # TensorBoard's name for LOGDIR
+    parser.add_argument("--no-browser", action="store_true", help="print the address, but open no browser")
+    # LOGDIR is no argument of the parser: it would take the 30 in `--reload_interval 30` for LOGDIR
     options, others = parser.parse_known_args(arguments)
     first = others.pop(0) if others and not others[0].startswith("-") else None
     if first and options.logdir:
-        raise UserError(f"LOGDIR={first} and --logdir {options.logdir}: name one folder")
+        raise UserError(f"LOGDIR={first} and --logdir {options.logdir}: name one folder only")
     logdir = first or options.logdir or "outputs"
     folder = Path(logdir).expanduser()
     if not folder.is_dir():
-        raise UserError(f"LOGDIR={logdir}: there is no such folder; name one that holds runs, or train a first run")
+        raise UserError(f"LOGDIR={logdir}: there is no such folder; name a folder with runs, or train a first run")
     return folder, options, others
 
 
 def port(text: str) -> int:
-    """Return a port's number; 0 is any free one. argparse reports the ValueError."""
+    """Return the number of a port; 0 means any free one. argparse reports the ValueError."""
     if not 0 <= int(text) < 1 << 16:
         raise ValueError
     return int(text)
 
 
 def with_named_runs(folder: Path, parent: Path) -> Path:
-    """Return the folder to serve: ``parent``, with a link to ``folder``, if that is a run itself.
-
-    TensorBoard would call this run ".", and show no metrics of it on HPARAMS.
-    """
+    """Return the folder to serve; for a single run ``parent`` with a link, as HPARAMS cannot show a run named "."."""
     if not any(folder.glob(EVENTS)):
         return folder
     run = folder.resolve()
@@ -99,8 +95,8 @@ def with_named_runs(folder: Path, parent: Path) -> Path:
 
 
 def serve(folder: Path, number: int | None, others: Sequence[str]) -> str:
-    """Start TensorBoard on a thread that ends with this process, as its data server does, and return its address."""
-    logging.disable(logging.ERROR)  # TensorBoard logs an error for a tab that is closed while it loads
+    """Start TensorBoard and return its address; its thread and its data server end with this process."""
+    logging.disable(logging.ERROR)  # TensorBoard logs an error if a tab is closed while it loads
     ports = [] if number is None else [f"--port={number}"]
     with contextlib.redirect_stderr(io.StringIO()) as messages:
         from tensorboard import default, program
@@ -108,10 +104,10 @@ def serve(folder: Path, number: int | None, others: Sequence[str]) -> str:
 
         try:
             server = program.TensorBoard(default.get_plugins())
-            server.configure(["tensorboard", f"--logdir={folder}", *DEFAULTS, *ports, *others])
+            server.configure(["tensorboard", f"--logdir={folder.absolute()}", *DEFAULTS, *ports, *others])
             address: str = server.launch()
         except program.TensorBoardPortInUseError as error:
-            raise UserError(f"--port {number} is taken; without --port, a free one is found") from error
+            raise UserError(f"--port {number} is taken; leave out --port to get a free one") from error
         except (program.TensorBoardServerException, FlagsError) as error:
             raise UserError(str(error)) from error
         except SystemExit as end:
@@ -123,11 +119,11 @@ def serve(folder: Path, number: int | None, others: Sequence[str]) -> str:
 
 
 def view(folder: Path) -> str:
-    """Return the query of the address that presets the view of the runs in a folder.
+    """Return the query of the address, which sets the view of the runs in a folder.
 
-    A regular expression groups runs by colour: by the optimizer's name, which stands at the beginning or the end of the
-    folder's name below LOGDIR, or between dashes. All other runs match the bare ``$``, and share a colour; runs without
-    a match would be pale grey. Where there are no two optimizers, TensorBoard gives each run a colour.
+    A regular expression gives runs of one optimizer one colour. It finds the optimizer's name at the beginning or the
+    end of the run's path below LOGDIR, or between dashes. All other runs match the bare ``$`` and share one
+    colour, instead of pale grey. With fewer than two optimizers, TensorBoard gives each run its own colour.
     """
     cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     query = {"smoothing": "0", "pinnedCards": json.dumps(cards, separators=(",", ":"))}
@@ -140,7 +136,7 @@ def view(folder: Path) -> str:
 
 
 def has_graphical_browser() -> bool:
-    """Whether there is a browser with a window: a text browser would take over the terminal."""
+    """Tell whether there is a browser with a window; a text browser would take over the terminal."""
     if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         return False
     try:

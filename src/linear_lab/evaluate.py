@@ -1,4 +1,4 @@
-"""Measure a run's checkpoint again: ``python -m linear_lab.evaluate run=outputs/runs/<id>``."""
+"""Measure a checkpoint of a run again: ``python -m linear_lab.evaluate run=outputs/runs/<id>``."""
 
 from typing import Any
 

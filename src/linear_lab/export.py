@@ -1,4 +1,4 @@
-"""Write a run as a file that predicts by itself: ``python -m linear_lab.export run=outputs/runs/<id>``."""
+"""Export a run to a file that predicts without this package: ``python -m linear_lab.export run=outputs/runs/<id>``."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from linear_lab.command import entry
 
 @entry("export")
 def main(cfg: Any) -> Any:
-    """Export the checkpoint; returns the file."""
+    """Export the checkpoint; returns the path of the file."""
     from linear_lab.cli import importing, required
 
     required(cfg, "run")

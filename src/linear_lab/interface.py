@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has left.
+    """The result of a run.
 
     Attributes:
         folder: the run folder.
-        record: what its result.json says: status, steps, metrics, parameters, optimum.
-        history: one row per validation, the untouched model's first: ``step`` (int64) and each metric (float64).
-        model: the module, with the weights of the best checkpoint if there is one, else the final ones.
+        record: the content of its result.json: status, steps, metrics, parameters, optimum.
+        history: one row per validation, first that of the initial model: ``step`` (int64) and each metric (float64).
+        model: the module, with the weights of the best checkpoint if there is one, else with the final weights.
     """
 
     folder: Path
@@ -49,11 +49,11 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     """Compose the config of a run, as ``python -m linear_lab.train`` would.
 
     Args:
-        overrides: what would be typed: ``["optimizer=adam", "optimizer.lr=0.05"]``.
-        config_dir: a folder of option files of your own.
+        overrides: as on the command line: ``["optimizer=adam", "optimizer.lr=0.05"]``.
+        config_dir: a folder with option files of your own.
 
     Raises:
-        UserError: for an option that there is not, and a key that nothing reads; the message names the nearest one.
+        UserError: for an unknown option, and for a key that nothing reads; the message names the nearest one.
 
     >>> compose(["optimizer.lr=0.05"]).optimizer.lr
     0.05
@@ -74,12 +74,12 @@ def train_run(cfg: DictConfig, folder: str | Path | None = None, *, show: bool =
     """Train a composed config, as ``python -m linear_lab.train`` would.
 
     Args:
-        cfg: of `compose`; it may be changed before.
-        folder: the run folder; None makes a new one in ``cfg.output_root``.
+        cfg: from `compose`; its values may be changed before.
+        folder: the run folder; None creates a new one in ``cfg.output_root``.
         show: whether to print what the command prints.
 
     Raises:
-        UserError: for all that the user can mend, a run that diverged among it; its folder says the same.
+        UserError: for each mistake of the user, and if the run diverged; result.json has the same message.
     """
     from linear_lab.fitting.run import train_in
     from linear_lab.terminal import layout
@@ -96,7 +96,7 @@ def train_run(cfg: DictConfig, folder: str | Path | None = None, *, show: bool =
             atomic.make(Path(folder))
         claimed = Run(Path(folder)).claimed(files)
     history = History()
-    logging.captureWarnings(True)  # into the run's log: they are about libraries
+    logging.captureWarnings(True)  # libraries' warnings go to the run's log
     try:
         with claimed as run:
             train_in(run, cfg, (), layout.screen() if show else Console(quiet=True), [history])
@@ -108,19 +108,19 @@ def train_run(cfg: DictConfig, folder: str | Path | None = None, *, show: bool =
 def train_sweep(
     overrides: Sequence[str], name: str, *, config_dir: str | Path | None = None, output_root: str | Path = "outputs"
 ) -> "pl.DataFrame":
-    """Train a sweep in a process of its own, as ``python -m linear_lab.train -m`` does, or go on with it.
+    """Train a sweep in a new process, as ``python -m linear_lab.train -m`` would, or continue it.
 
     Args:
-        overrides: those of all jobs, and values to try: ``["launch=stacked", "optimizer.lr=0.01,0.1"]``.
-        name: of the sweep; the same name goes on with what is missing.
-        config_dir: a folder of option files of your own.
+        overrides: values for all jobs, and values to try: ``["launch=stacked", "optimizer.lr=0.01,0.1"]``.
+        name: the sweep's name; the same name trains only what is missing.
+        config_dir: a folder with option files of your own.
         output_root: the sweep's folder is ``<output_root>/sweeps/<name>``.
 
     Returns:
-        One row per job, best first: the leaderboard, as ``leaderboard.csv`` has it.
+        The leaderboard, from ``leaderboard.csv``: one row per job, best first.
 
     Raises:
-        UserError: with the command's message, if it failed.
+        UserError: if the command failed; it has the command's message.
     """
     import polars as pl
 

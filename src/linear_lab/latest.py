@@ -1,4 +1,4 @@
-"""The folder that ``latest`` stands for, as in ``run=latest``."""
+"""Replacing ``latest`` on a command line, as in ``run=latest``, by the newest folder."""
 
 from pathlib import Path
 
@@ -7,15 +7,11 @@ from linear_lab.runs.folder import LAST, RESULT
 from linear_lab.sweep import SETTINGS
 from linear_lab.terminal.layout import flag, in_quotes, screen
 
-RECORDS = {"run": ("runs", LAST), "resume": ("runs", RESULT), "folder": ("sweeps", SETTINGS)}  # by the key typed
+RECORDS = {"run": ("runs", LAST), "resume": ("runs", RESULT), "folder": ("sweeps", SETTINGS)}  # the file to compare
 
 
 def with_latest(arguments: list[str], root: str) -> list[str]:
-    """Replace ``latest`` by the folder below ``root`` whose file of `RECORDS` was written last, and say which it is.
-
-    Raises:
-        UserError: if no folder has such a file.
-    """
+    """Replace ``latest`` by the folder below ``root`` whose file in `RECORDS` is the newest, and print its path."""
     replaced = []
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -28,9 +24,9 @@ def with_latest(arguments: list[str], root: str) -> list[str]:
             newest = max(records, key=lambda path: (path.stat().st_mtime_ns, path))
             folder = newest.parents[name.count("/")]
             argument = f"{key}={in_quotes(str(folder))}"
-            if flag(arguments, "--cfg", "-c") is None:  # which prints YAML alone
+            if flag(arguments, "--cfg", "-c") is None:  # --cfg prints only YAML
                 screen().print(f"{typed}=latest is {folder}", soft_wrap=True)
         replaced.append(argument)
-    if replaced != arguments:  # it says where to look, and the folder has its own
+    if replaced != arguments:  # it was needed only to find the folder
         replaced = [argument for argument in replaced if not argument.startswith("output_root=")]
     return replaced

@@ -1,4 +1,4 @@
-"""Write a sweep's leaderboard again, and show it: ``python -m linear_lab.leaderboard sweep=outputs/sweeps/<name>``."""
+"""Rank the jobs of a sweep again: ``python -m linear_lab.leaderboard sweep=outputs/sweeps/<name>``."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from linear_lab.command import entry
 
 @entry("leaderboard", renamed={"sweep": "folder"})
 def main(cfg: Any) -> None:
-    """Rank the jobs by what they have left, whether they run, have ended, or were killed."""
+    """Write the leaderboard and show it, whether the jobs still run, have ended, or were killed."""
     from omegaconf import OmegaConf
 
     from linear_lab.sweep import board, page
@@ -22,13 +22,13 @@ def main(cfg: Any) -> None:
     if not folder.is_dir():
         raise UserError(f"sweep={cfg.folder}: there is no such folder; {example}")
     if not board.is_sweep(folder):
-        raise UserError(f"sweep={cfg.folder}: no plan in it, so it is no sweep; {example}")
+        raise UserError(f"sweep={cfg.folder}: this folder has no plan, so it is no sweep; {example}")
     if type(cfg.top) is not int or cfg.top < 1:
-        raise UserError(f"top={cfg.top}: must be a whole number from 1, the rows of a table")
-    leaderboard, failure = board.read(folder, cfg.metric, cfg.mode), None  # refuses before anything is written
+        raise UserError(f"top={cfg.top}: must be a whole number from 1: the rows of the table")
+    leaderboard, failure = board.read(folder, cfg.metric, cfg.mode), None  # refuse mistakes before writing
     try:
         leaderboard = board.write(folder, cfg.metric, cfg.mode, strict=True)
-    except UserError as error:  # what is known is shown nevertheless
+    except UserError as error:  # the leaderboard is shown nevertheless
         failure = error
     if cfg.page and not failure:
         page.write_page(folder, trust=cfg.trust)

@@ -1,6 +1,6 @@
-"""What was typed, held against the config: options that there are not, and keys that nothing reads, are refused.
+"""Checking the overrides of a command line: unknown options, and keys that nothing reads, are refused.
 
-A key is read if conf/ has it, if a class that the config names takes it, or if another value refers to it.
+A key is read if conf/ has it, if a class in the config takes it as an argument, or if another value refers to it.
 """
 
 import copy
@@ -27,12 +27,12 @@ from linear_lab import CONF, UserError
 from linear_lab.runs.fingerprints import leaves
 from linear_lab.terminal.layout import in_quotes
 
-OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ without which there still is a run
-LONGEST = 200  # characters of an override that cannot be read, in a message
-SEVERAL = ("experiment", "callbacks", "logger")  # groups of conf/ of which a list of options may be chosen
-DEEP = re.compile(r"(?:[\[{(][^\[{(\]})]*){40}")  # brackets in brackets, on which Python's stack would end
+OPTIONAL = ("experiment", "sweep", "launch")  # groups of conf/ that a run does not need
+LONGEST = 200  # characters that a message shows of an override that cannot be parsed
+SEVERAL = ("experiment", "callbacks", "logger")  # groups of conf/ from which several options can be chosen
+DEEP = re.compile(r"(?:[\[{(][^\[{(\]})]*){40}")  # brackets nested too deeply for Python's stack
 
-# Arguments that classes take, but that a run gives them itself, over what the config says.
+# Arguments of classes that a run sets itself, whatever the config says.
 GIVEN = {
     "trainer": ("callbacks", "logger", "default_root_dir"),
     "logger.tensorboard": ("save_dir", "purge_step"),
@@ -43,21 +43,18 @@ GIVEN = {
 def check(
     lines: list[str], config_name: str, renamed: Mapping[str, str], folder: str | None, *, trusted: bool, multirun: bool
 ) -> None:
-    """Refuse overrides of a config that change nothing, or that no run can do with; a UserError names the nearest.
-
-    ``folder`` has config files too, and classes are imported only if the config is ``trusted``.
-    """
+    """Refuse overrides that change nothing or break each run; import classes only if the config is ``trusted``."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         typed = Typed(lines, config_name, folder)
         typed.check_options()
         try:
             typed.check_keys(renamed, trusted=trusted, multirun=multirun)
-        except HydraException as error:  # of the choices alone
+        except HydraException as error:  # caused by the chosen options
             raise UserError(" ".join(str(error).split())) from error
 
 
 class Typed:
-    """The overrides of a command line, and the configs that the choices of options among them give."""
+    """The overrides of a command line: choices of options, such as optimizer=adam, and single values."""
 
     def __init__(self, lines: Sequence[str], config_name: str, folder: str | None) -> None:
         self.config_name, self.loader = config_name, GlobalHydra.instance().config_loader()
@@ -67,30 +64,30 @@ class Typed:
         self.values = [item for item in self.items if item not in self.choices]
 
     def parse(self, line: str) -> Override:
-        with suppress(HydraException, ValueError):  # ValueError: of a number of thousands of digits
+        with suppress(HydraException, ValueError):  # ValueError: a number has thousands of digits
             if not DEEP.search(line):
                 item = OverridesParser.create(config_loader=self.loader).parse_override(line)
                 if item.key_or_group:
                     return item
         if len(line) > LONGEST:
-            raise UserError(f"{line[:LONGEST]}...: cannot be read; give a shorter value, with fewer brackets")
+            raise UserError(f"{line[:LONGEST]}...: cannot be parsed; give a shorter value, with fewer brackets")
         raise UserError(
-            f"{line}: cannot be read as key=value; values to try are typed as seed=2,4,null or seed=range(0,9), "
-            "special characters in quotes, as in \"metric='a (b)'\""
+            f"{line}: cannot be parsed as key=value; type several values as in seed=2,4,null or seed=range(0,9), "
+            "and special characters in quotes, as in \"metric='a (b)'\""
         )
 
     def options(self, item: Override) -> list[str]:
-        """Return the options of the group that an override chooses from; none for other keys."""
+        """Return the options of the group from which an override chooses; an empty list for a single value."""
         group = item.key_or_group
         return [] if "." in group else list(self.loader.get_group_options(group, overrides=self.where))
 
     def compose(self, *others: str) -> DictConfig:
-        """Compose what the chosen options give, without single values."""
+        """Compose the config of the chosen options, without single values."""
         chosen = [str(item.input_line) for item in self.choices if not item.is_sweep_override()]
         return self.loader.load_configuration(self.config_name, [*self.where, *chosen, *others], run_mode=RunMode.RUN)
 
     def check_options(self) -> None:
-        """Refuse an option that a group does not have; the sweep refuses those that are swept, but for null."""
+        """Refuse an option that a group does not have. The sweep itself checks swept options, except null."""
         for item in self.choices:
             group, value, options = item.key_or_group, item.value(), self.options(item)
             ours = (CONF / group).is_dir()
@@ -108,14 +105,14 @@ class Typed:
                 raise UserError(f"{item.input_line}: choose one of {', '.join(options)}{hint}")
 
     def check_keys(self, renamed: Mapping[str, str], *, trusted: bool, multirun: bool) -> None:
-        """Refuse keys that nothing reads, and values in place of nodes; ``renamed`` has keys by their typed names."""
+        """Refuse keys that nothing reads, and single values for keys with several; `command.entry` has ``renamed``."""
         cfg = self.compose()
-        node: Any = OmegaConf.to_container(cfg)  # as it stands: to resolve hydra.sweep.dir would make the folder
+        node: Any = OmegaConf.to_container(cfg)  # not resolved: resolving hydra.sweep.dir would create the folder
         names = {*dotted(node)}
         several = next((item for item in self.items if item.is_sweep_override()), None)
         if several and not multirun and self.with_values(cfg).hydra.mode != RunMode.MULTIRUN:
-            remedy = "are a sweep: add -m" if self.config_name == "train" else "where one is meant"
-            raise UserError(f"{several.input_line}: several values {remedy}; a decimal is 0.1, a list [0,1]")
+            remedy = "need a sweep: add -m" if self.config_name == "train" else "are not allowed"
+            raise UserError(f"{several.input_line}: several values {remedy}; write a decimal as 0.1, a list as [0,1]")
         for item in self.values:
             key, value = item.key_or_group, item.value()
             if key in names:
@@ -127,9 +124,9 @@ class Typed:
     def check_key(
         self, item: Override, key: str, cfg: DictConfig, renamed: Mapping[str, str], *, trusted: bool
     ) -> None:
-        """Refuse a key that the chosen options do not have, unless it is added and read, or swept options have it."""
+        """Refuse a key that neither the chosen nor the swept options have, unless it is added and read."""
         line, group = str(item.input_line), key.partition(".")[0]
-        if line.startswith(("+hydra.", "++hydra.")):  # Hydra's plugins read what they like
+        if line.startswith(("+hydra.", "++hydra.")):  # plugins of Hydra may read any key
             return
         cfgs = [cfg, *(self.compose(f"{group}={option}") for option in self.swept(cfg, group))]
         names = dict.fromkeys(name for one in cfgs for name in dotted(OmegaConf.to_container(one)))
@@ -140,35 +137,35 @@ class Typed:
                     raise UserError(f"{line}: set the whole list, as in {name}={str(held).replace(', ', ',')}")
         cfgs = [*map(self.with_values, cfgs)]
         if key in names:
-            if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default first
+            if not (item.is_sweep_override() or line.startswith("+")):  # Hydra composes with the default option first
                 raise UserError(f"{line}: {group} is swept, so type {key}=choice({line.partition('=')[2]})")
         elif not (line.startswith("+") and self.is_read(key, cfgs, trusted=trusted)):
             shown = {key: name for name, key in renamed.items()}
             raise UserError(unknown(line, key, [shown.get(name, name) for name in names], cfgs[0]))
 
     def swept(self, cfg: DictConfig, group: str) -> list[str]:
-        """Return the options of a group that jobs of a sweep choose, typed or by a file in conf/sweep."""
+        """Return the options of a group that a sweep tries, whether typed or from a file in conf/sweep."""
         params = cfg.hydra.sweeper.get("params") or {}
         items = [*(self.parse(f"{key}={value}") for key, value in params.items()), *self.choices]
         swept = (item for item in items if item.key_or_group == group and item.is_sweep_override())
         return [option for item in swept for option in item.sweep_string_iterator()]
 
     def with_values(self, cfg: DictConfig) -> DictConfig:
-        """Return a copy of a config with the single values that were typed."""
+        """Return a copy of a config in which the typed single values are set."""
         cfg = copy.deepcopy(cfg)
         OmegaConf.set_struct(cfg, False)
         for item in self.values:
             if not (item.is_sweep_override() or item.is_delete()):
-                with suppress(OmegaConfBaseException):  # composing will say what is wrong
+                with suppress(OmegaConfBaseException):  # Hydra reports the mistake when it composes
                     OmegaConf.update(cfg, item.key_or_group, item.value(), force_add=True)
         return cfg
 
     def is_read(self, key: str, cfgs: Sequence[DictConfig], *, trusted: bool) -> bool:
-        """Tell whether a key that is added is an argument of a class, or another value refers to it."""
+        """Tell whether an added key is an argument of a class, or another value refers to it."""
         node, _, name = key.rpartition(".")
         specs = [other.key_or_group for other in self.values if isinstance(other.value(), dict)]
         if node == "callbacks" or (node == "logger" and key in specs):
-            return True  # each one is built
+            return True  # each entry is built
         classes = [] if name in GIVEN.get(node, ()) else filter(None, (target(cfg, key) for cfg in cfgs))
         if any(not trusted or takes(*of_class) for of_class in classes):
             return True
@@ -178,33 +175,33 @@ class Typed:
 
 
 def check_value(item: Override, now: Any) -> None:
-    """Refuse to remove what all runs need, and to replace a node of many values by one."""
+    """Refuse to remove a key that each run needs, and to replace several values by a single one."""
     line, key, value = item.input_line, item.key_or_group, item.value()
     if item.is_add():
-        remedy = f"type +{line}" if isinstance(value, dict) else "leave the + out"
-        raise UserError(f"{line}: there is {key} already; {remedy}")
+        remedy = f"type +{line}" if isinstance(value, dict) else "leave out the +"
+        raise UserError(f"{line}: the config has {key} already; {remedy}")
     if isinstance(value, dict) and isinstance(now, (int, float)):
         raise UserError(f"{line}: {key} holds one value, as in {key}={now}")
     if item.is_delete() and now in (None, "???"):
-        raise UserError(f"{line}: conf/ gives {key} no value, so there is none to remove; leave this out")
+        raise UserError(f"{line}: {key} has no value that could be removed; leave this out")
     if key == "hydra.sweeper.params" and not isinstance(value, dict | None):
-        raise UserError(f"{line}: holds what a file in conf/sweep gives; type the values to try, as in seed=1,2")
-    if value == "" and key != "name":  # as a path, it would be the working directory
-        raise UserError(f"{line}: it is empty; give a value, or leave it out")
+        raise UserError(f"{line}: this key belongs to the files in conf/sweep; type the values to try, as in seed=1,2")
+    if value == "" and key != "name":  # an empty path would mean the working directory
+        raise UserError(f"{line}: the value is empty; give a value, or leave the key out")
     if item.is_sweep_override():
         return
     nested = "." in key
     if item.is_delete() and (not nested or key.endswith("._target_")):
-        raise UserError(f"{line}: a run needs {key}; give it another value instead")
+        raise UserError(f"{line}: a run needs {key}; give it another value instead of removing it")
     if isinstance(now, dict) and not isinstance(value, dict) and not (nested and value is None):
         first = str(next(iter(now), ""))
         raise UserError(f"{line}: {key} holds several values; set one of them, as in {key}.{first}={now.get(first)}")
     if isinstance(now, str) and value is None and not nested and key != "metric":
-        raise UserError(f"{line}: it needs a value, as in {key}={now}")
+        raise UserError(f"{line}: {key} needs a value, as in {key}={now}")
 
 
 def dotted(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all that a config holds.
+    """Yield the dotted names of all keys of a config.
 
     >>> list(dotted({"seed": 0, "optimizer": {"lr": 0.1}}))
     ['seed', 'optimizer', 'optimizer.lr']
@@ -216,7 +213,7 @@ def dotted(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def nearest(key: str, names: Iterable[str]) -> str | None:
-    """Return the name most like a key, by the last part first; None if none is like it.
+    """Return the name that is most similar to a key, above all in the last part; None if none is similar.
 
     >>> nearest("lr", ["seed", "optimizer.lr"]), nearest("optimiser", ["seed", "optimizer"]), nearest("note", ["seed"])
     ('optimizer.lr', 'optimizer', None)
@@ -233,14 +230,14 @@ def nearest(key: str, names: Iterable[str]) -> str | None:
 
 
 def unknown(line: str, key: str, names: Iterable[str], cfg: DictConfig) -> str:
-    """Say that nothing reads a key that was typed, and name the nearest one."""
+    """Write the message for a key that nothing reads; it names the nearest key."""
     if near := nearest(key, [name for name in names if name.startswith("hydra.") == key.startswith("hydra.")]):
         return f"{line}: nothing reads {key}; did you mean {near}?"
     of_class = target(cfg, key)
     if of_class and of_class[1] != "_target_" and not line.startswith("+"):
         added = "+" if line.startswith(f"{key}=") else "++"  # ++ of {name: value}
-        return f"{line}: conf/ has no {key}; if {of_class[0]} takes it, type {added}{line}"
-    return f"{line}: nothing reads {key}; --cfg job shows the keys that there are"
+        return f"{line}: conf/ has no {key}; if it is an argument of {of_class[0]}, type {added}{line}"
+    return f"{line}: nothing reads {key}; --cfg job shows all keys"
 
 
 def refers(text: str, key: str) -> bool:
@@ -254,7 +251,7 @@ def refers(text: str, key: str) -> bool:
 
 
 def target(cfg: DictConfig, key: str) -> tuple[str, str] | None:
-    """Return the class to which a key is an argument, and the argument; None outside of the node of a class."""
+    """Return the class of which a key may be an argument, and the argument; None if the key is in no class's node."""
     node = key
     while node:
         node, _, part = node.rpartition(".")
@@ -265,13 +262,13 @@ def target(cfg: DictConfig, key: str) -> tuple[str, str] | None:
 
 
 def takes(name: str, argument: str) -> bool:
-    """Tell whether a class or function, by its dotted name, takes an argument; True where that cannot be told."""
-    if argument.startswith("_"):  # Hydra reads it, as _convert_
+    """Tell whether a class or function, by its dotted name, takes an argument; True if that is unknown."""
+    if argument.startswith("_"):  # for Hydra, as _convert_
         return True
     module, _, attribute = name.rpartition(".")
-    with suppress(ImportError, AttributeError, ValueError, TypeError):  # building it will say what is wrong with it
+    with suppress(ImportError, AttributeError, ValueError, TypeError):  # building it reports the mistake
         called = getattr(importlib.import_module(module), attribute)
-        for kind in inspect.getmro(called) if inspect.isclass(called) else [called]:  # **others go to the base class
+        for kind in inspect.getmro(called) if inspect.isclass(called) else [called]:  # **kwargs go to the base class
             parameters = inspect.signature(kind.__init__ if inspect.isclass(kind) else kind).parameters
             if argument in parameters or all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
                 return argument in parameters

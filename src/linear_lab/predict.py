@@ -1,4 +1,4 @@
-"""Predict with a run: ``python -m linear_lab.predict run=outputs/runs/<id> x=[5,6]``."""
+"""Predict with a trained run: ``python -m linear_lab.predict run=outputs/runs/<id> x=[5,6]``."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from linear_lab.command import entry
 
 @entry("predict")
 def main(cfg: Any) -> Any:
-    """Predict rows or a file; returns the file that was written."""
+    """Predict for rows or a file; returns the path of the file that was written, if any."""
     from linear_lab.cli import importing, required
 
     required(cfg, "run")

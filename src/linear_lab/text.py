@@ -1,14 +1,14 @@
-"""Text that comes from disk or from a library, made fit for one line of a message, and for a terminal."""
+"""Making text from disk or from a library safe for the terminal, and short enough for a message."""
 
 import re
 from typing import Any
 
-# C0 but tab and line feed, DEL, C1, no width, marks and overrides of direction, separators, and halves of pairs
+# C0 except tab and line feed, DEL, C1, zero-width and bidirectional characters, line separators, surrogates
 CONTROLS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def printable(text: str) -> str:
-    r"""Replace the characters that control a terminal, or that UTF-8 cannot write: a text may come from a stranger.
+    r"""Replace characters that control a terminal, or that UTF-8 cannot encode: the text may come from a stranger.
 
     >>> printable("a\x1b[2Jb, größe\n")
     'a?[2Jb, größe\n'
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def joined(tags: Any) -> str:
-    """Write the tags of a config as one text; a single one need not be in a list.
+    """Join the tags of a config; a single tag need not be in a list.
 
     >>> joined(["a", "b"]), joined("a"), joined(None)
     ('a, b', 'a', '')
@@ -26,5 +26,5 @@ def joined(tags: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; its class where it has none, as the EOFError of an empty file."""
+    """Return the first line of an error's message, or its class if it has none, such as the EOFError of torch.load."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -8,7 +8,7 @@ from linear_lab.command import entry
 
 @entry("train")
 def main(cfg: Any) -> float | None:
-    """Train one composed config, or a job of a sweep; returns the metric that a sweep compares."""
+    """Train one run, or one job of a sweep; returns the final metric, by which a sweep compares."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -24,10 +24,10 @@ def main(cfg: Any) -> float | None:
             from linear_lab.sweep.job import train_job
 
         return train_job(cfg)
-    typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed: an item that refers to a value stays so
+    typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed: references to other values are not resolved
     steering = [item for item in typed if item.partition("=")[0] in ("name", "overwrite", "fail_fast")]
     if steering and not cfg.resume:
-        raise UserError(f"{', '.join(steering)}: is for sweeps; add -m, or leave it out")
+        raise UserError(f"{', '.join(steering)}: only for sweeps; add -m, or leave it out")
     if cfg.resume:
         with importing():
             from linear_lab.fitting.run import train

@@ -1,4 +1,4 @@
-"""Data sources, the units of their columns, and batches."""
+"""Data sources, the names and units of their columns, and batches."""
 
 from linear_lab.data.batches import Batches, Part
 from linear_lab.data.datamodule import LinearData, split

@@ -10,28 +10,28 @@ Part = tuple[Tensor, Tensor]  # x (B, F) floating and y (B, T) floating, or (B,)
 
 
 def epoch_order(seed: int, epoch: int, rows: int) -> Tensor:
-    """Return the order of the rows in an epoch, ``(rows,)`` int64 on the CPU: a function of its arguments alone."""
-    # SeedSequence mixes the two numbers, so that neighbouring seeds share no epoch's order.
+    """Return the order of the rows in an epoch, ``(rows,)`` int64 on the CPU; it depends on the arguments alone."""
+    # Unlike a sum of seed and epoch, SeedSequence gives neighbouring seeds unrelated orders.
     mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.randperm(rows, generator=torch.Generator().manual_seed(int(mixed[0])))
 
 
 class Batches:
-    """Batches of rows held in memory, cut as slices: a DataLoader would collate them row by row.
+    """Iterates over batches of rows that are held in memory. A DataLoader is slower, since it collates row by row.
 
-    The batches lie in the memory of x and y, also where that is a GPU's.
+    The batches are on the same device as x and y.
 
-    With a ``seed``, the order of the rows is drawn anew each epoch from ``(seed, epoch)`` alone. It does not depend on
-    what was drawn before, so a resumed run sees the rows that the interrupted run would have seen. Each of
-    ``world_size`` processes takes every ``world_size``-th row of the same global batch, which may be none.
+    With a ``seed``, each epoch has a new random order of the rows, which depends on ``(seed, epoch)`` alone. A resumed
+    run therefore sees the rows that the interrupted run would have seen. Each of ``world_size`` processes takes every
+    ``world_size``-th row of the same global batch. A process gets no row if the batch has too few.
 
     Args:
         x: inputs, ``(N, F)``.
         y: targets, ``(N, T)``.
-        batch_size: rows of the global batch; the last batch of an epoch has what is left.
-        seed: of the order of the rows; None keeps it as it is.
-        epoch: returns the epoch that an iteration begins.
-        rank: of this process, from 0.
+        batch_size: rows per global batch; the last batch of an epoch has the remaining rows.
+        seed: seed of the order of the rows; None keeps the order of x.
+        epoch: returns the index of the epoch; it is called when an iteration begins.
+        rank: index of this process, from 0.
         world_size: number of processes.
 
     >>> x = torch.arange(3.0).reshape(3, 1)
@@ -76,5 +76,5 @@ class Batches:
         return {"taken": self._taken, "epoch": self._taken_epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Have the next iteration continue after the batches that were taken before the checkpoint."""
+        """Let the next iteration of that epoch skip the batches that were taken before the checkpoint."""
         self._start, self._start_epoch = state["taken"], state["epoch"]

@@ -1,4 +1,4 @@
-"""Names of the columns of x and y, and the units in which training sees them."""
+"""Names of the columns of x and y, and the units that training uses."""
 
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -11,17 +11,17 @@ from torch import Tensor
 class Schema:
     """Names and units of the columns of x and y.
 
-    Training sees ``z = (value - mean) / scale`` of each column. All fields are plain, since checkpoints hold them.
+    Training sees ``z = (value - mean) / scale`` of each column. Fields are plain values, so checkpoints can hold them.
 
     Attributes:
         x: names of the F columns of x.
         y: names of the T columns of y; one name for class labels.
         x_mean: F numbers, in the units of the file.
-        x_scale: F numbers, likewise; 0 for a constant column, for which z is 0.
-        y_mean: T numbers, likewise.
-        y_scale: T numbers, likewise.
+        x_scale: F numbers, in the units of the file; 0 for a constant column, whose z is 0.
+        y_mean: T numbers, in the units of the file.
+        y_scale: T numbers, in the units of the file.
         labels: the C classes in the order of their indices; None for regression.
-        categories: of columns of text. Each category is a column of x, the last ones, which is 1 where the text is it.
+        categories: the categories of each text column. Each has a column of 0 and 1, at the end of x.
     """
 
     x: list[str]
@@ -35,12 +35,12 @@ class Schema:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns of a file from which x is made: those of numbers, then those of text."""
+        """Names of the columns of the file that x is made from: first the numeric ones, then those of text."""
         return self.x[: len(self.x) - sum(map(len, self.categories.values()))] + list(self.categories)
 
     @classmethod
     def plain(cls, features: int, targets: int, labels: list[str] | None = None) -> Self:
-        """Name the columns ``x1, x2, ...`` (``x`` if there is only one), likewise y, without standardizing them."""
+        """Name the columns ``x1, x2, ...`` (``x`` if there is only one), and those of y alike; none is standardized."""
         x = ["x"] if features == 1 else [f"x{k}" for k in range(1, features + 1)]
         y = ["y"] if targets == 1 or labels else [f"y{k}" for k in range(1, targets + 1)]
         return cls.of(x, y, labels)
@@ -54,7 +54,7 @@ class Schema:
         x_units: tuple[Tensor, Tensor] | None = None,
         y_units: tuple[Tensor, Tensor] | None = None,
     ) -> Self:
-        """Make the schema of named columns; units are mean and scale, None for columns that are not standardized."""
+        """Make a schema from names; units are mean and scale, or None for columns that are not standardized."""
         x_mean, x_scale = (u.tolist() for u in x_units) if x_units else ([0.0] * len(x), [1.0] * len(x))
         y_mean, y_scale = (u.tolist() for u in y_units) if y_units else ([0.0] * len(y), [1.0] * len(y))
         return cls(list(x), list(y), x_mean, x_scale, y_mean, y_scale, labels)
@@ -71,7 +71,7 @@ class Schema:
 
     @property
     def standardized(self) -> bool:
-        """Whether training sees other units than those of the file."""
+        """Whether the units of training differ from those of the file."""
         return any(self.x_mean + self.y_mean) or any(scale != 1 for scale in self.x_scale + self.y_scale)
 
     def in_file_units(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -81,8 +81,8 @@ class Schema:
         ``scale_y W / scale_x`` and the bias ``mean_y + scale_y b - weight mean_x``, in float64.
 
         Args:
-            parameters: ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` or None, as lists. Parameters of other networks
-                are returned unchanged.
+            parameters: ``weight`` ``(T, F)`` and ``bias`` ``(T,)`` or None, as lists; other parameters are returned
+                unchanged.
         """
         if not self.standardized or set(parameters) != {"weight", "bias"}:
             return parameters
@@ -94,7 +94,7 @@ class Schema:
         return {"weight": weight.tolist(), "bias": None if bias is None else bias.tolist()}
 
     def tensors_in_file_units(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Convert float64 tensors ``(..., T, F)`` and ``(..., T)`` of any number of models, see `in_file_units`."""
+        """Convert float64 tensors ``(..., T, F)`` and ``(..., T)`` of any number of models like `in_file_units`."""
         if not self.standardized:
             return weight, bias
         (x_mean, x_scale), (y_mean, y_scale) = self.x_units, self.y_units
@@ -106,7 +106,7 @@ class Schema:
 
 
 def units(values: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
-    """Mean and scale of columns, ``(F,)`` each: ``scale = sqrt(mean((value - mean)^2))``.
+    """Return mean and scale of columns, ``(F,)`` each: ``scale = sqrt(mean((value - mean)^2))``.
 
     The scale of a constant column is exactly 0.
 
@@ -119,14 +119,14 @@ def units(values: Tensor, *, center: bool) -> tuple[Tensor, Tensor]:
     """
     largest = values.abs().amax(0)
     largest[largest == 0] = 1.0
-    values = values / largest  # squares neither overflow nor vanish, and a constant column equals its mean exactly
+    values = values / largest  # avoids overflow and underflow of squares; a constant column equals its mean exactly
     mean = values.mean(0) if center else torch.zeros_like(largest)
     scale = (values - mean).square().mean(0).sqrt()
     return mean * largest, scale * largest
 
 
 def standardize(values: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Return ``(values - mean) / scale``; 0 where scale is 0."""
+    """Return ``(values - mean) / scale``, or 0 where scale is 0."""
     return torch.where(scale > 0, (values - mean) / scale, 0.0)
 
 

@@ -19,14 +19,14 @@ class SyntheticData(LinearData):
         features: columns of x, F.
         targets: columns of y, T.
         noise: standard deviation of the noise, in units of y.
-        weight: W, ``(T, F)``, or a number for every coefficient; None draws it.
-        bias: b, ``(T,)``, or a number; None draws it.
-        fractions: share of the rows for train, val and test; they sum to 1, and a part with 0 is left out.
-        seed: of the data alone: the run's seed changes initial weights and order, but not the data.
+        weight: W, ``(T, F)``, or one number for every coefficient; None draws it at random.
+        bias: b, ``(T,)``, or one number for every target; None draws it at random.
+        fractions: shares of the rows for train, val and test; they sum to 1, and 0 leaves a part out.
+        seed: seed of the data. The run's seed changes the initial weights and the order of the rows, not the data.
         **batching: see `LinearData`.
 
     Raises:
-        ValueError: naming the argument that is out of range.
+        ValueError: if an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -69,5 +69,5 @@ def filled(values: Any, shape: torch.Size, name: str) -> Tensor:
     """Return the values as a float64 tensor of the shape; a single number fills it."""
     tensor = as_columns([values] if isinstance(values, (int, float)) else values, name)
     if tensor.numel() not in (1, shape.numel()):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but features and targets want {tuple(shape)}")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but features and targets need {tuple(shape)}")
     return tensor.flatten().expand(shape) if tensor.numel() == 1 else tensor.reshape(shape)

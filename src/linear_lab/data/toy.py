@@ -1,4 +1,4 @@
-"""Toy data: points from the config, and separable classes in the plane."""
+"""Toy data: points listed in the config, and separable classes in the plane."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from linear_lab.data.batches import Part
 from linear_lab.data.datamodule import LinearData, check_seed, check_whole, split
 from linear_lab.data.schema import Schema
 
-Points = dict[str, Any]  # x and y, as lists of numbers or of rows
+Points = dict[str, Any]  # x and y, each a list of numbers or of rows
 
 
 class ToyData(LinearData):
-    """Points given one by one.
+    """Serves points that are listed one by one.
 
     Args:
-        train: ``{"x": [...], "y": [...]}``; a plain list is one column, a list of lists one row each.
-        val: likewise, or None.
-        test: likewise, or None.
+        train: ``{"x": [...], "y": [...]}``; a list of numbers is one column, a list of lists has one row per list.
+        val: points as for train, or None.
+        test: points as for train, or None.
         **batching: see `LinearData`.
     """
 
@@ -42,18 +42,18 @@ class ToyClasses(LinearData):
     """Draws points of several classes in the plane, which a linear model can separate without error.
 
     The centres of the classes are spaced evenly on the unit circle. The points of a class are uniform on a disc around
-    its centre, whose radius is 0.8 of half the distance between neighbouring centres. So each point is nearest to its
-    own centre, and the boundaries between nearest centres are linear.
+    its centre, whose radius is 0.8 of half the distance between neighbouring centres. Each point is therefore nearest
+    to the centre of its class, and straight lines separate the classes.
 
     Args:
-        samples: rows in all parts together, N; class k has every C-th of them.
-        classes: C, at least 2.
+        samples: N, rows in all parts together; row n belongs to class n modulo C.
+        classes: C, the number of classes, at least 2.
         fractions: see `SyntheticData`.
-        seed: of the draw alone.
+        seed: seed of the data.
         **batching: see `LinearData`.
 
     Raises:
-        ValueError: naming the argument that is out of range.
+        ValueError: if an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ToyClasses(LinearData):
 
 
 def as_columns(values: Any, name: str) -> Tensor:
-    """``[1, 2]`` or ``[[1], [2]]`` as a float64 tensor ``(2, 1)``."""
+    """Convert ``[1, 2]`` or ``[[1], [2]]`` to a float64 tensor ``(2, 1)``; raise ValueError for other values."""
     try:
         tensor = torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError) as error:

@@ -1,1 +1,1 @@
-"""Fitting one run: what happens from its config to its record."""
+"""One run, from its config to its record."""

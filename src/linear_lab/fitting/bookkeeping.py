@@ -1,4 +1,4 @@
-"""What a run notes beside training: how it begins, its last checkpoint, and its outcome."""
+"""What a run records besides its curves: its beginning, its last checkpoint and its outcome."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Fit:
-    """What training leaves in memory."""
+    """The objects of a run, while it trains and afterwards."""
 
     cfg: DictConfig
     data: LightningDataModule
@@ -42,40 +42,40 @@ class Fit:
     trainer: Trainer
     reference: Reference
     tracker: Curves | None
-    losses: Iterable[tuple[int, Tensor]]  # of the last batches, see `StopOnDivergence`
+    losses: Iterable[tuple[int, Tensor]]  # losses of the last batches, see `StopOnDivergence`
     diverged: DivergenceError | None = None
 
 
 def begin(run: Run, fitted: Fit, composed: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Record that training begins, and with which config; ``composed`` is all of it, without interpolations."""
+    """Record that training begins, and its config; ``composed`` is the whole config without interpolations."""
     cfg, data = fitted.cfg, fitted.data
     saved: Any = OmegaConf.merge(cfg, {"resume": None, "trust": None})
-    for group in TRAINING:  # a model may have its own; T_max of cosine does not follow max_epochs on resume
+    for group in TRAINING:  # without interpolations: on resume, T_max must not follow another max_epochs
         saved[group] = composed[group]
-    of_data: dict[str, Any] = {}
+    data_fields: dict[str, Any] = {}
     if isinstance(data, LinearData):
-        of_data["columns"] = {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels}
-        of_data["rows"] = {name: len(x) for name, (x, _) in data.parts.items()}
-        of_data["loss_unit"] = report.loss_unit(composed["loss"], data.schema) if composed["loss"] else None
-    hparams.take_back_end(run.path)
+        data_fields["columns"] = {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels}
+        data_fields["rows"] = {name: len(x) for name, (x, _) in data.parts.items()}
+        data_fields["loss_unit"] = report.loss_unit(composed["loss"], data.schema) if composed["loss"] else None
+    hparams.remove_end(run.path)
     if cfg.resume:
         run.add_to_job(overrides)
         if len(overrides) > 1 and fitted.tracker and fitted.trainer.is_global_zero:
-            fitted.tracker.describe(fitted.trainer.global_step)  # it goes on with another config
+            fitted.tracker.describe(fitted.trainer.global_step)  # its config has changed
     run.begin(
         OmegaConf.to_yaml(without_calls(saved)),
-        overrides if cfg.resume else (),  # those of a new run are there
+        overrides if cfg.resume else (),  # a new run has saved its overrides before
         config_hash=config_hash(composed),
         seed=cfg.seed,
         git=git_revision(),
-        **of_data,
+        **data_fields,
         stable_lr=fitted.reference.stable_lr,
         weight_decay=fitted.reference.weight_decay,
     )
 
 
 def measure_start(run: Run, fitted: Fit) -> None:
-    """Log and record the untouched model, with which curves start."""
+    """Measure, log and record the initial model, with which curves start."""
     if fitted.tracker and fitted.trainer.is_global_zero:
         fitted.tracker.begin()
     initial = learned(fitted)
@@ -86,27 +86,27 @@ def measure_start(run: Run, fitted: Fit) -> None:
 
 
 def warn_of_nothing_trained(trainer: Trainer, callbacks: Sequence[Callback], max_time: Any) -> None:
-    """Say of a resumed run that took no step what has ended it, and what to change to go on."""
+    """Warn about a resumed run that took no step: say what has ended it, and what to change."""
     if any((timer.time_remaining() or 1) < 0 for timer in callbacks if isinstance(timer, Timer)):
-        log.warning("trainer.max_time=%s is used up, over all sittings; to go on, try trainer.max_time=null", max_time)
+        log.warning("the run has used up trainer.max_time=%s; to train on, try trainer.max_time=null", max_time)
     if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
-        log.warning("callbacks.early_stopping has ended the run; to go on, give it a larger patience")
+        log.warning("early stopping has ended the run; to train on, set a larger callbacks.early_stopping.patience")
     for name, limit in limits_reached(trainer).items():
-        log.warning("trainer.%s=%d is reached; to go on, give a larger one", name, limit)
+        log.warning("the run has reached trainer.%s=%d; to train on, set a larger value", name, limit)
 
 
 def limits_reached(trainer: Trainer) -> dict[str, int]:
-    """Return which of the trainer's limits are reached."""
+    """Return the limits of the trainer that are reached, by name."""
     counts = {"max_epochs": trainer.current_epoch, "max_steps": trainer.global_step}
     limits = {name: getattr(trainer, name) for name in counts}
     return {name: limit for name, limit in limits.items() if limit is not None and 0 <= limit <= counts[name]}
 
 
 def save_last(run: Run, fitted: Fit) -> None:
-    """Save last.ckpt where no validation came to the last step; of a run that diverged the last finite one stays."""
+    """Save last.ckpt if no validation has saved the last step; a diverged run keeps its last finite one."""
     trainer = fitted.trainer
     path, last = readable_checkpoint(run, "last")
-    trainer.strategy.barrier()  # all processes have looked before the first one writes
+    trainer.strategy.barrier()  # all processes read the checkpoint before the first one writes
     unsaved = path != run.path / LAST or last["global_step"] != trainer.global_step
     if fitted.diverged:
         finite = all(values.isfinite().all() for values in fitted.model.parameters())
@@ -116,15 +116,15 @@ def save_last(run: Run, fitted: Fit) -> None:
 
 
 def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
-    """Measure the final and the best model on all parts; the fields of result.json.
+    """Measure the final and the best model on all parts, and return the fields of result.json.
 
     Raises:
         UserError: if the metric that decides which weights are best is not measured.
     """
     model, steps, optimum = fitted.model, fitted.trainer.global_step, fitted.reference.optimum
-    # what a module of one's own logged in training, now or, if there was nothing to train, before
-    before = run.record.metrics if run.record.steps == steps else {}
-    metric, logged = fitted.cfg.metric, before | measured(fitted.trainer)
+    # a user's module may have logged metrics in training; without further steps they are in the record
+    recorded = run.record.metrics if run.record.steps == steps else {}
+    metric, logged = fitted.cfg.metric, recorded | measured(fitted.trainer)
     final = {"metrics": logged | measure(fitted.cfg, fitted.data, model), **learned(fitted)}
     if metric is not None and metric not in final["metrics"]:
         raise UserError(not_measured(metric, final["metrics"]))
@@ -142,7 +142,7 @@ def outcome(run: Run, fitted: Fit) -> dict[str, Any]:
 
 
 def learned(fitted: Fit) -> dict[str, Any]:
-    """Return the parameters in the units of the file, and how far their loss is from the least one."""
+    """Return the parameters in the units of the file, and their excess loss."""
     if not isinstance(fitted.model, SupervisedModule):
         return {"parameters": {}, "excess_loss": None}
     parameters = fitted.model.learned()
@@ -152,8 +152,8 @@ def learned(fitted: Fit) -> dict[str, Any]:
 
 
 def log_outcome(fitted: Fit, record: Record) -> None:
-    """Log what is measured once, at the end."""
-    everything = fitted.diverged or (fitted.tracker and fitted.tracker.caught_up)  # no validation has measured it
+    """Log what is measured only at the end."""
+    everything = fitted.diverged or (fitted.tracker and fitted.tracker.caught_up)  # no validation logged them
     new = record.metrics if everything else {"test/loss", "test/accuracy"}
     metrics = {name: value for name, value in record.metrics.items() if name in new and value is not None}
     curve = fitted.losses if record.status == "diverged" else ()

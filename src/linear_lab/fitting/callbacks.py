@@ -1,4 +1,4 @@
-"""When training stops: after the last step, which is measured, at a signal, or because a run is hopeless."""
+"""Callbacks that end training, and the one that measures the last step."""
 
 import signal
 import threading
@@ -18,50 +18,50 @@ from linear_lab.terminal.signals import hang_up, present_handlers
 
 
 class MeasureLastStep(Callback):
-    """Validates after the last step too: curves and checkpoints end with the final model, whatever ends the training.
+    """Validates after the last step, so that curves and checkpoints end with the final model, whatever ends training.
 
     ``check_val_every_n_epoch=10`` alone would leave out the last five of 15 epochs, and ``max_steps`` all steps since
-    the last validation. A plateau scheduler and early stopping do not count such a validation, so that a run that is
-    resumed with more epochs goes on as if it had had them from the start.
+    the last validation. ReduceLROnPlateau and early stopping do not count this validation, so that a run that is
+    resumed with more epochs equals a run that had them from the start.
     """
 
     def __init__(self) -> None:
-        self.every: list[int | None] = []  # the config's check_val_every_n_epoch, while another value is set
-        self.uncounted: list[tuple[EarlyStopping, dict[str, Any]]] = []  # states before an extra validation
+        self.configured: list[int | None] = []  # check_val_every_n_epoch of the config, while 1 replaces it
+        self.early_stopping_states: list[tuple[EarlyStopping, dict[str, Any]]] = []  # states before an extra validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if compat.resumed_at_last_batch(trainer):  # that epoch was validated, and is over
-            self.every, trainer.check_val_every_n_epoch = [trainer.check_val_every_n_epoch], 1
+        if compat.resumed_at_last_batch(trainer):  # that epoch has been validated
+            self.configured, trainer.check_val_every_n_epoch = [trainer.check_val_every_n_epoch], 1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.every:
-            trainer.check_val_every_n_epoch = self.every.pop()
+        if self.configured:
+            trainer.check_val_every_n_epoch = self.configured.pop()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True  # Lightning validates in the middle of an epoch only when told to stop
+            trainer.should_stop = True  # otherwise Lightning does not validate within an epoch
         last = is_last_of_all(trainer)
         extra = (last or trainer.should_stop) and not compat.validation_follows(trainer, batch_idx)
         pl_module.extra_validation = extra  # type: ignore[assignment]
-        self.uncounted = [(c, c.state_dict()) for c in trainer.early_stopping_callbacks if extra]
+        self.early_stopping_states = [(c, c.state_dict()) for c in trainer.early_stopping_callbacks if extra]
         if last or trainer.should_stop:
             validates = compat.validate_after_batch(trainer, batch_idx, ends_training=last)
             if not validates and not trainer.is_last_batch and goes_on_within_epochs(trainer):
-                # after fit, Lightning counts the epoch as done, so the checkpoint is taken here
+                # saved here, since after fit Lightning counts the epoch as complete
                 trainer.save_checkpoint(Path(trainer.default_root_dir, LAST), weights_only=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for callback, state in self.uncounted:
+        for callback, state in self.early_stopping_states:
             callback.load_state_dict(state)
 
 
 class GuideEarlyStopping(Callback):
-    """Has early stopping follow the patience of this command, and not train on after it has ended a run.
+    """Makes early stopping use the patience of this command, and keeps a run that it has ended from training on.
 
-    Lightning takes the patience from the checkpoint, and trains until the next validation. Of a metric that a module
-    does not log, its error is a traceback.
+    Lightning would take the patience from the checkpoint, and train until the next validation. If the metric is not
+    logged, Lightning's error would be a traceback.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,8 +71,8 @@ class GuideEarlyStopping(Callback):
             if monitor not in trainer.callback_metrics:
                 measured = ", ".join(name for name in trainer.callback_metrics if name != "step") or "none"
                 raise UserError(
-                    f"callbacks: early stopping by {monitor}, which is not measured; of the metrics ({measured}) "
-                    "choose one as callbacks.early_stopping.monitor"
+                    f"callbacks: early stopping monitors {monitor}, which is not measured; choose "
+                    f"callbacks.early_stopping.monitor from the metrics: {measured}"
                 )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -92,9 +92,9 @@ def is_last_of_all(trainer: Trainer) -> bool:
 
 
 class StopIfHopeless(Callback):
-    """Prunes a run that is worse than others were at the same epoch.
+    """Stops (prunes) a run that is worse than others were at the same epoch.
 
-    ``check`` takes the epochs trained and the metric after each validation, and returns whether to stop.
+    After each validation, ``check`` gets the number of epochs and the metric, and returns whether to stop.
     """
 
     def __init__(self, metric: str, check: Callable[[int, float], bool]) -> None:
@@ -112,7 +112,7 @@ class StopIfHopeless(Callback):
             self.on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop |= self.hopeless  # the run was killed between the decision and its end
+        trainer.should_stop |= self.hopeless  # it was killed after the decision and before its end
 
     def state_dict(self) -> dict[str, Any]:
         return {"hopeless": self.hopeless}
@@ -128,19 +128,19 @@ class Interrupted(SystemExit):
 class StopOnSignal(Callback):
     """Saves last.ckpt at SIGINT, SIGTERM and SIGHUP, then ends the run; a second signal ends it at once.
 
-    Where Lightning validates after the batch, the checkpoint of that validation is the one to resume from: a run
-    resumed from one that was taken before it would leave the validation out. With data that cannot go on within an
-    epoch, the checkpoint to resume from is that of the last epoch that has ended.
+    If Lightning validates after the batch, the run ends after that validation and resumes from its checkpoint, since a
+    run that resumes from an earlier one would skip the validation. If the data cannot resume within an epoch, the run
+    resumes from the checkpoint of the last complete epoch.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.step: int | None = None  # of the checkpoint that was saved
+        self.step: int | None = None  # step of the saved checkpoint
         self.training = False
         self.handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers in no other thread
             self.handlers = present_handlers()
             self._install()
         return self
@@ -150,7 +150,7 @@ class StopOnSignal(Callback):
             signal.signal(signum, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._install()  # again: Lightning has installed its own handler of SIGTERM
+        self._install()  # again, since Lightning has installed its own handler of SIGTERM
         self.training = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,7 +161,7 @@ class StopOnSignal(Callback):
     ) -> None:
         if compat.validation_follows(trainer, batch_idx) or trainer.should_stop or is_last_of_all(trainer):
             return
-        if trainer.is_last_batch and not goes_on_within_epochs(trainer):  # the checkpoint comes soon
+        if trainer.is_last_batch and not goes_on_within_epochs(trainer):  # the end of the epoch saves one
             return
         if trainer.is_last_batch or not (batch_idx + 1) % trainer.accumulate_grad_batches:
             self._stop_if_signalled(trainer)
@@ -185,7 +185,7 @@ class StopOnSignal(Callback):
         self.signum = signum
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
-        # all processes stop after the same batch, or the others would wait for this one
+        # all processes stop after the same batch, otherwise the others would wait for this one
         if trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False):
             saved = [c.step for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints)]
             self.step = trainer.global_step

@@ -1,4 +1,4 @@
-"""What a run refuses before anything is built, and how errors of its parts name the config."""
+"""Checks of a config, before anything is built, and errors of libraries that name the config."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ WHOLE_NUMBERS = (  # key, lowest, highest, example
 AT_LEAST_0 = (0.0, math.inf, "[)", "a number of at least 0")
 ANY = (-math.inf, math.inf, "()", "a number")
 BELOW_1 = (0.0, 1.0, "[)", "a number from 0 to below 1")
-NUMBERS = {  # key: lowest and highest, which of them count, both in words, and an example
+NUMBERS = {  # key: lowest and highest value, which ends are allowed, the range in words, and an example
     "optimizer.lr": (0.0, math.inf, "()", "a positive number", 0.01),
     "optimizer.momentum": (*BELOW_1, 0.9),
     "optimizer.betas.0": (*BELOW_1, 0.9),
@@ -62,25 +62,25 @@ NUMBERS = {  # key: lowest and highest, which of them count, both in words, and 
     "callbacks.early_stopping.divergence_threshold": (*ANY, 100),
     "trainer.gradient_clip_val": (*AT_LEAST_0, 1),
 }
-# what may be null: of the trainer it is Lightning's own default
+# keys that may be null; for trainer it means Lightning's default
 MAY_BE_NULL = ("threads", "trainer.", "callbacks.early_stopping.stopping", "callbacks.early_stopping.divergence")
-BETTER = {"loss": "min", "accuracy": "max"}  # whether a lower or a higher metric is better
+MODES = {"loss": "min", "accuracy": "max"}  # whether the lowest or the highest value is best
 
 
 class DataError(UserError):
-    """The data cannot be used, whatever is trained on them."""
+    """The data cannot be used with any model."""
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Refuse a config that cannot work, before anything is built.
 
     Raises:
-        UserError: naming the key, its value, and what to write instead.
+        UserError: if a value cannot work; the message names the key, its value, and what to write instead.
     """
     missing = [name for name in GROUPS if name not in cfg]
     missing += [f"{name}._target_" for name in BUILT if name in cfg and not (cfg[name] or {}).get("_target_")]
     if missing:
-        raise UserError(f"{', '.join(missing)}: missing; a run needs each of {', '.join(GROUPS)}")
+        raise UserError(f"{', '.join(missing)}: missing from the config; a run needs {', '.join(GROUPS)}")
     for key, low, high, example in WHOLE_NUMBERS:
         value = OmegaConf.select(cfg, key, default=example if key != "seed" else None)
         if value is None and key.startswith(MAY_BE_NULL):
@@ -96,17 +96,17 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     fixed = [item for item in overrides if cfg.resume and not item.lstrip("+~").startswith(CHANGED_ON_RESUME)]
     if fixed:
         raise UserError(
-            f"resume={cfg.resume}: the run goes on as it began, so {', '.join(fixed)} cannot change; "
+            f"resume={cfg.resume}: a resumed run keeps its config, so {', '.join(fixed)} cannot change; "
             "trainer, callbacks and console can, as in trainer.max_epochs=1000; start a new run for the rest"
         )
     weight, bias = (cfg.model.get(key) for key in ("weight", "bias"))
     if cfg.get("ckpt_path") and (weight is not None or not isinstance(bias, bool | None)):
-        raise UserError(f"model.weight={weight} model.bias={bias}: ckpt_path gives the weights; leave out one of them")
+        raise UserError(f"model.weight={weight} model.bias={bias}: ckpt_path sets the weights; leave out either")
     check_accelerator(cfg)
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Refuse numbers that a class would take without effect, or choke on later."""
+    """Refuse numbers that a class would ignore, or would fail with later."""
     betas = OmegaConf.select(cfg, "optimizer.betas", default=[0, 0])
     if not isinstance(betas, (list, ListConfig)) or len(betas) != 2:
         raise UserError(f"optimizer: betas must be two numbers, got {shown(betas)}; try optimizer.betas=[0.9,0.999]")
@@ -119,22 +119,22 @@ def check_numbers(cfg: DictConfig) -> None:
             remedy = "optimizer.betas=[0.9,0.999]" if "betas" in key else f"{key}={example}"
             raise UserError(f"{group}: {name} must be {words}, got {shown(value)}; try {remedy}")
     if (value := cfg.trainer.get("limit_train_batches")) == 0:
-        raise UserError(f"trainer.limit_train_batches={value}: leaves nothing to train on; try trainer.max_epochs=0")
-    together, size = cfg.trainer.get("accumulate_grad_batches") or 1, cfg.data.get("batch_size")
-    if str(cfg.optimizer.get("_target_")).endswith(".LBFGS") and together > 1 and size:
+        raise UserError(f"trainer.limit_train_batches={value} leaves nothing to train on; try trainer.max_epochs=0")
+    batches_per_step, size = cfg.trainer.get("accumulate_grad_batches") or 1, cfg.data.get("batch_size")
+    if str(cfg.optimizer.get("_target_")).endswith(".LBFGS") and batches_per_step > 1 and size:
         raise UserError(
-            "optimizer: LBFGS evaluates the loss many times a step, which gradients that add up over batches cannot "
-            f"follow; leave out trainer.accumulate_grad_batches={together} or data.batch_size={size}"
+            "optimizer: LBFGS evaluates the loss several times per step, so it cannot accumulate gradients of batches; "
+            f"leave out trainer.accumulate_grad_batches={batches_per_step} or data.batch_size={size}"
         )
 
 
 def shown(value: Any) -> str:
-    """Write a value, of a text that it is one."""
+    """Return a value for a message, which tells strings from numbers."""
     return f"the text {value!r}" if isinstance(value, str) else str(value)
 
 
 def within(value: Any, low: float, high: float, ends: str) -> Any:
-    """Tell whether a number, or which of a tensor, lies in an interval; ``ends`` says which ends count, as in ``[)``.
+    """Tell whether a number, or each of a tensor, lies in an interval; ``ends`` gives its brackets, such as ``[)``.
 
     >>> [within(value, 0, 1, "[)") for value in (0.0, 0.5, 1.0)]
     [True, True, False]
@@ -144,7 +144,7 @@ def within(value: Any, low: float, high: float, ends: str) -> Any:
 
 
 def check_accelerator(cfg: DictConfig) -> None:
-    """Refuse a GPU that is not there."""
+    """Refuse a GPU if this machine has none."""
     typed = cfg.trainer.accelerator in ("gpu", "cuda")
     if typed and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise UserError("trainer.accelerator=gpu: PyTorch finds no GPU on this machine; run with trainer=cpu")
@@ -153,47 +153,47 @@ def check_accelerator(cfg: DictConfig) -> None:
 def check_resume(
     cfg: DictConfig, data: LightningDataModule, model: Any, path: Path | None, checkpoint: dict[str, Any]
 ) -> None:
-    """Refuse to go on beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data or another model."""
+    """Refuse to resume beyond ``max_epochs`` or ``max_steps``, as a dry run, or with other data or another model."""
     if path is None:
         return
     if cfg.trainer.fast_dev_run:
-        raise UserError(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run}: is for new runs; leave it out to go on")
+        raise UserError(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} works for new runs only; leave it out")
     reached = {"epoch": compat.epochs_begun(checkpoint), "step": checkpoint["global_step"]}
     for unit, count in reached.items():
         limit = cfg.trainer[f"max_{unit}s"]
         if limit not in (None, -1) and count > limit:
-            raise UserError(f"trainer.max_{unit}s={limit}: {path} is from {unit} {count} already; give a larger one")
+            raise UserError(f"trainer.max_{unit}s={limit}: {path} has reached {unit} {count}; set a larger value")
     check_same(cfg, data, model, checkpoint)
 
 
 def check_trained(trainer: Trainer, data: LightningDataModule) -> None:
-    """Refuse data that had nothing to train on, of which Lightning says nothing."""
+    """Refuse data without a batch, for which Lightning trains nothing and raises no error."""
     if not trainer.num_training_batches and trainer.limit_train_batches and not trainer.global_step:
-        raise UserError(f"data: train_dataloader of {type(data).__name__} has no batch; give it rows")
+        raise UserError(f"data: the train_dataloader of {type(data).__name__} has no batch; add rows to it")
 
 
 def check_length(cfg: DictConfig, data: LightningDataModule, total: int | None) -> None:
-    """Refuse less than a batch, and a schedule that ends before training, as OneCycleLR's after ``total_steps``."""
+    """Refuse less than one batch, and a schedule that ends before training, such as OneCycleLR's."""
     epochs, steps, share = cfg.trainer.max_epochs, cfg.trainer.max_steps, cfg.trainer.overfit_batches
     if isinstance(data, LinearData) and isinstance(share, float) and share:
         loaders: Any = data.val_dataloader()
         fewest = min(map(len, [data.train_dataloader(), *(loaders.values() if data.by_part else loaders)]))
         if share * fewest < 1:
             raise UserError(
-                f"trainer.overfit_batches={share}: is less than one batch of {fewest}; give a whole number of them, as "
-                "in trainer.overfit_batches=1"
+                f"trainer.overfit_batches={share} is less than one batch, as there are {fewest}; set a whole number, "
+                "such as trainer.overfit_batches=1"
             )
     if total and steps in (None, -1) and (epochs == -1 or (epochs or 1000) > total):
         raise UserError(
-            f"scheduler: its total_steps, {total}, end before trainer.max_epochs={epochs}, one per epoch; "
+            f"scheduler: total_steps={total} ends before trainer.max_epochs={epochs}, at one step per epoch; "
             f"try trainer.max_epochs={total}, or a new run with another scheduler"
         )
 
 
 def check_monitors(cfg: DictConfig, initial: dict[str, Any], model: Any) -> None:
-    """Refuse checkpoints and early stopping by a metric for its worst value, or by none that there is at the start.
+    """Refuse checkpoints and early stopping whose metric is not measured, or whose mode selects its worst value.
 
-    A module of one's own may log others in training.
+    The metric of a user's own module may be logged later, so only that of a SupervisedModule must be measured.
     """
     measured = [name for name in initial if "/" in name] if isinstance(model, SupervisedModule) else []
     for name, spec in cfg.callbacks.items():
@@ -201,34 +201,34 @@ def check_monitors(cfg: DictConfig, initial: dict[str, Any], model: Any) -> None
         if kind not in ("SaveCheckpoints", "EarlyStopping"):
             continue
         if spec.monitor is None:
-            if kind == "SaveCheckpoints":  # it keeps last.ckpt alone
+            if kind == "SaveCheckpoints":  # it saves last.ckpt only
                 continue
-            raise UserError(f"{key}=null: it stops by a metric; name one")
-        of_mode = "mode" if spec.monitor == cfg.metric else f"callbacks.{name}.mode"
+            raise UserError(f"{key}=null: early stopping needs a metric; name one")
+        mode_key = "mode" if spec.monitor == cfg.metric else f"callbacks.{name}.mode"
         if measured and spec.monitor not in initial and spec.get("strict", True):
             names = ", ".join(measured)
-            raise UserError(f"{key}={spec.monitor}: is not measured; choose one of {names}, as in {key}={measured[-1]}")
-        mode = BETTER.get(str(spec.monitor).rpartition("/")[2])
-        if mode and spec.get("mode", "min") != mode:
-            raise UserError(f"{of_mode}={spec.get('mode', 'min')}: of {spec.monitor} choose {of_mode}={mode}")
+            raise UserError(f"{key}={spec.monitor} is not measured; choose one of {names}, as in {key}={measured[-1]}")
+        best, mode = MODES.get(str(spec.monitor).rpartition("/")[2]), spec.get("mode", "min")
+        if best and mode != best:
+            raise UserError(f"{mode_key}={mode} would select the worst {spec.monitor}; choose {mode_key}={best}")
 
 
 def check_same(cfg: DictConfig, data: LightningDataModule, model: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse other data than those that a checkpoint was trained on, and weights of another model."""
+    """Refuse data that a checkpoint was not trained on, and weights of another model."""
     fingerprint = checkpoint.get(type(data).__qualname__)
     if isinstance(data, LinearData) and fingerprint is not None and fingerprint != data.state_dict():
         raise UserError(
             f"data: {cfg.data.get('path') or type(data).__name__} has changed since the run was trained; "
-            "put the old data back, or train anew"
+            "restore the old data, or train a new run"
         )
-    own, saved = ({k: v.shape for k, v in states.items()} for states in (model.state_dict(), checkpoint["state_dict"]))
-    if own != saved:
+    ours, saved = ({k: v.shape for k, v in states.items()} for states in (model.state_dict(), checkpoint["state_dict"]))
+    if ours != saved:
         raise UserError("the checkpoint holds weights of another model; delete the checkpoints to train from the start")
 
 
 @contextmanager
 def user_errors(group: str, *specs: dict[str, Any] | None) -> Iterator[None]:
-    """Turn what a library refuses into a UserError that names the config group and values; defects pass unchanged."""
+    """Turn a library's error into a UserError that names the config group and values; defects pass unchanged."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError, OSError, ImportError, *CONFIG_ERRORS) as error:
@@ -243,7 +243,7 @@ def user_errors(group: str, *specs: dict[str, Any] | None) -> Iterator[None]:
 
 @contextmanager
 def training_errors(trainer: Trainer) -> Iterator[None]:
-    """Turn what Lightning refuses into a UserError; all else may be a defect, and passes unchanged."""
+    """Turn an error of Lightning into a UserError; other errors may be defects, and pass unchanged."""
     try:
         yield
     except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
@@ -251,12 +251,12 @@ def training_errors(trainer: Trainer) -> Iterator[None]:
     except RuntimeError as error:
         if trainer.optimizers:
             raise
-        raise UserError(f"model: {first_line(error)}") from error  # of what it configures, as two optimizers
+        raise UserError(f"model: {first_line(error)}") from error  # such as two optimizers
 
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """As `user_errors`, with DataError for what the data refuse."""
+    """Turn errors into a DataError like `user_errors`."""
     try:
         with user_errors("data"):
             yield

@@ -1,4 +1,4 @@
-"""Loggers: built from the config, kept from ending the run, and ended with it."""
+"""Builds the loggers of a run, ends them with it, and turns their errors into warnings."""
 
 import fcntl
 import functools
@@ -24,26 +24,26 @@ log = logging.getLogger(__name__)
 
 
 def build_loggers(cfg: DictConfig, run: Run, purge_step: int | None, at_the_end: ExitStack) -> list[Logger]:
-    """Build the loggers, which end with the run; ours forgets what was logged from ``purge_step`` on."""
+    """Build the loggers, and have ``at_the_end`` end them; `RunLogger` drops events from ``purge_step`` on."""
     loggers: list[Logger] = []
     specs: Any = cfg.logger or {}
-    for name, spec in ({"tensorboard": specs} if "_target_" in specs else specs).items():  # as in older runs
+    for name, spec in ({"tensorboard": specs} if "_target_" in specs else specs).items():  # older runs have one logger
         if not spec:
             continue
         try:
-            logger = instantiate(spec, **given(spec, run, purge_step), _convert_="all")
+            logger = instantiate(spec, **run_arguments(spec, run, purge_step), _convert_="all")
             if not isinstance(logger, Logger):
-                raise TypeError(f"{spec} is no logger; see conf/logger for some")
-            getattr(logger, "experiment", None)  # what cannot be opened raises here, and not in mid-run
-        except Exception as error:  # of any package; Hydra wraps it
+                raise TypeError(f"{spec} is not a logger; see conf/logger for examples")
+            getattr(logger, "experiment", None)  # a logger that cannot be opened raises here, not during the run
+        except Exception as error:  # from any package; Hydra wraps it
             raise UserError(f"logger.{name}: {first_line(error.__cause__ or error)}") from error
         at_the_end.callback(logger.close if isinstance(logger, RunLogger) else guard(name, logger, run))
         loggers.append(logger)
     return loggers
 
 
-def given(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
-    """Return the arguments that a run gives a logger, as far as its spec leaves them open."""
+def run_arguments(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
+    """Return the arguments that a run sets for a logger, unless its spec sets them."""
     target = str(getattr(spec, "_target_", None))
     kind = target.rpartition(".")[2]
     arguments: dict[str, Any] = {"save_dir": str(run.path)}
@@ -51,39 +51,39 @@ def given(spec: Any, run: Run, purge_step: int | None) -> dict[str, Any]:
         return arguments | {"purge_step": purge_step}
     if kind in ("WandbLogger", "MLFlowLogger"):
         run.write(token=run.record.token or secrets.token_hex(16))
-        # hashed, so that a folder of somebody else cannot name a run that is there already
+        # hashed, so that a folder from elsewhere cannot name an existing run
         key = hashlib.sha256(str(run.record.token).encode(errors="replace")).hexdigest()[:16]
         wandb = kind == "WandbLogger"
         arguments |= {"name": run.path.name, "id": key} if wandb else mlflow_run(spec, run, key)
     arguments = {key: value for key, value in arguments.items() if takes(target, key) and spec.get(key) is None}
-    if kind == "CSVLogger" and purge_step is not None:  # it would delete what an earlier sitting has written
+    if kind == "CSVLogger" and purge_step is not None:  # otherwise it deletes what earlier sessions have written
         arguments["version"] = None
     return arguments
 
 
 def mlflow_run(spec: DictConfig, run: Run, key: str) -> dict[str, Any]:
-    """Find the run in MLflow's store by a tag of it, to go on with it; return what names the run, or a new one."""
+    """Return arguments that name the run with this key in MLflow's store, or a new run if there is none."""
     from mlflow import MlflowClient
 
     with open(run.path.parent / ".mlflow.lock", "a", opener=no_link) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # of jobs that begin at once, one makes the database and the experiment
+        fcntl.flock(file, fcntl.LOCK_EX)  # one of the jobs that start together makes the database
         client, name = MlflowClient(spec.tracking_uri), spec.experiment_name
-        known = client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else client.create_experiment(name, spec.get("artifact_location"))
-    for found in client.search_runs([experiment], f"tags.`linear_lab.run` = '{key}'"):
-        client.update_run(found.info.run_id, "RUNNING")
-        return {"run_name": run.path.name, "run_id": found.info.run_id}
+        stored = client.get_experiment_by_name(name)
+        experiment = stored.experiment_id if stored else client.create_experiment(name, spec.get("artifact_location"))
+    for old in client.search_runs([experiment], f"tags.`linear_lab.run` = '{key}'"):
+        client.update_run(old.info.run_id, "RUNNING")
+        return {"run_name": run.path.name, "run_id": old.info.run_id}
     return {"run_name": run.path.name, "tags": {"linear_lab.run": key}}
 
 
 def guard(name: str, logger: Logger, run: Run) -> Callable[[], None]:
-    """Keep a logger that raises from ending the run: its first error is a warning. Return what ends the logger."""
+    """Turn the first error of a logger into a warning, and ignore others. Return a function that ends the logger."""
     errors: list[Exception] = []
 
     def attempt(method: Callable[..., Any], *arguments: Any, **named: Any) -> None:
         try:
             method(*arguments, **named)
-        except Exception as error:  # of any package
+        except Exception as error:  # from any package
             if not errors:
                 what = f"{method.__name__} failed ({type(error).__name__}: {first_line(error)})"
                 log.warning("logger.%s: %s; the run goes on", name, what)
@@ -92,7 +92,7 @@ def guard(name: str, logger: Logger, run: Run) -> Callable[[], None]:
     def end() -> None:
         ended = run.record.status in ("completed", "pruned")
         attempt(finalize, "success" if ended else "failed")
-        if isinstance(logger, WandbLogger):  # otherwise the next run in this process would go on in it
+        if isinstance(logger, WandbLogger):  # otherwise the next run of this process logs into it
             attempt(logger.experiment.finish, int(not ended))
 
     finalize = logger.finalize

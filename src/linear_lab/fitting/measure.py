@@ -1,4 +1,4 @@
-"""Metrics of a model on all parts of its data."""
+"""Measures the metrics of a model on all parts of its data."""
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -10,9 +10,9 @@ from linear_lab.models import SupervisedModule
 
 
 def measure(cfg: DictConfig, data: LightningDataModule, model: LightningModule) -> dict[str, float]:
-    """Measure by Lightning's loops on one device: run and evaluate get the same numbers.
+    """Measure with Lightning's loops on one device, so that run and evaluate get the same numbers.
 
-    The test of a `SupervisedModule` measures all parts of `LinearData`; another module is validated too.
+    The test of a `SupervisedModule` on `LinearData` measures all parts. Other modules are validated too.
     """
     devices = cfg.trainer.devices
     with user_errors("trainer"):
@@ -38,10 +38,10 @@ def measure(cfg: DictConfig, data: LightningDataModule, model: LightningModule) 
 
 
 def can_validate(data: LightningDataModule, model: LightningModule) -> bool:
-    """Tell whether there is something to validate on."""
+    """Tell whether the model has a validation step and the data have a validation loader."""
     return is_overridden("validation_step", model) and is_overridden("val_dataloader", data)
 
 
 def measured(trainer: Trainer) -> dict[str, float]:
-    """Return what the trainer measured last."""
+    """Return the metrics that the trainer measured last."""
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name != "step"}

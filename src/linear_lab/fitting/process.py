@@ -1,4 +1,4 @@
-"""The process that a run trains in, given back as it was."""
+"""Restores the state of the process after a run."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ import torch
 
 @contextmanager
 def restored_process(folder: str | Path, threads: int | None = None) -> Iterator[None]:
-    """Leave the process as it was, so that the next job of a sweep equals the same job alone.
+    """Restore the state of the process afterwards, so that the next job of a sweep equals the same job alone.
 
-    Within, ``sys.argv`` is the command that resumes the run in ``folder``: DDP starts its other processes with it.
-    Sums depend in their last bits on the number of ``threads`` of the CPU, which None leaves.
+    Inside, ``sys.argv`` is the command that resumes the run in ``folder``; DDP starts its other processes with it.
+    ``threads`` sets the number of CPU threads, on which the last bits of sums depend; None does not change it.
     """
     arguments, environment = sys.argv, dict(os.environ)
     rng_state, threads_before = torch.get_rng_state(), torch.get_num_threads()
@@ -38,6 +38,6 @@ def restored_process(folder: str | Path, threads: int | None = None) -> Iterator
 
 
 def leave_group() -> None:
-    """Part with the other processes of a run, which end after training: nothing waits for them from now on."""
+    """Leave the group of DDP's processes, which end after training, so that nothing waits for them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -31,22 +31,22 @@ from linear_lab.tracking.tracker import track
 
 
 def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) -> float:
-    """Train one composed config in its run folder, or go on there if ``cfg.resume`` is set.
+    """Train one composed config in its run folder, or resume the run there if ``cfg.resume`` is set.
 
     Args:
-        cfg: what conf/train.yaml composes to.
-        folder: the run folder; it exists.
-        overrides: what the user typed, for the record of a resumed run.
+        cfg: the config that conf/train.yaml composes to.
+        folder: the run folder, which exists.
+        overrides: the overrides that the user typed.
 
     Returns:
         The final model's ``cfg.metric``.
 
     Raises:
-        UserError: for all that the user can mend, a run that diverged among it; the record says the same.
-        Interrupted: at SIGINT, SIGTERM and SIGHUP, after last.ckpt was saved.
+        UserError: if the user has made a mistake, or if the run diverges; the record has the same message.
+        Interrupted: at SIGINT, SIGTERM and SIGHUP, after last.ckpt is saved.
     """
     make_paths_absolute(cfg, layout.here())
-    if getattr(rank_zero_only, "rank", 0):  # a process that DDP added: it computes; the first one records and shows
+    if getattr(rank_zero_only, "rank", 0):  # a process that DDP added; only the first one records and prints
         with ExitStack() as at_the_end, restored_process(folder, cfg.get("threads")), StopOnSignal() as stop:
             fit(cfg, Run(Path(folder)), stop, Console(quiet=True), at_the_end)
         return 0.0
@@ -63,7 +63,7 @@ def train(cfg: DictConfig, folder: str | Path, overrides: Sequence[str] = ()) ->
 def train_in(
     run: Run, cfg: DictConfig, overrides: Sequence[str], screen: Console, callbacks: Sequence[Callback] = ()
 ) -> float:
-    """Train as `train` does, in an open run folder, with callbacks that no config names."""
+    """Train like `train`, in an open run folder, with callbacks in addition to those of the config."""
     with ExitStack() as at_the_end:
         at_the_end.callback(lambda: hparams.write_end(run.path, run.record.status))  # whatever ends the run
         at_the_end.enter_context(run.recording())
@@ -79,16 +79,17 @@ def train_in(
         error = divergence.divergence(fitted.cfg, fitted.reference, fitted.diverged, result, run.record.initial or {})
         pruned = any(isinstance(callback, StopIfHopeless) and callback.hopeless for callback in callbacks)
         result |= {"status": "diverged" if error else "pruned" if pruned else "completed", "error": error}
-        if run.record.steps != result["steps"]:  # a resumed run that had nothing left to train has logged it
+        if run.record.steps != result["steps"]:  # a resumed run without further steps has logged it
             bookkeeping.log_outcome(fitted, run.record.updated(**result))
-        hparams.write_end(run.path, result["status"])  # before the record says that all is done
+        hparams.write_end(run.path, result["status"])  # before the record has the end state
         run.write(**result)
     if error:
         raise UserError(error)
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
     limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
     has_events = bool(fitted.tracker and fitted.tracker.logger)
-    report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits])
+    metric = str(fitted.cfg.metric)
+    report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits], metric=metric)
     return float(result["metrics"].get(fitted.cfg.metric, math.nan))
 
 
@@ -96,7 +97,7 @@ def fit(
     cfg: DictConfig, run: Run, stop: StopOnSignal, screen: Console, at_the_end: ExitStack,
     overrides: Sequence[str] = (), callbacks: Sequence[Callback] = (),
 ) -> bookkeeping.Fit:  # fmt: skip
-    """Build all from the config, and train; the record has the initial model and the first step."""
+    """Build everything from the config, and train; record the initial model and the first step."""
     composed = as_dict(cfg)
     cfg = build.without_unread(cfg, () if cfg.resume else overrides)
     data = build.build_data(cfg)
@@ -113,20 +114,20 @@ def fit(
     stop_on_divergence = divergence.StopOnDivergence(reference, cfg.metric, cfg.get("mode", "min"))
     tracker = track(data, model, reference, loggers, OmegaConf.to_container(cfg), stop_on_divergence.summary)
     first_steps = SevenSteps(screen, cfg.console.steps, plain)
-    start = functools.cache(lambda: bookkeeping.begin(run, fitted, composed, overrides))  # once
+    start = functools.cache(lambda: bookkeeping.begin(run, fitted, composed, overrides))  # runs once
     resumed = [LambdaCallback(on_train_batch_end=lambda *_: start())] if cfg.resume else []
     of_config = build.build_callbacks(cfg)
     trainer = build.build_trainer(cfg, run.path, loggers, [
-        SeedEpochs(cfg.seed),                 # before anything of an epoch is drawn
-        MeanOverRows(),                       # where one batch makes a step, it does nothing
-        *resumed,                             # what fails before its first batch leaves a resumed run as it was
+        SeedEpochs(cfg.seed),                 # before an epoch draws random numbers
+        MeanOverRows(),                       # without effect if a step has one batch
+        *resumed,                             # a resumed run that fails before its first batch is unchanged
         GuideEarlyStopping(),
-        *of_config,                           # the user's, and max_time: they may end training
-        stop_on_divergence,                   # what has diverged is neither logged nor saved
-        *([tracker] if tracker else []),      # what is logged is on disk before the checkpoint to resume from
+        *of_config,                           # those of the user, and max_time, may end training
+        stop_on_divergence,                   # ends a diverged run before it is logged and saved
+        *([tracker] if tracker else []),      # writes logs before the checkpoint is saved
         first_steps, *callbacks, ProgressBar(screen),
-        MeasureLastStep(),                    # after all that may end training
-        stop,                                 # a signal waits until the last step was measured
+        MeasureLastStep(),                    # after all callbacks that may end training
+        stop,                                 # a signal waits until the last step is measured
     ])  # fmt: skip
     fitted = bookkeeping.Fit(cfg, data, model, trainer, reference, tracker, stop_on_divergence.losses)
     if not cfg.resume:
@@ -138,9 +139,9 @@ def fit(
             if path is None:
                 bookkeeping.measure_start(run, fitted)
             checks.check_monitors(cfg, run.record.initial or {}, model)
-            seed_all(cfg.seed)  # data of one's own may be split at random when they are set up
+            seed_all(cfg.seed)  # the user's data may be split at random in setup
             trainer.fit(model, data, ckpt_path=path, weights_only=True)
-            start()  # of a resumed run that had no batch left
+            start()  # for a resumed run without a batch left
         checks.check_trained(trainer, data)
         if path and trainer.global_step == step:
             bookkeeping.warn_of_nothing_trained(trainer, of_config, cfg.trainer.max_time)

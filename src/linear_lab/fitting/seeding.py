@@ -1,4 +1,4 @@
-"""Random numbers of a run: a function of its seed and the epoch."""
+"""Random numbers of a run, which depend on its seed and the epoch alone."""
 
 import random
 from typing import Any
@@ -13,16 +13,16 @@ from linear_lab import compat
 class SeedEpochs(Callback):
     """Seeds Python, NumPy and PyTorch before each epoch, from the run's seed and the epoch alone.
 
-    So shuffling, the workers of a DataLoader, and dropout do in a resumed epoch what they would have done.
+    Shuffling, the workers of a DataLoader and dropout therefore repeat themselves in an epoch that is resumed.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.first = 0  # the epoch with which this training begins
+        self.first = 0  # the epoch with which training begins or resumes
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.first = compat.epochs_begun(checkpoint)
-        # of this epoch, Lightning makes the iterator when it, or configure_optimizers, asks how many steps there are
+        # Lightning may create the iterator of this epoch early, when configure_optimizers needs the number of steps
         seed_all(self.seed, self.first)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,8 +31,8 @@ class SeedEpochs(Callback):
 
 
 def seed_all(seed: int, epoch: int = 0) -> None:
-    """Seed the generators of Python, NumPy and PyTorch; a DataLoader seeds its workers from the last."""
-    # SeedSequence mixes the two numbers, so that neighbouring seeds share no epoch's numbers
+    """Seed the generators of Python, NumPy and PyTorch; a DataLoader seeds its workers from PyTorch's."""
+    # unlike a sum of seed and epoch, SeedSequence gives neighbouring seeds unrelated numbers
     mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]) if epoch else seed
     random.seed(mixed)
     np.random.seed(mixed)

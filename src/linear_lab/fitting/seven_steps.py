@@ -1,4 +1,4 @@
-"""The seven steps of backpropagation, as a run takes them."""
+"""The seven steps of backpropagation, with the numbers of a run."""
 
 from typing import Any
 
@@ -9,30 +9,38 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from linear_lab.models import SupervisedModule
-from linear_lab.terminal.layout import SHOWN, number
+from linear_lab.terminal.layout import NARROW, SHOWN, number
 from linear_lab.terminal.report import describe, formula, numbers
 
 SYMBOLS = {"weight": "W", "bias": "b"}
 LOSS_FORMULAS = {
-    "MSELoss": ["mean of (y_hat - y)^2"],
-    "L1Loss": ["mean of |y_hat - y|"],
-    "CrossEntropyLoss": ["mean of -log p[y], p = softmax(y_hat)"],
-    "HuberLoss": ["mean of e^2 / 2 where |e| < delta, else delta (|e| - delta / 2), e = y_hat - y"],
+    "MSELoss": ["loss = mean of (y_hat - y)^2"],
+    "L1Loss": ["loss = mean of |y_hat - y|"],
+    "CrossEntropyLoss": ["loss = mean of -log p[y], p = softmax(y_hat)"],
+    "HuberLoss": ["loss = mean of e^2 / 2 where |e| < delta,", "       else delta (|e| - delta / 2), e = y_hat - y"],
 }
+RULES = {  # how an optimizer computes the change of the weights, unless one of `VARIANTS` is set
+    "SGD": "change = -lr * v, v = momentum * previous v + gradient",
+    "Adam": "change = -lr * mean gradient / sqrt(mean gradient^2),\n         where the means are running means",
+    "RMSprop": "change = -lr * gradient / sqrt(mean gradient^2),\n         where the mean is a running mean",
+}
+VARIANTS = ("nesterov", "dampening", "maximize", "amsgrad", "centered")
 
 
 class SevenSteps(Callback):
-    """Shows the first steps of a run as the seven steps of backpropagation, by hooks: nothing is computed again.
+    """Shows the first training steps of a run as the seven steps of backpropagation.
 
-    ``steps`` says how many to show; the first one is followed in any case, for the record.
+    Hooks record the numbers of the run itself; nothing is computed again. Steps 1 to 3 do not change and are shown
+    once, steps 4 to 7 for each of the first ``steps`` training steps. The first one is recorded in any case.
     """
 
     def __init__(self, console: Console, steps: int, config: dict[str, Any]) -> None:
         self.console, self.steps, self.config = console, steps, config
         self.recorded: dict[str, Any] | None = None
+        self.introduced = False  # whether steps 1 to 3 have been shown
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # another network has other steps in between
+        # only a linear network has no layers in between
         linear = isinstance(pl_module, SupervisedModule) and isinstance(pl_module.network, nn.Linear)
         self.following = trainer.global_step < max(self.steps, 1) and linear
         if self.following:
@@ -47,17 +55,19 @@ class SevenSteps(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.following:
-            self.y_hats.append(self.y_hat)  # others may run the network too: what a backward pass follows is the step's
+            self.y_hats.append(
+                self.y_hat
+            )  # other callbacks may run the network too; only this output has a backward pass
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self.following:
             return
         parameters = pl_module.network.named_parameters()  # type: ignore[union-attr]
         self.gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
-        group = optimizer.param_groups[0]
-        plain = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"]
-        # None where the update is more than lr times the gradient
-        self.lr = group["lr"] if plain and trainer.gradient_clip_val is None else None
+        group, clipped = optimizer.param_groups[0], trainer.gradient_clip_val is not None
+        plain = type(optimizer) is SGD and not group["momentum"] and not group["weight_decay"] and not group["maximize"]
+        self.lr = group["lr"] if plain and not clipped else None  # None: the change is not simply -lr * gradient
+        self.rule = [] if self.lr is not None else rule(optimizer, clipped=clipped)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,27 +75,25 @@ class SevenSteps(Callback):
         if not self.following:
             return
         self.hook.remove()
-        if not self.gradients:  # gradients add up over batches, and the weights stay
+        if not self.gradients:  # gradients are accumulated over several batches, and this was not the last one
             return
-        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided the loss by that number
-        if len(self.y_hats) > 1:  # an optimizer such as LBFGS evaluates several times, and returns the last loss
+        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning divided the loss by this number
+        if len(self.y_hats) > 1:  # LBFGS evaluates the loss several times and returns the last one
             loss = pl_module.loss(self.y_hats[0], batch[1])  # type: ignore[operator]
-        loss = trainer.strategy.reduce(loss, reduce_op="mean")  # each process has its share of the batch's loss
+        loss = trainer.strategy.reduce(loss, reduce_op="mean")  # the mean over the processes of DDP
         if self.recorded is None and trainer.global_step == 1:
             gradient = {name: values.tolist() for name, values in self.gradients[0].items()}
             self.recorded = {"loss": loss.item(), "gradient": gradient}
-        if trainer.is_global_zero and trainer.global_step <= self.steps:  # another process may have had no row
+        if trainer.is_global_zero and trainer.global_step <= self.steps:
             batches = batch_idx % trainer.accumulate_grad_batches + 1
-            self._show(trainer, batch[0], batch[1], batches, loss.item(), self._parameters(pl_module))
+            self._show(trainer, batch, batches, loss.item(), self._parameters(pl_module))
 
-    def _show(
-        self, trainer: Trainer, x: Tensor, y: Tensor, batches: int, loss: float, after: dict[str, Tensor]
-    ) -> None:
-        y_hat, gradients = self.y_hats[0], self.gradients[0]
+    def _show(self, trainer: Trainer, batch: Any, batches: int, loss: float, after: dict[str, Tensor]) -> None:
+        x, y, y_hat, gradients = batch[0], batch[1], self.y_hats[0], self.gradients[0]
         share = f", one of {trainer.world_size} shares of the rows" if trainer.world_size > 1 else ""
         if batches > 1:
             share += f", the last of {batches} batches; the gradient is the mean over the rows of all"
-        again = f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
+        share += f", the first of {len(self.y_hats)} in this step" if len(self.y_hats) > 1 else ""
         if y.is_floating_point():
             columns = {"x": x, "y_hat": y_hat, "y": y, "y_hat - y": y_hat - y}
         else:
@@ -97,29 +105,37 @@ class SevenSteps(Callback):
             rows.add_row(*(numbers(values[row]) for values in columns.values()))
         if len(x) > SHOWN:
             rows.add_row(*["..."] * len(columns))
-        loss_name = self.config["loss"]["_target_"].rpartition(".")[2]
-        updates = []
+        updates = [*self.rule]
         for name, old in self.before.items():
-            rule, step = "+ step of the optimizer", f"+ ({numbers(after[name] - old)})"
+            symbol, change = SYMBOLS[name], f"+ {numbers(after[name] - old)}".replace("+ -", "- ")
             if self.lr is not None:
-                rule = f"- {number(self.lr)} * dloss/d{SYMBOLS[name]}"
-                step = f"- {number(self.lr)} * ({numbers(gradients[name])})"
-            before_and_after = f"{numbers(old)} {step} = {numbers(after[name])}"
-            updates.append(f"{SYMBOLS[name]} <- {SYMBOLS[name]} {rule} = {before_and_after}")
-        steps: dict[str, list[Any]] = {
-            "model": [self.formula, *(f"{SYMBOLS[name]} = {numbers(old)}" for name, old in self.before.items())],
-            "loss": [" = ".join([describe(self.config["loss"]), *LOSS_FORMULAS.get(loss_name, ())])],
-            "optimizer": [describe(self.config["optimizer"])],
-            "forward": [f"x {tuple(x.shape)} -> y_hat {tuple(y_hat.shape)}, y {tuple(y.shape)}{share}{again}", rows],
-            "loss value": [f"loss = {number(loss)}"],
-            "backward": [f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()],
-            "update": updates,
-        }
-        table = Table.grid(padding=(0, 2))
-        for count, (name, contents) in enumerate(steps.items(), start=1):
-            for position, content in enumerate(contents):
-                table.add_row("" if position else f"{count} {name}", content)
-        self.console.print(f"Step {trainer.global_step}", style="bold")
+                change = f"- {number(self.lr)} * ({numbers(gradients[name])})"
+            updates.append(f"{symbol} <- {symbol} {'+ change' if self.lr is None else f'- lr * dloss/d{symbol}'}")
+            updates.append(f"   = {numbers(old)} {change}\n   = {numbers(after[name])}")
+        if not self.introduced:
+            self.introduced = True
+            loss_formula = LOSS_FORMULAS.get(self.config["loss"]["_target_"].rpartition(".")[2], [])
+            parameters = [f"{SYMBOLS[name]} = {numbers(old)}" for name, old in self.before.items()]
+            self._print("Before training", {
+                "1 define the model": [self.formula, *parameters],
+                "2 choose the loss": [describe(self.config["loss"]), *loss_formula],
+                "3 choose the optimizer": [describe(self.config["optimizer"])],
+            })  # fmt: skip
+        self._print(f"Training step {trainer.global_step}", {
+            "4 forward pass": [f"x {tuple(x.shape)} -> y_hat {tuple(y_hat.shape)}, y {tuple(y.shape)}{share}", rows],
+            "5 compute the loss": [f"loss = {number(loss)}"],
+            "6 backward pass": [f"dloss/d{SYMBOLS[name]} = {numbers(values)}" for name, values in gradients.items()],
+            "7 update the weights": updates,
+        })  # fmt: skip
+
+    def _print(self, title: str, steps: dict[str, list[Any]]) -> None:
+        table, narrow = Table.grid(padding=(0, 2)), self.console.width < NARROW
+        if not narrow:
+            table.add_column(min_width=20)  # as wide as the longest name, so that all tables are aligned
+        for name, contents in steps.items():
+            for position, content in enumerate([name, *contents] if narrow else contents):
+                table.add_row(*([] if narrow else ["" if position else name]), content)
+        self.console.print(title, style="bold")
         self.console.print(table)
         self.console.print()
 
@@ -132,3 +148,15 @@ class SevenSteps(Callback):
     @staticmethod
     def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}  # type: ignore[union-attr]
+
+
+def rule(optimizer: Optimizer, *, clipped: bool) -> list[str]:
+    """Say how an optimizer computes the change of the weights, for all but plain SGD."""
+    group, name = optimizer.param_groups[0], type(optimizer).__name__
+    text = "change = -lr * gradient" if name == "SGD" and not group["momentum"] else RULES.get(name.removesuffix("W"))
+    if not text or any(group.get(option) for option in VARIANTS) or (name == "RMSprop" and group["momentum"]):
+        text = f"change = what {name} computes from the gradients"
+    decay = "Weight decay adds weight_decay * weight to the gradient."
+    if group.get("decoupled_weight_decay"):
+        decay = "Weight decay adds -lr * weight_decay * weight to it."
+    return [text, *["The gradient is clipped first."] * clipped, *[decay] * bool(group.get("weight_decay"))]

@@ -1,4 +1,4 @@
-"""Which classes the saved config of a run may name: nothing that comes from disk is trusted."""
+"""Checks which classes a saved config names, since nothing that comes from disk is trusted."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ KINDS: dict[str, type] = {
     "data": LightningDataModule, "model": LightningModule, "loss": nn.Module, "optimizer": Optimizer,
     "scheduler": LRScheduler, "trainer": Trainer, "callbacks": Callback, "logger": Logger,
 }  # fmt: skip
-PARTS: dict[str, tuple[type, ...]] = {  # what may be nested in a group, of others nn.Module
+PARTS: dict[str, tuple[type, ...]] = {  # classes that may be nested in a group; nn.Module in others
     "model": (nn.Module, Optimizer, LRScheduler),
     "data": (nn.Module, Dataset, Sampler),
     "trainer": (Strategy, Precision, CheckpointIO, ClusterEnvironment, LayerSync, Profiler),
@@ -34,32 +34,32 @@ PARTS: dict[str, tuple[type, ...]] = {  # what may be nested in a group, of othe
 
 
 def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> None:
-    """Refuse a config from disk that names something to build which is no class of the kind that its group wants.
+    """Refuse a config from disk whose ``_target_`` is not allowed, or is not a class of the kind of its group.
 
-    Classes of linear_lab, torch and Lightning are allowed, those that a YAML file in conf/ or ``--config-dir`` or the
+    Allowed are classes of linear_lab, torch and Lightning, those that a YAML file in conf/ or ``--config-dir`` or the
     command line names, and those in ``trust``. No other module is imported.
 
-    ``config``, or some of its groups, comes from the file ``source``, without interpolations: see
+    ``config``, or some of its groups, comes from the file ``source`` and has no interpolations; see
     `config.saved_config`. ``trust`` holds dotted names of classes that the user allows.
 
     Raises:
-        UserError: naming the target and its place, and what allows it.
+        UserError: if a target is refused; the message names it, its place, and the option that allows it.
     """
     named = trust if isinstance(trust, Sequence) and not isinstance(trust, str) else [trust or ""]
     allowed = {*map(str, named)}
     for keys, target in targets(config):
         group, where = "".join(keys[:1]), ".".join([*keys, "_target_"])
-        own = not target.startswith(TRUSTED) or "._" in target
-        # nothing is known of what the parts of a class of one's own must be
-        kinds = (object,) if own else PARTS.get(group, (nn.Module,))
+        external = not target.startswith(TRUSTED) or "._" in target
+        # the parts of a class of the user may be of any kind
+        kinds = (object,) if external else PARTS.get(group, (nn.Module,))
         if len(keys) <= (2 if group in ("callbacks", "logger") else 1):
             kinds = (KINDS[group],) if group in KINDS else ()
-        if own and target not in allowed:
+        if external and target not in allowed:
             allowed |= named_by_user()
             if target not in allowed:
                 raise UserError(
                     f"{source}: {where}={target} comes from this file alone, and would run code of a module "
-                    f"that you have not named; if you know it, add trust={target}"
+                    f"that you have not named; if you trust it, add trust={target}"
                 )
         try:
             cls: Any = get_class(target)
@@ -67,7 +67,7 @@ def check_targets(config: dict[str, Any], source: Path, trust: Trust = None) -> 
             raise UserError(f"{source}: {where}={target}: {str(error).splitlines()[0]}") from error
         if not issubclass(cls, kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise UserError(f"{source}: {where}={target} is no {wanted or 'part of a run'}, so it is not built")
+            raise UserError(f"{source}: {where}={target} is not a {wanted or 'part of a run'}, so it is not built")
 
 
 def targets(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -87,7 +87,7 @@ def named_by_user() -> set[str]:
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         folders += [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
-        typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed: an item may refer to a value
+        typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed, since an item may refer to a value
         texts += typed
     files = [file for folder in folders for pattern in ("*.yaml", "*/*.yaml") for file in Path(folder).glob(pattern)]
     texts += [file.read_text(encoding="utf-8", errors="replace") for file in files]

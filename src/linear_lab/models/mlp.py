@@ -12,18 +12,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "id
 
 
 class MLPModule(SupervisedModule):
-    """``y_hat = W_n a(... a(W_1 x + b_1) ...) + b_n``, a multilayer perceptron.
+    """A multilayer perceptron, ``y_hat = W_n a(... a(W_1 x + b_1) ...) + b_n``.
 
     Args:
-        in_features: F, columns of x.
-        out_features: T, columns of y, or the number of classes.
-        hidden: width of each hidden layer, at least 1; an empty list is a linear model.
+        in_features: F, the number of columns of x.
+        out_features: T, the number of columns of y, or C, the number of classes.
+        hidden: width of each hidden layer, at least 1; an empty list gives a linear model.
         activation: a, applied to each element of a hidden layer: tanh, relu or identity.
-        bias: False leaves all b out.
+        bias: False leaves out the bias of every layer.
         **training: loss, optimizer, scheduler, metric and schema, see `SupervisedModule`.
 
     Raises:
-        ValueError: naming the argument: a width below 1, an unknown activation, and as `SupervisedModule`.
+        ValueError: if a width is below 1 or the activation is unknown, or for the reasons of `SupervisedModule`.
 
     >>> [tuple(p.shape) for p in MLPModule(2, 1, hidden=[3]).parameters()]
     [(3, 2), (3,), (1, 3), (1,)]

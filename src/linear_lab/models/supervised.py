@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-Spec = dict[str, Any]  # a class by its dotted name under `_target_`, and its arguments
+Spec = dict[str, Any]  # the dotted name of a class under `_target_`, and its arguments
 
 T = TypeVar("T")
 
@@ -22,9 +22,9 @@ T = TypeVar("T")
 class SupervisedModule(LightningModule):
     """``y_hat = network(x)``, fitted by gradient descent; for classification y_hat are the logits of C classes.
 
-    All arguments but network and metrics are plain numbers, strings, lists and dicts. A subclass builds its network
-    from such arguments too. Then the checkpoint holds all of them, and ``load_from_checkpoint(path)`` needs no argument
-    and runs no code from the file::
+    All arguments except network and metrics are plain numbers, strings, lists and dicts. A subclass builds its network
+    from such arguments too. The checkpoint then holds all of them, so that ``load_from_checkpoint(path)`` needs no
+    other argument and runs no code from the file::
 
         class MyModule(SupervisedModule):
             def __init__(self, in_features, out_features, width=8, **training):
@@ -38,11 +38,11 @@ class SupervisedModule(LightningModule):
         scheduler: a learning rate scheduler class, stepped after each epoch; ReduceLROnPlateau after each validation.
         metric: the metric that ReduceLROnPlateau monitors.
         schema: names and units of the columns, which the checkpoint keeps for predictions.
-        metrics: of torchmetrics, by name, besides the loss and the accuracy of classes: ``{"f1": F1Score(...)}`` is
-            measured of each part on y_hat and y as training sees them, and logged as ``val/f1`` and so on.
+        metrics: metrics of torchmetrics by name, in addition to the loss and the accuracy of classes. ``{"f1":
+            F1Score(...)}`` is measured on y_hat and y of each part in training's units, and logged as ``val/f1`` etc.
 
     Raises:
-        ValueError: for a target that is not a class of its kind, and a reduction other than mean.
+        ValueError: if a spec names no class of the right kind, or if the loss has another reduction than mean.
     """
 
     def __init__(
@@ -61,18 +61,18 @@ class SupervisedModule(LightningModule):
         self.network = network
         self.loss = build_from_spec(loss or {"_target_": "torch.nn.MSELoss"}, nn.Module)
         if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
-            raise ValueError(f"loss.reduction must be mean, so that batches of any size compare, got {reduction}")
+            raise ValueError(f"loss.reduction must be mean, so that batches of all sizes compare, got {reduction}")
         self.optimizer_spec = optimizer or {"_target_": "torch.optim.SGD", "lr": 0.01}
         self.scheduler_spec = scheduler
         self.metric = metric
-        self.extra_validation = False  # of the last step alone, so that no scheduler counts it
+        self.extra_validation = False  # True for a validation that ReduceLROnPlateau must not count
         self.metrics = dict(metrics or {})
-        self._own: dict[str, Metric] = {}  # of each part, by the names under which they are logged
+        self._part_metrics: dict[str, Metric] = {}  # `metrics` of each part, by the names of their curves
         self._sums: dict[str, float] = defaultdict(float)
         self._rows: dict[str, int] = defaultdict(int)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Loading would round float64 parameters of a checkpoint to the module's float32.
+        # without this, a float32 module would round the float64 parameters of a checkpoint
         self.to(next(iter(checkpoint["state_dict"].values())).dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,15 +80,15 @@ class SupervisedModule(LightningModule):
         return y_hat
 
     def learned(self) -> dict[str, Any]:
-        """Return the parameters as nested lists, by their names in the network."""
+        """Return the parameters of the network as nested lists, by name."""
         return {name: values.tolist() for name, values in self.network.named_parameters()}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of the batch, averaged over its rows and targets.
+        """Return the loss of the batch, averaged over its rows and targets.
 
         Raises:
-            ValueError: if y does not fit y_hat: for cross-entropy int64 class indices ``(B,)``, else numbers of y_hat's
-                shape, which the loss would otherwise broadcast into a wrong number.
+            ValueError: if y does not fit y_hat. Cross-entropy needs int64 class indices ``(B,)``, other losses need
+                numbers in the shape of y_hat, since PyTorch would broadcast other shapes to a wrong loss.
         """
         if not getattr(self.trainer.datamodule, "by_part", False):  # type: ignore[attr-defined]  # see LinearData
             loss = self._loss(batch)
@@ -96,8 +96,8 @@ class SupervisedModule(LightningModule):
             return loss
         if self.trainer.world_size == 1:
             return self._loss(batch)
-        # The strategy averages gradients over processes. Weighted by its rows, the mean of this process becomes its
-        # share of the mean over the global batch, also where processes have different numbers of rows, or none.
+        # The strategy averages gradients over processes. The weight makes this average the mean over all rows of the
+        # global batch, even if processes have different numbers of rows, or none.
         rows = torch.tensor(float(len(batch[0])), device=self.device)
         share = rows * self.trainer.world_size / self.trainer.strategy.reduce(rows.clone(), reduce_op="sum")
         return self._loss(batch) * share if share else torch.stack([p.sum() for p in self.parameters()]).sum() * share
@@ -107,10 +107,10 @@ class SupervisedModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         metrics = self._log_metrics()
-        self.log("step", float(self.trainer.global_step), sync_dist=True)  # the x axis of the loggers' curves
+        self.log("step", float(self.trainer.global_step), sync_dist=True)  # Lightning takes it as the x axis
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return
-        # Lightning would step ReduceLROnPlateau after it has saved the checkpoint, and a resumed run would miss a step.
+        # Lightning would step ReduceLROnPlateau after saving the checkpoint, so a resumed run would miss a step.
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau) and not self.extra_validation:
             scheduler.step(metrics[self.metric])
@@ -122,7 +122,7 @@ class SupervisedModule(LightningModule):
         self._log_metrics()
 
     def fresh_optimizer(self) -> Optimizer:
-        """Build another optimizer as training begins with: a scheduler may have changed its numbers."""
+        """Build another optimizer in its state before the first step, with the rate that a scheduler sets there."""
         built: Any = self.configure_optimizers()
         optimizer: Optimizer = built["optimizer"] if isinstance(built, dict) else built
         return optimizer
@@ -132,7 +132,7 @@ class SupervisedModule(LightningModule):
         if not self.scheduler_spec:
             return optimizer
         scheduler = build_from_spec(self.scheduler_spec, LRScheduler, optimizer)
-        # on_validation_epoch_end steps ReduceLROnPlateau: at this frequency Lightning never does.
+        # on_validation_epoch_end steps ReduceLROnPlateau; with this frequency Lightning never does
         frequency = sys.maxsize if isinstance(scheduler, ReduceLROnPlateau) else 1
         return {
             "optimizer": optimizer,
@@ -147,13 +147,13 @@ class SupervisedModule(LightningModule):
         classes = isinstance(self.loss, nn.CrossEntropyLoss)
         shape = y_hat.shape[:1] if classes else y_hat.shape
         if y.shape != shape or y.is_floating_point() == classes:
-            kind = "int64 class indices, one a row" if classes else "numbers in the shape"
+            kind = "int64 class indices, one per row" if classes else "numbers in the shape"
             raise ValueError(f"y must hold {kind} of y_hat {tuple(y_hat.shape)}, got {tuple(y.shape)} {y.dtype}")
         loss: Tensor = self.loss(y_hat, y)
         return loss
 
     def _measure(self, batch: tuple[Tensor, Tensor], part: str) -> None:
-        """Add up the metrics of a part in Python's float64, so that cutting it into batches costs no digits."""
+        """Sum the metrics of a part in float64, so that the size of its batches does not matter."""
         x, y = batch
         y_hat = self(x)
         self._sums[f"{part}/loss"] += self._loss_of(y_hat, y).item() * len(x)
@@ -161,23 +161,23 @@ class SupervisedModule(LightningModule):
             self._sums[f"{part}/accuracy"] += (y_hat.argmax(1) == y).sum().item()
         self._rows[part] += len(x)
         for name, metric in self.metrics.items():
-            self._own.setdefault(f"{part}/{name}", copy.deepcopy(metric).to(self.device)).update(y_hat, y)
+            self._part_metrics.setdefault(f"{part}/{name}", copy.deepcopy(metric).to(self.device)).update(y_hat, y)
 
     def _log_metrics(self) -> dict[str, float]:
         metrics = {name: total / self._rows[name.partition("/")[0]] for name, total in self._sums.items()}
-        metrics |= {name: float(metric.compute()) for name, metric in self._own.items()}
+        metrics |= {name: float(metric.compute()) for name, metric in self._part_metrics.items()}
         self._sums.clear()
         self._rows.clear()
-        self._own.clear()
+        self._part_metrics.clear()
         for name, value in metrics.items():
-            # A tensor of the module's dtype, since log() rounds Python numbers to float32.
+            # log() rounds Python numbers to float32, so this is a tensor of the module's dtype
             tensor = torch.tensor(value, dtype=next(self.parameters()).dtype, device=self.device)
             self.log(name, tensor, sync_dist=True)
         return metrics
 
 
 def part_of(loaders: Any, default: str, index: int) -> str:
-    """Name the part that a loader serves: its name in a dict of loaders, else the default, from the second on numbered.
+    """Return the name of a loader's part: its key in a dict, else the default, numbered from the second loader on.
 
     >>> part_of({"train": [], "val": []}, "val", 1), part_of([], "val", 0), part_of([[], []], "test", 1)
     ('val', 'val', 'test_1')
@@ -188,10 +188,10 @@ def part_of(loaders: Any, default: str, index: int) -> str:
 
 
 def build_from_spec(spec: Spec, kind: type[T], *args: Any) -> T:
-    """Build ``spec["_target_"]`` with the positional and the spec's arguments.
+    """Build ``spec["_target_"]`` with the positional arguments and those of the spec.
 
-    The class must be a subclass of ``kind`` in a module that is already imported. So a checkpoint can name what to
-    build, but it can neither call a function nor import a file.
+    The target must be a subclass of ``kind`` in a module that is already imported, else ValueError is raised. A
+    checkpoint that names the target can therefore neither call a function nor import a file.
 
     >>> build_from_spec({"_target_": "torch.nn.HuberLoss", "delta": 0.5}, nn.Module)
     HuberLoss()

@@ -212,7 +212,7 @@ class GridSweeper:
             self.screen.print(line, soft_wrap=True)
         commands = board.commands(leaderboard)
         commands["look"] = layout.dashboard(self.folder)
-        commands["address"] = layout.ADDRESS
+        commands |= {"address": layout.ADDRESS} if layout.is_served(self.folder) else {}
         failed = bool(len(left) or self.not_kept)
         if failed or interrupted:
             logs = [self.folder / name / "train.log" for name in left["name"].head(SHOWN)]

@@ -1,1 +1,1 @@
-"""What the terminal shows. Imports no torch, so that it answers at once."""
+"""What the terminal shows. Imports no torch, so that commands such as --help are quick."""

@@ -1,7 +1,4 @@
-"""What a command prints and logs: nothing in it controls the terminal, and the command outlives a reader that has gone.
-
-Imports the standard library alone.
-"""
+"""Standard output and error without control characters; a command continues if they fail. Imports no other library."""
 
 import io
 import os
@@ -15,11 +12,11 @@ from linear_lab.text import printable
 
 
 class Output:
-    """Standard output or error; once nothing more can be written there, the rest goes to ``nowhere``."""
+    """Standard output or error. If writing fails, all later text goes to ``nowhere``."""
 
     def __init__(self, stream: Any, nowhere: IO[str], *, plain: bool) -> None:
-        self.stream, self.nowhere = nowhere if stream is None else stream, nowhere  # None: the shell has closed it
-        self.plain = plain  # whether no library colours it
+        self.stream, self.nowhere = nowhere if stream is None else stream, nowhere  # None: the shell closed it
+        self.plain = plain  # whether control characters are replaced; False where rich writes colours
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -34,7 +31,7 @@ class Output:
             function(*arguments)
         except OSError as error:
             self.error = self.error or error
-            os.dup2(self.nowhere.fileno(), self.stream.fileno())  # Python flushes it again at its end
+            os.dup2(self.nowhere.fileno(), self.stream.fileno())  # Python flushes it again when it exits
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -42,9 +39,9 @@ class Output:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Let a command go on where its output cannot be written, as on a full disk; it then ends with exit code 1."""
+    """Let a command continue if its output cannot be written, as on a full disk; it then ends with exit code 1."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":  # where names of columns raise
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":  # it may lack a character
             stream.reconfigure(errors="backslashreplace")
     with Path(os.devnull).open("w") as nowhere:
         out, errors = Output(sys.stdout, nowhere, plain=False), Output(sys.stderr, nowhere, plain=True)
@@ -54,7 +51,7 @@ def lasting_output() -> Iterator[None]:
         finally:
             out.flush()
             if out.error and not isinstance(out.error, BrokenPipeError):
-                errors.write(f"error: standard output: {out.error.strerror}; the command went on without it\n")
+                errors.write(f"error: standard output: {out.error.strerror}; the command continued without it\n")
             errors.flush()
     if out.error or errors.error:
         raise SystemExit(1)

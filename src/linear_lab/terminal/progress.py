@@ -1,4 +1,4 @@
-"""How far the training has come."""
+"""The progress bar of a run."""
 
 import time
 from typing import Any
@@ -9,11 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from linear_lab.terminal.layout import NARROW, number
 
-PIPE_INTERVAL = 30.0  # seconds between two lines of progress where no bar can move
+PIPE_INTERVAL = 30.0  # seconds between two lines of progress in a pipe or a file
 
 
 class ProgressBar(Callback):
-    """One bar for the whole training, with the batch's loss and the time left; in a pipe or a file, a line at times."""
+    """Shows one bar for the whole training, with loss and time left; in a pipe or a file, a line now and then."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -23,7 +23,7 @@ class ProgressBar(Callback):
             TextColumn("loss {task.fields[loss]}{task.fields[metrics]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
-            auto_refresh=False,  # a refreshing thread would take time from training
+            auto_refresh=False,  # a thread that refreshes would slow down training
         )
         self.shown = 0.0
         self.interval = 0.1 if console.is_terminal else PIPE_INTERVAL
@@ -40,7 +40,7 @@ class ProgressBar(Callback):
         now = time.monotonic()
         if now - self.shown > self.interval:
             self.shown = now
-            # of manual optimization there may be none
+            # with manual optimization there may be no loss
             loss = outputs.get("loss") if isinstance(outputs, dict) else None
             self._show(trainer, None if loss is None else loss.item() * trainer.accumulate_grad_batches)
 

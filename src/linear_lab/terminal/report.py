@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: what is trained, and its outcome."""
+"""What the terminal shows of a run: its plan before training, and its outcome afterwards."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
+from linear_lab import CHECKOUT
 from linear_lab.data import LinearData, Schema
 from linear_lab.models import SupervisedModule
-from linear_lab.runs.folder import LAST, LOG
+from linear_lab.runs.folder import LAST, LOG, RESULT
 from linear_lab.terminal import layout
 from linear_lab.terminal.layout import SHOWN, names, number, pairs, quoted, short, show_commands, show_numbers
 from linear_lab.theory.reference import Reference
@@ -19,11 +20,12 @@ from linear_lab.theory.reference import Reference
 if TYPE_CHECKING:
     from linear_lab.runs.record import Best, Columns, Record
 
-POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y in the unit of a loss
+DTYPES = {"32-true": "float32", "64-true": "float64"}  # by the Trainer's precision
+POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y's unit in the loss's unit
 
 
 def numbers(values: Tensor) -> str:
-    """Write a tensor as ``0.5``, ``[1, 2]`` or rows of such, cut after `SHOWN` entries."""
+    """Write a tensor as ``0.5``, ``[1, 2]`` or nested lists, each cut after `SHOWN` entries."""
     if values.numel() == 1:
         return number(values.item())
     shown = [number(v.item()) if v.ndim == 0 else numbers(v.reshape(-1)) for v in values[:SHOWN]]
@@ -31,7 +33,7 @@ def numbers(values: Tensor) -> str:
 
 
 def line(parameters: dict[str, Any], columns: "Schema | Columns | None" = None) -> str:
-    """Write weight and bias as a formula, with the names of the columns; by default ``x1`` and so on.
+    """Write weight and bias as a formula, with the names of the columns, by default ``x1`` and so on.
 
     >>> line({"weight": [[2.0, -1.0]], "bias": [0.5]})
     'y = 2 x1 - 1 x2 + 0.5'
@@ -56,12 +58,12 @@ def line(parameters: dict[str, Any], columns: "Schema | Columns | None" = None) 
 
 
 def _signed(value: float | None, name: str = "") -> str:
-    value = math.nan if value is None else value  # a record holds null for what is not finite
+    value = math.nan if value is None else value  # a record has null for a number that is not finite
     return f" {'-' if value < 0 else '+'} {number(abs(value))}{name}"
 
 
 def loss_unit(loss: dict[str, Any], schema: Schema) -> str | None:
-    """Return the unit of a loss: ``c^2``, ``(1.25 c)^2`` where c is standardized, nats; None for a user's loss.
+    """Return the unit of a loss: ``c^2``, ``(1.25 c)^2`` if c is standardized, or nats; None for a user's own loss.
 
     >>> loss_unit({"_target_": "torch.nn.MSELoss"}, Schema.plain(1, 1))
     'y^2'
@@ -83,7 +85,7 @@ def show_plan(
     console: Console, plain: dict[str, Any], folder: Path, step: int,
     data: LightningDataModule, model: LightningModule, trainer: Trainer, reference: Reference,
 ) -> None:  # fmt: skip
-    """First part: what is trained."""
+    """Print the first part, the plan: what is trained, and how."""
     limit = f"{trainer.max_steps} step" if trainer.max_steps >= 0 else f"{trainer.max_epochs} epoch"
     limit += "" if limit.startswith("1 ") else "s"
     if limit == "-1 epochs":
@@ -93,9 +95,9 @@ def show_plan(
     own_file = isinstance(profiler, dict) and profiler.get("filename")
     rows = {
         **of_data(data, plain["data"].get("batch_size")),
-        "model": f"{formula(model)}, {trainer.precision}",
+        "model": f"{formula(model)}, {DTYPES.get(str(trainer.precision), trainer.precision)}",
         **{group: describe(plain[group]) for group in ("loss", "optimizer", "scheduler") if plain[group]},
-        "stable lr": f"below {reference.stable_lr:.4g}" if reference.stable_lr else "",
+        "stable lr": f"below {reference.stable_lr:.4g}; a larger lr diverges" if reference.stable_lr else "",
         "trainer": f"{trainer.world_size} {device}, {limit}{f', from step {step}' if step else ''}",
         "folder": str(short(folder)),
         "profile": f"in {short(folder / LOG)} after training" if profiler and not own_file else "",
@@ -104,21 +106,21 @@ def show_plan(
     console.print(pairs({name: value for name, value in rows.items() if value}))
     if reference.optimum and reference.optimum.rank < reference.optimum.parameters:
         console.print(
-            f"The columns depend on each other (rank {reference.optimum.rank} of {reference.optimum.parameters}): many "
-            "parameters reach the least loss; the optimum shown is the one of minimum norm."
+            f"The columns of x depend on each other (rank {reference.optimum.rank} of {reference.optimum.parameters}), "
+            "so that several parameters have the least loss; the optimum is the one with the smallest norm."
         )
     console.print()
 
 
 def of_data(data: LightningDataModule, batch: int | None) -> dict[str, str]:
-    """Return the plan's rows on the data."""
+    """Return the rows of the plan that describe the data."""
     if not isinstance(data, LinearData):
         return {"data": type(data).__name__}
     counts, schema = ", ".join(f"{len(x)} {name}" for name, (x, _) in data.parts.items()), data.schema
     plain = schema == Schema.plain(len(schema.x), len(schema.y), schema.labels)
     columns = f"{names(schema.x)} -> {names(schema.y)}{', standardized' if schema.standardized else ''}"
     return {
-        "data": f"{type(data).__name__}: {counts} rows; {f'batches of {batch}' if batch else 'all rows a step'}",
+        "data": f"{type(data).__name__}: {counts} rows; {f'{batch} rows per step' if batch else 'all rows per step'}",
         "": "\n".join(data.notes),
         "columns": "" if plain else columns,
         "classes": names(schema.labels or []),
@@ -126,15 +128,17 @@ def of_data(data: LightningDataModule, batch: int | None) -> dict[str, str]:
 
 
 def left_out(data: LightningDataModule, model: LightningModule) -> str:
-    """Say what the run of a module or of data that derive from none of ours goes without; empty for others."""
+    """Say which features a run lacks because its module or its data derive from no class of this package."""
     missing = [] if isinstance(model, SupervisedModule) else [f"{type(model).__name__} is no SupervisedModule"]
     missing += [] if isinstance(data, LinearData) else [f"{type(data).__name__} is no LinearData"]
     what = "least squares, the seven steps, pictures, predict and export"
     return f"{what}: {' and '.join(missing)}" if missing else ""
 
 
-def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard: bool, limits: Sequence[str]) -> None:
-    """Third part: what was learned, beside the start and the optimum, and the commands to go on with."""
+def show_outcome(
+    console: Console, record: "Record", folder: Path, *, dashboard: bool, limits: Sequence[str], metric: str = "metric"
+) -> None:
+    """Print the third part: what was learned, compared with the start and the optimum, and the next commands."""
     models = outcomes(record)
     if record.initial and "weight" in record.initial:
         console.print(pairs({name: line(values, record.columns) for name, values in models.items()}))
@@ -143,7 +147,15 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
     if record.loss_unit:
         console.print(f"unit of the losses: {record.loss_unit}", style="dim")
     if record.optimum and record.weight_decay:
-        console.print("optimum and excess loss are those of the loss and the penalty of weight decay", style="dim")
+        console.print("optimum and excess loss include the penalty of weight decay", style="dim")
+    if best := other_best(record):
+        use = "evaluate and predict use best.ckpt"
+        console.print(f"best.ckpt has step {best.step} with the best {metric}, last.ckpt step {record.steps}; {use}")
+    if not any(path.parent != folder for path in folder.parent.glob(f"*/{RESULT}")):  # the first run in this place
+        words = ["stable lr"] * bool(record.stable_lr) + ["optimum", "excess loss"] * bool(record.optimum)
+        words += ["best and last"] * bool(best)
+        where = str(short(CHECKOUT / "docs/glossary.md")) if CHECKOUT else f"{layout.module('train')} --help"
+        console.print(f"{where} explains {', '.join([*words, 'val/loss'])}", style="dim")
     console.print()
     commands = layout.looking(folder) if dashboard else {}
     run = quoted(f"run={short(folder)}") + layout.trusting()
@@ -151,7 +163,7 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
         commands["evaluate"] = f"{layout.module('evaluate')} {run}"
     if "evaluate" in commands and record.columns and record.parameters:
         names_of_x = record.columns.x
-        typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # city=Oslo is typed as Oslo
+        typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # for city=Oslo, type Oslo
         example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
         commands["predict"] = f"{layout.module('predict')} {run} {quoted(example)}"
     commands["go on"] = " ".join([layout.resuming(folder), *(f"trainer.{limit}=<more>" for limit in limits)])
@@ -159,7 +171,7 @@ def show_outcome(console: Console, record: "Record", folder: Path, *, dashboard:
 
 
 def outcome_text(record: "Record") -> str:
-    """Write a run's record as Markdown, for TensorBoard: how it ended, what it learned, and its losses."""
+    """Write the outcome of a run as Markdown, for TensorBoard: its status, what it learned, and its losses."""
     models = outcomes(record)
     parts = [f"**{record.error or record.status}**"]
     if "weight" in record.parameters:
@@ -173,12 +185,18 @@ def outcome_text(record: "Record") -> str:
 
 
 def outcomes(record: "Record") -> dict[str, dict[str, Any]]:
-    """Return parameters and losses of the models to compare: at the start, the final and the best one, the optimum."""
+    """Return parameters and losses of the models to compare: the initial, the final and the best one, the optimum."""
     models: dict[str, dict[str, Any]] = {"start": record.initial} if record.initial else {}
-    models[f"step {record.steps}"] = numbers_of(record)
-    if record.best and record.best.step != record.steps and record.best.metrics != record.metrics:
-        models[f"step {record.best.step}, best"] = numbers_of(record.best)
+    models[f"step {record.steps}{', last' if other_best(record) else ''}"] = numbers_of(record)
+    if best := other_best(record):
+        models[f"step {best.step}, best"] = numbers_of(best)
     return models | ({"optimum": record.optimum} if record.optimum else {})
+
+
+def other_best(record: "Record") -> "Best | None":
+    """Return the best model if it is another one than the final model."""
+    best = record.best
+    return best if best and best.step != record.steps and best.metrics != record.metrics else None
 
 
 def numbers_of(model: "Record | Best") -> dict[str, Any]:
@@ -186,12 +204,12 @@ def numbers_of(model: "Record | Best") -> dict[str, Any]:
 
 
 def measures(record: "Record") -> list[str]:
-    """Name the losses to compare."""
+    """Return the names of the losses to compare."""
     return [*record.metrics, *(["excess_loss"] if record.optimum else [])]
 
 
 def show_export(console: Console, target: Path, kind: str, meaning: dict[str, Any], difference: float) -> None:
-    """Say what was written, and how to use it."""
+    """Print which file was written, and how to use it."""
     checked = f"{short(target)}: checked, differs from predict by {difference:.1g} of the largest value"
     returns = f"probabilities of {names(meaning['labels'])}" if meaning["labels"] else names(meaning["y"])
     signature = f"x (rows, {len(meaning['x'])}), float64: {names(meaning['x'])} -> (rows, ...): {returns}"
@@ -203,18 +221,18 @@ def show_export(console: Console, target: Path, kind: str, meaning: dict[str, An
 
 
 def show_losses(console: Console, columns: dict[str, dict[str, Any]]) -> None:
-    """Print the table of evaluate: each part's metrics as measured now, beside those that the run recorded."""
+    """Print the table of evaluate: the metrics of each part, measured now and as recorded by the run."""
     metrics, recorded = columns.values()
     show_numbers(console, columns, list(metrics))
     if recorded and any(value != recorded.get(name) for name, value in metrics.items() if math.isfinite(value)):
         console.print(
-            "These are not the recorded digits: another device, precision or version rounds otherwise; and a metric "
-            "that remembers earlier validations cannot be measured again."
+            "These differ from the recorded digits: another device, precision or version rounds differently; a metric "
+            "that depends on earlier validations cannot be measured again."
         )
 
 
 def formula(model: LightningModule) -> str:
-    """Write the model with its shapes: ``y_hat = x W^T + b, W (1, 1), b (1,)``."""
+    """Write the model and its shapes: ``y_hat = x W^T + b, W (1, 1), b (1,)``."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     weight, bias = shapes.get("network.weight"), shapes.get("network.bias")
     if weight is None:

@@ -1,4 +1,4 @@
-"""Signals that end a command, before and after training. Imports little: it is the first that a command imports."""
+"""Signals that end a command before and after training. Imports little, as a command imports it first."""
 
 import errno
 import os
@@ -11,18 +11,18 @@ from typing import Any, Self
 
 from linear_lab import compat
 
-ENDING: dict[signal.Signals, Any] = {  # signals that end a command, and the handlers that Python has for them
+ENDING: dict[signal.Signals, Any] = {  # signals that end a command, and Python's handlers for them
     signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL
 }  # fmt: skip
 
 
 class EndOnSignal:
-    """Ends a block at Ctrl-C with exit code 130, also where a library loses the KeyboardInterrupt.
+    """Ends a block at Ctrl-C with exit code 130, even if a library loses the KeyboardInterrupt.
 
-    SIGTERM and SIGHUP, which a dropped connection sends, are a Ctrl-C with exit codes 143 and 129. Python drops an
-    exception that is raised while it cleans up after an import, and OmegaConf breaks at it. So the first signal inside
-    of OmegaConf is only noted, and `raise_if_interrupted` raises what was noted or lost. Outside the main thread, and
-    where a signal has another handler already, nothing is changed.
+    SIGTERM, and SIGHUP of a dropped connection, do the same with exit codes 143 and 129. Python loses an exception that
+    is raised while it cleans up after an import, and OmegaConf fails in other ways. So the first signal in OmegaConf is
+    only remembered, and `raise_if_interrupted` raises it later, like a lost one. Nothing changes outside of the main
+    thread, and for a signal that already has another handler.
     """
 
     def __init__(self) -> None:
@@ -52,23 +52,20 @@ class EndOnSignal:
 
 
 def raise_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt that `EndOnSignal` has noted or a library has lost; called before long work."""
+    """Raise a KeyboardInterrupt that `EndOnSignal` remembered or a library lost; called before long work."""
     handlers = [signal.getsignal(signum) for signum in ENDING]
     if any(isinstance(handler, EndOnSignal) and handler.signum for handler in handlers):
         raise KeyboardInterrupt
 
 
 def present_handlers() -> dict[signal.Signals, Any]:
-    """Return the handlers of the signals that end a command; without SIGHUP where nohup has it ignored."""
+    """Return the handlers of the signals that end a command, without SIGHUP if nohup ignores it."""
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
     return {signum: signal.getsignal(signum) for signum in ENDING.keys() - ignored}
 
 
 def hang_up() -> None:
-    """After SIGHUP, let nothing disturb what is still to be saved: neither a second one nor the lost terminal.
-
-    The kernel and the shell send one each, and to write to a terminal that has hung up raises an OSError.
-    """
+    """After SIGHUP, ignore the shell's second one, and write no more to the lost terminal: that raises an OSError."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for file in (1, 2):
         try:

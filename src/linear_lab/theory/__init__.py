@@ -1,1 +1,1 @@
-"""What is known about a linear model without training it."""
+"""Least squares and the largest stable rate: what follows from the data without training."""

@@ -1,4 +1,4 @@
-"""The least-squares solution of a linear model."""
+"""The least-squares solution of a linear model, and the excess loss of other parameters."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 65_536  # rows that are factored at once: bounds memory, not results
+BLOCK = 65_536  # rows that are factored at once; it bounds memory
 EPS = torch.finfo(torch.float64).eps
-WELL_CONDITIONED = 10.0  # ratio of singular values up to which rounding costs no more than a few of 16 digits
+WELL_CONDITIONED = 10.0  # up to this ratio of singular values, rounding costs only a few of 16 digits
 Units = tuple[Tensor, Tensor]  # mean and scale of columns
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The parameters with the smallest mean squared error, and the curvature of the loss.
+    """The parameters with the least mean squared error, and the curvature of the loss.
 
     Attributes:
         weight: ``(T, F)``, float64, in the units of x and y.
-        bias: ``(T,)``; None for a model without a bias, unless centred columns give it one.
-        loss: mean squared error there, in training's units, without the penalty of weight decay.
-        rank: of ``[z, 1]``, the columns of x as training sees them. Below `parameters` there are many solutions, and
-            this is the one of minimum norm (of weight and bias together, in training's units).
+        bias: ``(T,)``; None for a model without a bias, unless centring the columns gives it one.
+        loss: mean squared error of the optimum, in training's units, without the penalty of weight decay.
+        rank: rank of ``[z, 1]``, the standardized columns of x and ones. If it is below `parameters`, there are many
+            solutions, and this is the one of minimum norm (of weight and bias together, in training's units).
         parameters: P, the number of columns of ``[z, 1]``.
         curvature: the largest eigenvalue of the loss's Hessian ``2 / (B T) [z, 1]^T [z, 1] + weight_decay I``.
         solution: weight and bias in training's units, ``(P, T)``.
@@ -36,27 +36,27 @@ class Optimum:
     parameters: int
     curvature: float
     solution: Tensor
-    _factor: Tensor  # the triangle R of [z, 1] = Q R, divided by the root of B T / 2
+    _factor: Tensor  # the triangle R of [z, 1] = Q R, divided by sqrt(B T / 2)
     _weight_decay: float
 
     def learned(self) -> dict[str, Any]:
-        """Return weight and bias as lists, as a linear model does."""
+        """Return weight and bias as lists, like `LinearModule.learned`."""
         return {"weight": self.weight.tolist(), "bias": None if self.bias is None else self.bias.tolist()}
 
     def excess(self, weight: Tensor, bias: Tensor | None) -> float:
-        """Loss of other parameters minus the least loss, computed without cancellation: never negative.
+        """Return the loss of other parameters minus the optimum's: never below 0, since nothing cancels.
 
-        The loss is quadratic: at a distance d from its minimum it is higher by ``d^T H d / 2``. With weight decay, its
-        penalty is part of both losses.
+        The loss is quadratic: at a distance d from its minimum it is higher by ``d^T H d / 2``. Both losses include the
+        penalty of weight decay.
 
         Args:
             weight: ``(T, F)``, in training's units.
-            bias: ``(T,)`` or None, likewise.
+            bias: ``(T,)`` or None, in training's units.
         """
         return self.excesses(weight[None], None if bias is None else bias[None]).item()
 
     def excesses(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the excess of J models, ``(J,)``; weight is ``(J, T, F)`` and bias ``(J, T)``."""
+        """Return the excess loss of J models, ``(J,)``; weight is ``(J, T, F)`` and bias ``(J, T)``."""
         columns = [weight] if bias is None else [weight, bias[..., None]]
         distance = torch.cat(columns, -1).double() - self.solution.T.to(weight.device)
         curved = distance @ self._factor.T.to(weight.device)
@@ -74,22 +74,22 @@ def least_squares(
 ) -> Optimum:
     """Minimise ``mean((y_hat - y)^2) + weight_decay / 2 |parameters|^2``: least squares, or ridge regression.
 
-    Computed by Householder triangles of blocks of rows and the singular values of the last triangle (Golub & Van Loan,
-    *Matrix Computations*, 4th ed., sec. 5.3 and 5.5). Two steps of iterative refinement on the unscaled values restore
-    the digits that rounding x to z has cost (Björck, *Numerical Methods for Least Squares Problems*, 1996, sec. 6.6).
-    There is no refinement with weight decay, for linearly dependent columns, and for more than `BLOCK` rows of
-    well-conditioned ones, where it would gain few digits and take seconds.
+    The method is QR factorization of blocks of rows, then an SVD of the last triangle (Golub & Van Loan, *Matrix
+    Computations*, 4th ed., sec. 5.3 and 5.5). Two steps of iterative refinement on the unscaled values restore the
+    digits that rounding z has cost (Björck, *Numerical Methods for Least Squares Problems*, 1996, sec. 6.6). There is
+    no refinement with weight decay, for linearly dependent columns, and for more than `BLOCK` rows of well-conditioned
+    columns, where it would gain few digits and take seconds.
 
     Args:
         x: inputs, ``(B, F)``.
         y: targets, ``(B, T)``.
-        bias: whether the model has one.
-        weight_decay: at least 0; of all parameters, in training's units, as in PyTorch's SGD and Adam.
-        x_units: mean and scale, ``(F,)`` each: training sees ``z = (x - mean) / scale``; None leaves x as it is.
-        y_units: likewise of y.
+        bias: whether the model has a bias.
+        weight_decay: at least 0; it applies to all parameters, in training's units, as in PyTorch's SGD and Adam.
+        x_units: mean and scale, ``(F,)`` each: training sees ``z = (x - mean) / scale``; None means ``z = x``.
+        y_units: mean and scale of y, ``(T,)`` each, or None.
 
     Raises:
-        ValueError: if x or y is not 2-D, or they have no or different numbers of rows.
+        ValueError: if x or y is not 2-D, if they have no rows, or if their numbers of rows differ.
 
     >>> optimum = least_squares(torch.tensor([[1.0], [2], [3], [4]]), torch.tensor([[3.0], [5], [7], [9]]))
     >>> round(optimum.weight.item(), 9), round(optimum.bias.item(), 9), round(optimum.loss, 9)
@@ -98,7 +98,7 @@ def least_squares(
     0.25
     """
     if x.ndim != 2 or y.ndim != 2 or not len(x) or len(x) != len(y):
-        raise ValueError(f"x (B, F) and y (B, T) want the same B of at least 1, got {tuple(x.shape)}, {tuple(y.shape)}")
+        raise ValueError(f"x (B, F) and y (B, T) need the same B of at least 1, got {tuple(x.shape)}, {tuple(y.shape)}")
     x, y = x.double().cpu(), y.double().cpu()
     x_units, y_units = x_units or _identity(x), y_units or _identity(y)
     parameters = x.shape[1] + bias
@@ -130,7 +130,7 @@ def _identity(values: Tensor) -> Units:
 
 
 def _triangle(x: Tensor, y: Tensor, x_units: Units, y_units: Units, *, bias: bool) -> Tensor:
-    """The triangle R of ``[z, 1, t] = Q R`` in training's units, divided by the root of B T / 2."""
+    """Return R of ``[z, 1, t] = Q R``, t being standardized y, divided by sqrt(B T / 2)."""
     triangle = torch.zeros(0, x.shape[1] + bias + y.shape[1], dtype=torch.float64)
     for x_block, y_block in zip(torch.split(x, BLOCK), torch.split(y, BLOCK), strict=True):
         z = torch.where(x_units[1] > 0, (x_block - x_units[0]) / x_units[1], 0.0)
@@ -142,14 +142,14 @@ def _triangle(x: Tensor, y: Tensor, x_units: Units, y_units: Units, *, bias: boo
 
 
 def _unscaled(solution: Tensor, x_units: Units, y_units: Units, *, bias: bool) -> Units:
-    """Weight ``(T, F)`` and bias ``(T,)`` in the units of x and y."""
+    """Return weight ``(T, F)`` and bias ``(T,)`` in the units of x and y."""
     (x_mean, x_scale), (y_mean, y_scale), features = x_units, y_units, len(x_units[0])
     weight = torch.where(x_scale > 0, y_scale[:, None] * solution[:features].T / x_scale, 0.0)
     return weight, y_mean - weight @ x_mean + (y_scale * solution[features] if bias else 0.0)
 
 
 def _refined(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, s: Tensor, vh: Tensor, x_units: Units) -> Units:
-    """Weight and bias after two steps of iterative refinement, by the singular values s and vectors vh."""
+    """Return weight and bias after two steps of iterative refinement with singular values s and vectors vh."""
     (x_mean, x_scale), features, parameters = x_units, x.shape[1], len(s)
     for _ in range(2):
         gradient = _gradient(x, y, weight, bias, x_units)[:parameters]
@@ -161,7 +161,7 @@ def _refined(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, s: Tensor, vh: 
 
 
 def _without_rounding(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Units:
-    """Weight and bias, of which 0 is what the last digit of the largest y or y_hat cannot tell from it."""
+    """Set weights and biases to 0 whose effect is below the last digit of the largest y or y_hat."""
     x, y = x.abs().amax(0), y.abs().amax(0)
     weight = torch.where(weight.abs() * x <= EPS * y[:, None], 0.0, weight)
     return weight, torch.where(bias.abs() <= EPS * torch.maximum(y, weight.abs() @ x), 0.0, bias)
@@ -176,7 +176,7 @@ def _residuals(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Iterator[t
 
 
 def _gradient(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, x_units: Units) -> Tensor:
-    """``2 / (B T) [z, 1]^T (y - x weight^T - bias)``, ``(F + 1, T)``."""
+    """Return ``2 / (B T) [z, 1]^T (y - x weight^T - bias)``, ``(F + 1, T)``."""
     mean, scale = (values.numpy().astype(np.longdouble) for values in x_units)
     total = np.zeros((x.shape[1] + 1, y.shape[1]), np.longdouble)
     for block, residual in _residuals(x, y, weight, bias):

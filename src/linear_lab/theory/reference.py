@@ -1,4 +1,4 @@
-"""What a run of a linear model is compared with: its optimum and its largest stable learning rate."""
+"""The reference of a run of a linear model: its optimum and its largest stable learning rate."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from linear_lab.theory.stability import stable_lr
 
 
 class Reference(NamedTuple):
-    """What a run is compared with; None where it does not exist or is not known."""
+    """What a run is compared with; a field is None where there is no such value, or where it is not known."""
 
     optimum: Optimum | None = None
     stable_lr: float | None = None
-    weight_decay: float = 0.0  # whose penalty is part of what the optimum minimises
+    weight_decay: float = 0.0  # the optimum minimises the loss and the penalty of this weight decay
 
     def excess(self, network: nn.Module) -> float | None:
-        """Loss of nn.Linear, in training's units, minus the least loss; None without an optimum."""
+        """Return the loss of an nn.Linear, in training's units, minus the optimum's; None if there is no optimum."""
         if self.optimum is None or not isinstance(network, nn.Linear):
             return None
         bias: Tensor | None = network.bias
@@ -34,10 +34,10 @@ def reference(
     y_units: Units | None = None,
     optima: dict[float, Optimum] | None = None,
 ) -> Reference:
-    """Return the optimum of nn.Linear under MSELoss, and with it the largest stable rate of SGD.
+    """Return the optimum of an nn.Linear with MSELoss and, for SGD, the largest stable rate; else an empty reference.
 
-    Weight decay counts where the optimizer adds it to the gradient. AdamW subtracts it from the weights instead: its
-    fixed point is near the plain least-squares solution. ``optima`` caches the optima of these data by weight decay.
+    The optimum includes weight decay if the optimizer adds it to the gradient. AdamW subtracts it from the weights
+    instead; it converges near the plain least-squares solution. ``optima`` caches the optima by weight decay.
     """
     if not (isinstance(network, nn.Linear) and isinstance(loss, nn.MSELoss)):
         return Reference()

@@ -1,1 +1,1 @@
-"""What TensorBoard shows of a run."""
+"""Logging of runs: curves, HPARAMS rows, graphs and pictures."""

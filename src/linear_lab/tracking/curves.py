@@ -1,4 +1,4 @@
-"""What loggers get of any run: its HPARAMS row, its config, its learning rate and speed beside what it logs."""
+"""Curves of any run: HPARAMS row, config, learning rate and speed, in addition to what its module logs."""
 
 import time
 from collections.abc import Sequence
@@ -19,34 +19,34 @@ from linear_lab.tracking.tensorboard import RunLogger
 
 
 class Curves(Callback):
-    """Logs of a run, after each validation, what its module does not log by itself.
+    """Logs, after each validation, the numbers of a run that its module does not log itself.
 
-    Scalars go to all loggers, the HPARAMS row and the config to TensorBoard; others get it as hyperparameters.
-    ``config`` holds plain containers, interpolations not resolved. `StopOnDivergence`, which acts before, updates
-    ``summary``.
+    Scalars go to all loggers. TensorBoard gets an HPARAMS row and the config as text, other loggers get the config as
+    hyperparameters. ``config`` consists of plain containers with unresolved interpolations. `StopOnDivergence`, which
+    runs before this callback, updates ``summary``.
     """
 
-    state: tuple[str, ...] = ("logged", "lr")  # attributes that a checkpoint holds
+    state: tuple[str, ...] = ("logged", "lr")  # attributes that checkpoints save
 
     def __init__(self, loggers: Sequence[Logger], config: dict[str, Any], summary: Summary) -> None:
         self.loggers, self.config, self.summary = loggers, config, summary
         self.logger = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)  # for TensorBoard
         self.logged = -1  # the last step whose numbers were logged
-        self.due = False  # at the end of the epoch
-        self.caught_up = False  # whether `finish` logged the last numbers, and not a validation
+        self.due = False  # whether to log at the end of the epoch
+        self.caught_up = False  # whether `finish` logged the last numbers, since no validation did
         self.lr: float | None = None  # of the last step
         self.training_since: tuple[int, float] | None = None  # step and time of the first batch after a validation
         self.speed: float | None = None  # steps per second between the last two validations
 
     def begin(self) -> None:
-        """Log what does not change."""
+        """Log what does not change during training."""
         self.describe(0)
         resolved: Any = OmegaConf.to_container(OmegaConf.create(self.config), resolve=True)
         for logger in self.loggers:
             logger.log_hyperparams({".".join(keys): value for keys, value in leaves(resolved) if decides(keys, value)})
 
     def describe(self, step: int) -> None:
-        """Write the hyperparameters into the run's row, and log the config; a resumed run may have changed them."""
+        """Write the hyperparameters of the run's row, and log the config; a resumed run may have changed both."""
         columns = self.hyperparameters()
         if self.logger is None:
             return
@@ -67,12 +67,12 @@ class Curves(Callback):
         self.log_step(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.due = trainer.state.fn == "fit"  # the means of what was logged in training come at the end of the epoch
+        self.due = trainer.state.fn == "fit"  # Lightning computes means over an epoch at its end
         if not self.due:
             self.log_measured(trainer)
 
     def log_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give Lightning the x axis of what the module has logged: its own is a step behind."""
+        """Log the number of steps, which Lightning takes as the x axis; its default is one step behind."""
         if not isinstance(pl_module, SupervisedModule):
             pl_module.log("step", float(trainer.global_step), sync_dist=True)
 
@@ -85,7 +85,7 @@ class Curves(Callback):
         self.training_since = self.training_since or (trainer.global_step, time.perf_counter())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self.lr = optimizer.param_groups[0].get("lr")  # after the step, a scheduler may set that of the next one
+        self.lr = optimizer.param_groups[0].get("lr")  # here, since after the step a scheduler may change it
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.log_step(trainer, pl_module)
@@ -97,7 +97,7 @@ class Curves(Callback):
             self.log_measured(trainer)
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
-        """Log the final model's numbers if no validation has, as in a run that diverged."""
+        """Log the numbers of the final model if no validation has logged them, as in a run that diverged."""
         self.caught_up = step != self.logged
         if self.caught_up:
             self.log_scalars(step, metrics)
@@ -109,13 +109,13 @@ class Curves(Callback):
             logger.log_metrics({name: number for name, number in numbers.items() if number is not None}, step)
 
     def row(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Return the numbers of the run's row."""
+        """Return the numbers of the HPARAMS row, by tag."""
         summary, metric, small_at = self.summary, str(self.summary.metric), int(self.summary.small_at)
         value, train_loss = metrics.get(metric), metrics.get("train/loss_epoch", metrics.get("train/loss"))
-        # the initial model has no checkpoint, so it counts as best only until there is one
+        # the initial model has no checkpoint, so it counts as the best one only until there is a checkpoint
         best = summary.best if summary.best_step >= 0 else summary.first.get(metric, value)
-        above = None if train_loss is None else step if small_at < 0 else small_at
-        return hparams.metrics(metric, train_loss, None, value, None if best is None else float(best), above)
+        steps_above = None if train_loss is None else step if small_at < 0 else small_at
+        return hparams.metrics(metric, train_loss, None, value, None if best is None else float(best), steps_above)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.state}

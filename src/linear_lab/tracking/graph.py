@@ -1,4 +1,4 @@
-"""The Graphs page: from x and y to the loss."""
+"""The graph for TensorBoard's Graphs page, from x and y to the loss."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from linear_lab.models import SupervisedModule
 
 
 class Forward(nn.Module):
-    """``loss(network(x), y)``."""
+    """Computes ``loss(network(x), y)``."""
 
     def __init__(self, model: SupervisedModule) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Forward(nn.Module):
 
 
 def trace(model: SupervisedModule, x: Tensor, y: Tensor) -> GraphDef | None:
-    """Trace the model from one row of x ``(1, F)`` and y to the loss; None if it has control flow on values."""
+    """Trace the graph from one row x ``(1, F)`` and its y to the loss; None if the model cannot be traced."""
     if type(model).forward is not SupervisedModule.forward:
         return None
     module, dtype = Forward(model), next(model.parameters()).dtype
@@ -33,7 +33,7 @@ def trace(model: SupervisedModule, x: Tensor, y: Tensor) -> GraphDef | None:
         traced = fx.symbolic_trace(module)
         targets = y.to(model.device, dtype if y.is_floating_point() else None)
         ShapeProp(traced).propagate(x.to(model.device, dtype), targets)
-    except Exception:  # a user's network may raise anything while it is traced: the page stays empty
+    except Exception:  # a user's network may raise anything when traced; the page then stays empty
         return None
     graph, modules = GraphDef(), dict(module.named_modules())
     for node in traced.graph.nodes:

@@ -1,11 +1,11 @@
-"""A run's metrics over its steps, as a table."""
+"""The metrics of a run over its steps, as a table."""
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class History(Callback):
-    """Keeps what each validation has measured, and the module."""
+    """Keeps the metrics of each validation, and the module."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []

@@ -1,8 +1,8 @@
 """A run's row on TensorBoard's HPARAMS page.
 
-Lightning and PyTorch write a row at once: as a success before the first step, or in a folder of its own. Here its start
-and its end are files of their own, and a resumed run removes the end. Without a record of the experiment, TensorBoard
-collects the columns of all runs itself. It shows the first five of each kind, by name: those called hp/ come first.
+Lightning writes a row that says success before the first step, and PyTorch writes it into a folder of its own. This
+module writes its start and its end into two files; a resumed run removes the end. It writes no experiment record, so
+that TensorBoard collects the columns of all runs. TensorBoard ticks the first five metrics by name: hp/ comes first.
 """
 
 import io
@@ -26,15 +26,15 @@ from linear_lab.runs import atomic
 from linear_lab.text import joined, printable
 from linear_lab.tracking.tensorboard import event_files
 
-# Event files of their own: TensorBoard uses the first start and the first end that it reads, in the order of names
+# Separate event files. TensorBoard reads files in the order of names, and uses the first start and the first end.
 START = "events.out.tfevents.0000000000.start"
-END = ".end"  # behind the name of the run's last event file
+END = ".end"  # suffix to the name of the last event file
 STATUSES = {"completed": STATUS_SUCCESS, "pruned": STATUS_SUCCESS, "diverged": STATUS_FAILURE, "failed": STATUS_FAILURE}
-TRAINER_COLUMNS = (  # the other keys of trainer change no number, or only where a run is cut into parts
+TRAINER_COLUMNS = (  # the keys of trainer that change the trained weights
     "accelerator", "devices", "strategy", "precision", "max_epochs", "max_steps", "max_time", "limit_train_batches",
     "overfit_batches", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
 )  # fmt: skip
-LONGEST = 100  # characters of a value
+MAX_LENGTH = 100  # characters per value
 
 Cell = bool | float | str
 Number = float | None
@@ -43,11 +43,11 @@ Number = float | None
 def hyperparameters(
     plain: dict[str, Any], optimizer: Optimizer | None = None, train_rows: int | None = None
 ) -> dict[str, Cell]:
-    """Return the columns of a run's row: those that every run has, then what else its config says.
+    """Return the columns of a run's row: those that every run has, then the other values of its config.
 
-    ``momentum`` is a text, ``-`` for an optimizer without: TensorBoard's plots leave out rows with an empty cell.
-    ``batch_size`` is the number of rows per step, also where the gradients of several batches are accumulated.
-    Interpolations in the config, as ``${seed}``, are left out.
+    ``momentum`` is a string, ``-`` for an optimizer without momentum: TensorBoard's plots omit rows with empty cells.
+    ``batch_size`` is the number of rows per step, which counts all batches whose gradients are accumulated.
+    Values with an interpolation, such as ``${seed}``, are left out.
     """
     defaults: dict[str, Any] = plain["optimizer"] if optimizer is None else optimizer.defaults
     momentum, batch = defaults.get("momentum"), plain["data"].get("batch_size") or train_rows
@@ -71,7 +71,7 @@ def hyperparameters(
         if isinstance(value, (bool, int, float)):
             cells[name] = value
         elif isinstance(value, (str, list)) and "${" not in str(value):
-            cells[name] = str(value)[:LONGEST]
+            cells[name] = str(value)[:MAX_LENGTH]
     return cells
 
 
@@ -82,36 +82,36 @@ def _class_name(spec: dict[str, Any]) -> str:
 def metrics(
     metric: str, train_loss: Number, excess: Number, value: Number, best: Number, steps_above: Number
 ) -> dict[str, float]:
-    """Return the row's numbers by tag, without those that are None; ``value`` and ``best`` are those of the metric."""
+    """Return the numbers of a row by tag, without None; ``value`` and ``best`` are values of the metric."""
     name = metric.replace("/", "_")
     numbers = {"hp/train_loss": train_loss, "hp/excess_loss": excess, f"hp/{name}": value, f"hp/best_{name}": best}
     numbers["hp/steps_above_1_percent"] = steps_above
     return {tag: number for tag, number in numbers.items() if number is not None}
 
 
-def write_start(folder: Path, columns: dict[str, Cell], *more: Summary, step: int = 0) -> None:
-    """Write the start of a run's row, or replace it, and more of it; without an end, its status is UNKNOWN."""
-    # Runs whose trials have one name share a row, so the time makes it unique. `hparams_pb` would take a hash of the
-    # columns. Without a name TensorBoard shows the folder below LOGDIR, whose beginning most rows have in common.
+def write_start(folder: Path, columns: dict[str, Cell], *summaries: Summary, step: int = 0) -> None:
+    """Write or replace the start of a row, followed by the summaries; its status is UNKNOWN until it has an end."""
+    # TensorBoard merges rows of one name, so the time makes the name unique. `hparams_pb` would take a hash of the
+    # columns. Without a name TensorBoard shows the folder below LOGDIR, whose first characters most rows share.
     now = datetime.now(UTC)
     info = SessionStartInfo(start_time_secs=now.timestamp(), group_name=f"{trial(folder)} {now:%Y-%m-%d %H:%M:%S.%f}")
     for name, value in columns.items():
         kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(info.hparams[name], kind, value)
     start = _record(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
-    _write(folder / START, start, *more, step=step)
+    _write(folder / START, start, *summaries, step=step)
 
 
 def write_end(folder: Path, status: str | None) -> None:
-    """Write how a run ended, if it has a row without an end; the row of an interrupted run stays UNKNOWN."""
+    """Write the end of a row that has none; the row of an interrupted run stays UNKNOWN."""
     files = event_files(folder)
     if status in STATUSES and (folder / START).exists() and files and not _ends(folder):
-        with suppress(UserError):  # the disk is full, which the run's own error says
+        with suppress(UserError):  # the run's own error reports a full disk
             _write(files[-1].with_name(files[-1].name + END), _end_record(status))
 
 
-def take_back_end(folder: Path) -> None:
-    """Remove the end of a run that is resumed."""
+def remove_end(folder: Path) -> None:
+    """Remove the end from the row of a run that is resumed."""
     for path in _ends(folder):
         path.unlink()
 
@@ -127,9 +127,9 @@ def _ends(folder: Path) -> list[Path]:
 
 
 def trial(folder: Path) -> str:
-    """Name the row of a run: TensorBoard shows some 14 characters of it, so what differs comes first.
+    """Return the name of a run's row. TensorBoard shows about 14 characters of it, so what differs comes first.
 
-    A job's row begins with its values, and a run's with its time without the year.
+    The name of a job begins with its values, that of a single run with its time without the year.
 
     >>> trial(Path("sweeps/study1/sgd-lr=0.01-batch_size=2"))
     '0.01-2-sgd study1'

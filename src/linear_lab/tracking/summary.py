@@ -1,4 +1,4 @@
-"""First and best numbers of J models while they train: J = 1 for a run, more for a stack."""
+"""First and best numbers of J models while they train; J is 1 for a run, and more for a stack."""
 
 import math
 from typing import Any
@@ -6,33 +6,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROWTH = 1e12  # a model has diverged once its loss is this many times its first value, or this large
-SMALL = 0.01  # a loss counts as small below this share of the first one
+GROWTH = 1e12  # a loss above this many times its first value, and above this number, has diverged
+SMALL = 0.01  # a loss is small if it is at most this share of the first one
 
 
 class Summary:
-    """First and best numbers of J models, when their losses became small, and which of them diverged.
+    """First and best numbers of J models, the steps at which their losses became small, and which models diverged.
 
-    A model has diverged when a loss (a metric whose name ends so) is not finite, or has grown beyond `GROWTH` times its
-    first value, or `GROWTH` if that was below 1: the weights are then a million times too large, so that float32 has
-    hardly a digit left.
+    A model has diverged if a metric whose name ends with "loss" is not finite, or if the loss of a step exceeds
+    `GROWTH` times its first value (`GROWTH` itself if that value is below 1): the weights are then about a million
+    times too large, so that float32 has hardly a digit left.
 
     Args:
-        jobs: J.
-        metric: what decides which weights are best; None for nothing.
+        jobs: J, the number of models.
+        metric: the metric that decides which weights are best; None for no metric.
         mode: ``min`` or ``max``.
 
     Attributes:
-        first: metrics of the initial models, and ``loss``, by which "small" is measured; ``(J,)`` float64 each.
+        first: metrics of the initial models, and ``loss``, to which `SMALL` refers; ``(J,)`` float64 each.
         best: the best value of the metric, ``(J,)`` float64; the initial model does not count.
-        best_step: when, ``(J,)``; -1 where there is none yet.
-        parameters: of the best models, ``(J, ...)`` by name, if they were given.
-        small_at: the first step whose loss is at most 1 % of the first, ``(J,)``; -1 where there is none yet.
-        bound: the loss beyond which a model has diverged, ``(J,)`` float64; None before the first step.
-        diverged_at: the step that showed it, ``(J,)``; -1 for models that have not diverged.
-        diverged_by: which of `metrics` showed it, ``(J,)``.
-        diverged_value: its value, ``(J,)`` float64.
-        metrics: names that `diverged_by` counts.
+        best_step: the step of the best value, ``(J,)``; -1 if there is none yet.
+        parameters: parameters of the best models, ``(J, ...)`` by name, if they were given.
+        small_at: the first step whose loss is at most 1 % of the first, ``(J,)``; -1 if there is none yet.
+        bound: the loss above which a model has diverged, ``(J,)`` float64; None before the first step.
+        diverged_at: the step at which the model diverged, ``(J,)``; -1 if it has not diverged.
+        diverged_by: the index in `metrics` of the metric that showed the divergence, ``(J,)``.
+        diverged_value: the value of that metric, ``(J,)`` float64.
+        metrics: names of the metrics that `diverged_by` refers to.
     """
 
     def __init__(self, jobs: int, metric: str | None, mode: str, device: torch.device | str = "cpu") -> None:
@@ -50,11 +50,11 @@ class Summary:
 
     @property
     def alive(self) -> Tensor:
-        """Which models have not diverged, ``(J,)``."""
+        """Whether each model has not diverged, ``(J,)`` bool."""
         return self.diverged_at < 0
 
     def after_step(self, step: int, losses: Tensor) -> bool:
-        """Take the losses ``(J,)`` with which a step began; returns whether they show that a model has diverged."""
+        """Check the losses ``(J,)`` at the start of a step; return whether a model has now diverged."""
         losses = losses.detach().double()
         if self.bound is None:
             self.bound = GROWTH * losses.clamp(min=1.0)
@@ -63,13 +63,13 @@ class Summary:
     def after_validation(
         self, step: int, metrics: dict[str, Tensor], loss: Tensor, parameters: dict[str, Tensor] | None = None
     ) -> bool:
-        """Look at what was measured of the models as they are; returns whether a model has diverged by it.
+        """Update all numbers after a validation; return whether a model has now diverged.
 
         Args:
-            step: how many steps have been taken; 0 for the initial models.
-            metrics: by name, ``(J,)`` each.
-            loss: by which "small" is measured: the excess loss, or train/loss where that is not known; ``(J,)``.
-            parameters: of the models, ``(J, ...)`` by name, to keep those of the best.
+            step: the number of steps taken; 0 for the initial models.
+            metrics: values by name, ``(J,)`` each.
+            loss: the loss to which `SMALL` refers, ``(J,)``: the excess loss, or train/loss where that is unknown.
+            parameters: parameters of the models, ``(J, ...)`` by name; those of the best models are kept.
         """
         metrics = {name: values.double() for name, values in metrics.items()}
         losses = {name: values for name, values in metrics.items() if name.endswith("loss")}
@@ -89,7 +89,7 @@ class Summary:
         return any(diverged)
 
     def note_small(self, step: int, loss: Tensor) -> None:
-        """Note of which models the loss has become small."""
+        """Note the step of the models whose losses ``(J,)`` have become small."""
         if self.first:
             small = self.alive & (self.small_at < 0) & (loss.double() <= SMALL * self.first["loss"])
             self.small_at = torch.where(small, step, self.small_at)

@@ -1,4 +1,4 @@
-"""The run folder's event file."""
+"""The logger that writes the event file of a run folder."""
 
 import time
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from linear_lab.runs.atomic import ROOM_REMEDY
 from linear_lab.text import printable
 
 LARGEST = float(np.finfo(np.float32).max)
-INTERVAL = 1.0  # seconds between two writes
-BINS = 32  # of a histogram: TensorBoard shows 30
+INTERVAL = 1.0  # seconds between two writes to disk
+BINS = 32  # per histogram; TensorBoard shows 30
 
 
-class Late:
-    """Opens a logger's event file at the first use."""
+class LazyWriter:
+    """Opens the event file of a logger when an attribute is first used."""
 
     def __init__(self, logger: "RunLogger") -> None:
         self.logger = logger
@@ -34,41 +34,41 @@ class Late:
 
 
 class RunLogger(TensorBoardLogger):
-    """Lightning's TensorBoardLogger, with events in the run folder itself: the run's name is the folder's.
+    """Lightning's TensorBoardLogger, which writes into the run folder itself, so that TensorBoard shows its name.
 
     Args:
         save_dir: the run folder.
-        purge_step: TensorBoard forgets what was logged from this step on: a resumed run logs it again.
-        pictures: whether to log pictures and histograms, which cost most.
+        purge_step: TensorBoard drops earlier events from this step on, since a resumed run logs them again.
+        pictures: whether to log pictures and histograms, which take most of the time of logging.
 
     Raises:
-        ValueError: if pictures is neither true nor false.
+        ValueError: if pictures is not a bool.
     """
 
     def __init__(self, save_dir: str, purge_step: int | None = None, pictures: bool = True) -> None:
         if not isinstance(pictures, bool):
             raise ValueError(f"pictures must be true or false, got {pictures}")
-        if purge_step is not None:  # the new file must sort behind the others: by the second, TensorBoard reads them
+        if purge_step is not None:  # TensorBoard reads files in the order of the seconds in their names
             newest = max((int(path.name.split(".")[3]) for path in event_files(Path(save_dir))), default=0)
-            while int(time.time()) <= newest <= time.time() + 1:  # not where the clock was set back
+            while int(time.time()) <= newest <= time.time() + 1:  # unless the clock was set back
                 time.sleep(0.05)
         self.pictures = pictures
         self.pending: list[Event] = []
         self.saved = 0.0  # time of the last write
-        self.opened = False  # whether there is an event file: where nothing was logged, none is left
+        self.opened = False  # whether there is an event file; it is made with the first event
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, max_queue=1000)
 
     @property
     def experiment(self) -> Any:
-        """TensorBoard's writer, which makes the event file; Lightning asks for it before there is anything to log."""
-        return super().experiment if self.opened else Late(self)
+        """TensorBoard's writer. Lightning asks for it before there is an event, so it makes the file when used."""
+        return super().experiment if self.opened else LazyWriter(self)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """No-op: Lightning's record would report success before training; `hparams` writes the row."""
+        """No-op: Lightning's row would say success before training; `hparams` writes the row."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log the scalars that are finite in float32: TensorBoard's HPARAMS page breaks at others."""
+        """Log the scalars that are finite in float32; others break TensorBoard's HPARAMS page."""
         finite = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items() if abs(v) <= LARGEST]
         self._log(Summary(value=finite), step)
 
@@ -90,7 +90,7 @@ class RunLogger(TensorBoardLogger):
             self.experiment.file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
     def _log(self, summary: Summary, step: int | None) -> None:
-        # Written one by one, summaries wake SummaryWriter's thread, which then competes with training: a run that
+        # Each write wakes SummaryWriter's thread, which competes with training. Without this buffer, a run that
         # validates after each step took 15 s instead of 13 s.
         self.pending.append(Event(wall_time=time.time(), step=step, summary=summary))
         if time.monotonic() - self.saved > INTERVAL:
@@ -98,7 +98,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write all that was logged to disk.
+        """Write all logged events to disk.
 
         Raises:
             UserError: if the disk is full.
@@ -115,18 +115,18 @@ class RunLogger(TensorBoardLogger):
             raise UserError(f"cannot write events into {self.root_dir}: {reason}; {ROOM_REMEDY}") from error
 
     def finalize(self, status: str) -> None:
-        """Save, and keep the file open: Lightning finalizes after validate, and fit would open another one."""
+        """Save, and keep the file open: Lightning finalizes after validate, and fit would then open another file."""
         self.save()
 
     @rank_zero_only
     def close(self) -> None:
-        with suppress(UserError, OSError):  # an earlier `save` has raised it
+        with suppress(UserError, OSError):  # an earlier `save` has raised the error
             self.save()
             if self.opened:
                 self.experiment.close()
 
 
 def event_files(folder: Path) -> list[Path]:
-    """Event files that a logger has written, in the order in which TensorBoard reads them."""
+    """Return the event files of loggers in a folder, in the order in which TensorBoard reads them."""
     paths = sorted(folder.glob("events.out.tfevents.*"))
     return [path for path in paths if path.suffix[1:].isdecimal() and path.name.split(".")[3].isdecimal()]

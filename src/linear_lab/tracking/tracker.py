@@ -1,4 +1,4 @@
-"""What a run logs, and when."""
+"""Curves, pictures, histograms and the graph of a run of a SupervisedModule on LinearData."""
 
 import math
 import re
@@ -21,28 +21,28 @@ from linear_lab.tracking.curves import Curves
 from linear_lab.tracking.graph import trace
 from linear_lab.tracking.pictures.of_run import Pictures, is_plain
 
-MOST_CURVES = 16  # coefficients with a curve each; of more coefficients only the norm is logged
+MAX_CURVES = 16  # coefficients that have a curve each; if there are more, only their norm is logged
 
 
 class Tracker(Curves):
     """Logs curves, pictures, histograms, graph and texts of a run of a SupervisedModule on LinearData.
 
-    Curves have a point per validation, from the initial model at step 0 to the final one. Pictures and histograms are
-    logged at steps 0, 1, 3, 10, 30, 100 and so on, and of the final model, if ``logger.tensorboard.pictures`` is true.
-    All but the curves go to TensorBoard alone. The arguments after ``reference`` are those of `Curves`.
+    Curves have one point per validation, from the initial model at step 0 to the final model. If
+    ``logger.tensorboard.pictures`` is true, pictures and histograms are logged at steps 0, 1, 3, 10, 30, 100 and so on,
+    and of the final model. Only TensorBoard gets more than curves. The arguments after ``reference`` are `Curves`' own.
     """
 
     state = ("path", "logged", "drawn", "lr")
 
-    def __init__(self, data: LinearData, model: SupervisedModule, reference: Reference, *of_curves: Any) -> None:
-        super().__init__(*of_curves)
+    def __init__(self, data: LinearData, model: SupervisedModule, reference: Reference, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.data, self.model, self.reference = data, model, reference
         self.pictures = Pictures(data, model, reference) if self.logger and self.logger.pictures else None
-        self.path: list[list[float]] = []  # [step, weight, bias] of models with one feature and one target
+        self.path: list[list[float]] = []  # [step, weight, bias], if there are one feature and one target
         self.drawn = -1  # the last step that has pictures
 
     def begin(self) -> None:
-        """Log what does not change, and pictures of the initial model."""
+        """Log what does not change during training, and pictures of the initial model."""
         super().begin()
         if self.logger:
             self.logger.experiment.add_custom_scalars(charts(self._coefficients("param", self.model.learned())))
@@ -52,7 +52,7 @@ class Tracker(Curves):
 
     def hyperparameters(self) -> dict[str, hparams.Cell]:
         optimizer = self.model.fresh_optimizer()
-        if self.lr is None:  # before the first step; a scheduler may have changed it already
+        if self.lr is None:  # before the first step, for which a scheduler may have changed it
             self.lr = optimizer.param_groups[0].get("lr")
         return hparams.hyperparameters(self.config, optimizer, len(self.data.parts["train"][0]))
 
@@ -64,14 +64,14 @@ class Tracker(Curves):
         if not trainer.is_global_zero:
             return
         if on_path(step):
-            self._follow(step)
+            self._extend_path(step)
         if has_pictures(step):
             self._log_pictures(step)
-            if self.training_since:  # the time of drawing does not count for the speed
+            if self.training_since:  # speed does not include the time of drawing
                 self.training_since = self.training_since[0], self.training_since[1] + time.perf_counter() - started
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
-        """Log pictures of the final model, and its numbers if no validation has, as in a run that diverged."""
+        """Log pictures of the final model, and its numbers if no validation has logged them."""
         if step != self.logged:
             excess = self.reference.excess(self.model.network)
             loss = metrics.get("train/loss", math.nan) if excess is None else excess
@@ -82,7 +82,7 @@ class Tracker(Curves):
     def row(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         excess, optimum = self.reference.excess(self.model.network), self.reference.optimum
         with evaluation_mode(self.model):
-            norm, _ = gradient_norms(self.model, *self.data.near("train"), of_rows=False)
+            norm, _ = gradient_norms(self.model, *self.data.on_device("train"), of_rows=False)
         numbers = {
             **super().row(step, metrics),
             "optim/grad_norm": norm,
@@ -100,21 +100,21 @@ class Tracker(Curves):
         schema = self.data.schema
         return coefficients(group, parameters, schema.x, schema.labels or schema.y)
 
-    def _follow(self, step: int) -> None:
+    def _extend_path(self, step: int) -> None:
         if self.pictures and self.pictures.surface and [point[0] for point in self.path[-1:]] != [step]:
             values = self.data.schema.in_file_units(self.model.learned())
             self.path.append([float(step), values["weight"][0][0], values["bias"][0]])
 
     def _log_pictures(self, step: int) -> None:
-        # a batch whose gradient is only accumulated takes no step
+        # a batch that only accumulates its gradient takes no step, so this step has its pictures
         if self.pictures is None or self.logger is None or step == self.drawn:
             return
         self.drawn = step
-        self._follow(step)
+        self._extend_path(step)
         with evaluation_mode(self.model):
             drawn = self.pictures.draw(step, [point[1:] for point in self.path])
             histograms = self.pictures.residuals()
-            _, norms = gradient_norms(self.model, *self.data.near("train"))
+            _, norms = gradient_norms(self.model, *self.data.on_device("train"))
         if norms is not None:
             histograms["gradient_norms"] = norms.numpy()
         for tag, png in drawn.items():
@@ -124,18 +124,18 @@ class Tracker(Curves):
 
 
 def track(
-    data: LightningDataModule, model: LightningModule, reference: Reference, loggers: Sequence[Logger], *of_curves: Any
+    data: LightningDataModule, model: LightningModule, reference: Reference, loggers: Sequence[Logger], *arguments: Any
 ) -> Curves | None:
-    """Make what logs of a run all that is known of it; None without loggers."""
+    """Return the callback that logs most of a run, given its classes; None if there are no loggers."""
     if not loggers:
         return None
     if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
-        return Tracker(data, model, reference, loggers, *of_curves)
-    return Curves(loggers, *of_curves)
+        return Tracker(data, model, reference, loggers, *arguments)
+    return Curves(loggers, *arguments)
 
 
 def on_path(step: int) -> bool:
-    """Tell whether a step is a point of the path: every step up to 64, then 32 steps per doubling.
+    """Tell whether a step is a point of the path: each step up to 64, then 32 steps per doubling.
 
     >>> [step for step in range(124, 140) if on_path(step)]
     [124, 126, 128, 132, 136]
@@ -153,13 +153,13 @@ def has_pictures(step: int) -> bool:
 
 
 def coefficients(group: str, parameters: dict[str, Any], x: list[str], y: list[str]) -> dict[str, float]:
-    """Name coefficients as tags: ``param/weight``, or ``param/weight/<y>/<x>`` for several; of many only the norms.
+    """Return coefficients by tag, as ``param/weight`` or ``param/weight/<y>/<x>``; if there are many, only norms.
 
     >>> coefficients("param", {"weight": [[2.0, 1.0]], "bias": [0.5]}, ["a", "b"], ["c"])
     {'param/weight/a': 2.0, 'param/weight/b': 1.0, 'param/bias': 0.5}
     """
     weight, bias = parameters.get("weight"), parameters.get("bias")
-    if weight is None or len(x) * len(y) > MOST_CURVES:
+    if weight is None or len(x) * len(y) > MAX_CURVES:
         tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in parameters.items() if v is not None}
         return {f"{group}/{name}_norm": tensor.norm().item() for name, tensor in tensors.items()}
     targets = [f"/{name}" for name in y] if len(y) > 1 else [""]
@@ -180,8 +180,8 @@ def charts(coefficients: dict[str, float]) -> dict[str, dict[str, list[Any]]]:
 
     return {
         "loss": {
-            "train, val and the least": chart("train/loss", "val/loss", "optimum/loss"),
-            "excess loss, log10": chart("train/log10_excess"),
+            "train, val and optimum": chart("train/loss", "val/loss", "optimum/loss"),
+            "log10 of the excess loss": chart("train/log10_excess"),
         },
         "parameters and optimum": {
             tag.removeprefix("param/"): chart(tag, tag.replace("param/", "optimum/", 1)) for tag in coefficients
@@ -191,7 +191,7 @@ def charts(coefficients: dict[str, float]) -> dict[str, dict[str, list[Any]]]:
 
 @contextmanager
 def evaluation_mode(model: SupervisedModule) -> Iterator[None]:
-    """Run a model in evaluation mode, and restore each module's mode and the random state afterwards."""
+    """Put a model into evaluation mode; restore the mode of each module and the random state afterwards."""
     training = {module: module.training for module in model.modules()}
     devices = [model.device] if model.device.type == "cuda" else []
     model.eval()
@@ -206,17 +206,17 @@ def evaluation_mode(model: SupervisedModule) -> Iterator[None]:
 def gradient_norms(
     model: SupervisedModule, x: Tensor, y: Tensor, *, of_rows: bool = True
 ) -> tuple[float, Tensor | None]:
-    """Norm of the gradient of the loss over all rows, and the norms ``(B,)`` of the gradients of each row's loss.
+    """Return the norm of the gradient of the loss over all rows, and the norms ``(B,)`` of the gradients of each row.
 
-    With ``g`` the derivative of a row's loss by its y_hat, its gradient is ``g x^T`` for the weight and ``g`` for the
-    bias, so that its norm is ``|g| sqrt(|x|^2 + 1)``. For other networks than nn.Linear the norms of rows are None. The
-    parameters' ``grad`` does not change.
+    Let ``g`` be the derivative of a row's loss by its y_hat. The row's gradient is ``g x^T`` for the weight and ``g``
+    for the bias, so its norm is ``|g| sqrt(|x|^2 + 1)``. The norms of rows are None for networks other than nn.Linear.
+    The ``grad`` of the parameters does not change.
     """
     linear = model.network if of_rows and is_plain(model) else None
     parameters = [p for p in model.parameters() if p.requires_grad]
-    dtype = parameters[0].dtype  # with half precision, Lightning rounds the batches too
+    dtype = parameters[0].dtype  # Lightning rounds batches to half precision too
     total, norms = torch.zeros((), dtype=torch.float64), []
-    with torch.inference_mode(False), torch.enable_grad():  # Lightning validates without gradients
+    with torch.inference_mode(False), torch.enable_grad():  # Lightning disables gradients in a validation
         for start in range(0, len(x), EVALUATION_ROWS):
             rows = slice(start, start + EVALUATION_ROWS)
             inputs = x[rows].to(model.device, dtype)

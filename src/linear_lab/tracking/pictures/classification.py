@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.lines import Line2D
 
-from linear_lab.tracking.pictures.canvas import COLOURS, Array, Picture, cut, look, span, spread
+from linear_lab.tracking.pictures.canvas import COLOURS, Array, Picture, marker, short, span, subset
 
 
 class Regions(Picture):
     """The regions of two features in which each of C classes has the largest score, and the data.
 
-    ``x`` is ``(n, 2)``, of which 250 rows are shown, ``classes`` the indices ``(n,)`` of ``labels``; colours and
-    markers repeat after eight classes.
+    ``x`` is ``(n, 2)``, ``classes`` has indices ``(n,)`` of ``labels``. At most 250 rows are shown. Colours and markers
+    repeat after eight classes.
     """
 
     def __init__(self, x: Array, classes: Array, labels: list[str], x_names: list[str]) -> None:
@@ -26,14 +26,14 @@ class Regions(Picture):
         self.image = self.axes.imshow([[math.nan]], extent=extent, interpolation="nearest", animated=True, **style)
         self.axes.locator_params(nbins=5)
         self.moving.append(self.image)
-        rows = spread(len(x), 250)
+        rows = subset(len(x), 250)
         for i, label in enumerate(labels):
             points = x[rows][classes[rows] == i].T
             edge = {"markeredgewidth": 0.4, "markeredgecolor": "black", "linestyle": "", "markersize": 5}
-            self.add(label or " ", *points, **look(i) | edge)
+            self.add(label or " ", *points, **marker(i) | edge)
         if len(labels) > 12:
             self.legend[11:] = [("...", Line2D([], [], linestyle=""))]
-        self.explain(x_names[0], x_names[1], right=True)
+        self.label_axes(x_names[0], x_names[1], right=True)
 
     def draw(self, step: int, weight: Array, bias: Array) -> bytes:
         """Draw the regions of ``argmax(x W^T + b)``, W ``(C, 2)``, b ``(C,)``, where that is finite."""
@@ -46,7 +46,7 @@ class Regions(Picture):
 class Confusion(Picture):
     """The confusion matrix: one row per true class, one column per predicted one.
 
-    Colours are shares of a row; up to 10 classes, cells that are not empty show their count.
+    Colours show shares of a row. With at most 10 classes, cells show their count unless it is 0.
     """
 
     def __init__(self, labels: list[str]) -> None:
@@ -55,7 +55,7 @@ class Confusion(Picture):
         style: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1, "aspect": "auto", "animated": True}
         self.image = self.axes.imshow(np.zeros((count, count)), **style)
         at = np.arange(0, count, math.ceil(count / 12))
-        names = [cut(labels[i], 10) for i in at]
+        names = [short(labels[i], 10) for i in at]
         self.axes.set_xticks(at, names, rotation=90 if len(names) * max(map(len, names)) > 30 else 0)
         self.axes.set_yticks(at, names)
         self.figure.colorbar(self.image, ax=self.axes, label="share of the true class", ticks=[0, 0.5, 1], pad=0.02)
@@ -63,10 +63,10 @@ class Confusion(Picture):
         style = {"ha": "center", "va": "center", "fontsize": 10.5 if count <= 5 else 8.5, "animated": True}
         self.texts = [self.axes.text(cell[1], cell[0], "", **style) for cell in cells]
         self.moving += [self.image, *self.texts]
-        self.explain("predicted class", "true class")
+        self.label_axes("predicted class", "true class")
 
     def draw(self, step: int, true: Array, predicted: Array) -> bytes:
-        """Draw the counts of pairs of true and predicted class, both indices ``(n,)``."""
+        """Draw the counts of pairs of true and predicted class; both are indices ``(n,)``."""
         pairs = np.asarray(true, int) * self.count + np.asarray(predicted, int)
         counts = np.bincount(pairs, minlength=self.count**2).reshape(self.count, self.count)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

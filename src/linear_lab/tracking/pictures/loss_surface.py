@@ -1,4 +1,4 @@
-"""Pictures of the loss over weight and bias, with the paths that optimizers take on it."""
+"""Pictures of the loss over weight and bias, with the paths of optimizers."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,12 +14,12 @@ from linear_lab.tracking.pictures.canvas import REACH, Array, Picture, finite, s
 
 Loss = Callable[[Array, Array], Array]  # of weights and biases, (n,) each
 
-GRID = 32  # points per side at which the loss is measured
-PALE = ListedColormap(0.35 + 0.65 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3])  # paths stand out on it
+GRID = 32  # points per axis at which the loss is evaluated
+PALE = ListedColormap(0.35 + 0.65 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3])  # paths stand out
 
 
 class Landscape(Picture):
-    """The loss over weight and bias: what `Surface` and `paths` share."""
+    """The loss over weight and bias: the base of `Surface` and `paths`."""
 
     def __init__(self, loss: Loss, optimum: tuple[float, float] | None) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class Landscape(Picture):
             style: dict[str, Any] = {"marker": "*", "markersize": 13, "color": "white", "markeredgecolor": "black"}
             self.add("optimum", *self.optimum.T, linestyle="", **style)
 
-    def hold(self, paths: Iterable[Array]) -> None:
-        """Widen the limits where the paths leave them, and only then measure the loss again."""
-        points = np.concatenate([*map(self._near, paths), self.optimum])
+    def widen_limits(self, paths: Iterable[Array]) -> None:
+        """Widen the limits if the paths leave them, and only then evaluate the loss again."""
+        points = np.concatenate([*map(self._points_to_show, paths), self.optimum])
         low, high = (points.min(axis=0), points.max(axis=0)) if len(points) else np.zeros((2, 2))
         if (old := self.limits) is None:
             flat = (high - low <= 1e-13 * max(high - low)) * max(high - low) / 2  # as wide as the other axis
@@ -47,20 +47,20 @@ class Landscape(Picture):
             return
         self._draw_loss(self.limits)
 
-    def place(self, line: Line2D, path: Array, edge: float = 100) -> None:
-        """Give a line the points of a path, cut off ``edge`` widths outside of the limits: rendering may overflow."""
+    def set_path(self, line: Line2D, path: Array, edge: float = 100) -> None:
+        """Set the points of a line, clipped at ``edge`` widths outside of the limits, since rendering may overflow."""
         assert self.limits is not None
-        if len(path) > 1000:  # most of the points show the first steps, which are the longest
+        if len(path) > 1000:  # keep more of the first steps, which are the longest
             path = path[np.unique(np.geomspace(1, len(path), 1000).astype(int)) - 1]
         width = edge * (self.limits[1] - self.limits[0])
         line.set_data(*np.clip(path, self.limits[0] - width, self.limits[1] + width).T)
 
-    def _near(self, path: Array) -> Array:
-        """Choose the points of a path that the limits shall hold: finite, and not diverging."""
+    def _points_to_show(self, path: Array) -> Array:
+        """Return the points of a path that the limits must contain: finite points that do not diverge."""
         path = finite(path)
         if not len(path):
             return path
-        # without an optimum, the first half of the path says how far a path goes that does not diverge
+        # without an optimum, the first half of the path gives the scale
         centre, scale = (self.optimum, path[:1]) if len(self.optimum) else (path[:1], path[: max(3, len(path) // 2)])
         reach = REACH * max(np.hypot(*(scale - centre).T).max(), 1e-3 * np.hypot(*centre[0]))
         return path[np.hypot(*(path - centre).T) <= reach] if reach else path
@@ -82,7 +82,7 @@ class Landscape(Picture):
             old.remove()
         across, up = np.linspace(limits[0], limits[1], len(fine)).T
         filled = self.axes.contourf(across, up, above, levels, norm=LogNorm(levels[0], levels[-1]), cmap=PALE)
-        bar = self.figure.colorbar(filled, ax=self.axes, label="loss above the least", pad=0.02)
+        bar = self.figure.colorbar(filled, ax=self.axes, label="loss above its minimum", pad=0.02)
         self.contours = [bar, filled]
         decades = 10.0 ** np.arange(math.ceil(top - 4), math.floor(top) + 1)
         bar.set_ticks(decades.tolist(), labels=[f"{decade:g}" for decade in decades])
@@ -96,9 +96,9 @@ class Landscape(Picture):
 
 
 def refinement(points: int = GRID, finer: int = 4) -> Array:
-    """Matrix ``(finer points, points)`` that interpolates on a grid by the cubic through the nearest four points.
+    """Return the matrix ``(finer * points, points)`` of cubic interpolation through the four nearest grid points.
 
-    It is exact for a quadratic loss, whose narrow valleys a coarse grid tears apart.
+    It is exact for a quadratic loss; contours on the coarse grid would break its narrow valleys into pieces.
     """
     at = np.linspace(0, points - 1, finer * points)
     first, matrix = np.clip(at.astype(int) - 1, 0, points - 4), np.zeros((len(at), points))
@@ -109,11 +109,11 @@ def refinement(points: int = GRID, finer: int = 4) -> Array:
 
 
 class Surface(Landscape):
-    """The loss over weight and bias, the optimizer's path on it, and the optimum.
+    """The loss over weight and bias, the path of the optimizer on it, and the optimum.
 
-    Colours are logarithmic in the loss above its least value. The limits hold path and optimum, and widen only when the
-    path leaves them; a diverging path is cut off at 3 times the way from its start to the optimum.
-    ``loss(weights, biases)`` is called with 32 x 32 points, and the optimum, whenever the limits change.
+    Colours show the logarithm of the loss above its minimum. The limits contain path and optimum, and widen only when
+    the path leaves them. A diverging path is clipped at 3 times the distance from its start to the optimum.
+    ``loss(weights, biases)`` is called with 32 x 32 points and the optimum whenever the limits change.
     """
 
     def __init__(self, loss: Loss, optimum: tuple[float, float] | None) -> None:
@@ -123,27 +123,27 @@ class Surface(Landscape):
         edge: dict[str, Any] = {"markeredgecolor": "black", "linestyle": "", "markersize": 8}
         self.start = self.add("start", [], [], marker="o", color=canvas.COLOURS[4], **edge)
         self.now = self.add("now", [], [], marker="^", **canvas.RED, **edge)
-        self.explain("weight", "bias")
+        self.label_axes("weight", "bias")
 
     def draw(self, step: int, path: Array) -> bytes:
-        """Draw the path ``(n, 2)`` of weight and bias, without points that are not finite."""
-        self.hold([path])
+        """Draw the finite points of the path ``(n, 2)`` of weight and bias."""
+        self.widen_limits([path])
         points = finite(path)
-        self.place(self.path, points)
-        self.place(self.start, points[:1], edge=0)
-        self.place(self.now, points[-1:], edge=0)  # at the edge, if it is outside of the limits
+        self.set_path(self.path, points)
+        self.set_path(self.start, points[:1], edge=0)
+        self.set_path(self.now, points[-1:], edge=0)  # at the edge if outside of the limits
         weight, bias = path[-1] if len(path) else (math.nan, math.nan)
         return self.render(f"step {step}: weight {weight:.3g}, bias {bias:.3g}")
 
 
 def paths(loss: Loss, optimum: tuple[float, float] | None, paths: dict[str, list[Array]]) -> bytes:
-    """Draw the paths ``(n, 2)`` of all runs of several optimizers, one colour and dash per optimizer."""
+    """Draw the paths ``(n, 2)`` of all runs, by optimizer; each optimizer has one colour and dash."""
     picture = Landscape(loss, optimum)
-    picture.hold(path for runs in paths.values() for path in runs)
+    picture.widen_limits(path for runs in paths.values() for path in runs)
     for i, (name, runs) in enumerate(paths.items()):
         style: dict[str, Any] = {"color": canvas.OPTIMIZERS[i % 7], "linestyle": canvas.DASHES[i % 4], "linewidth": 1.6}
         for j, path in enumerate(runs):
-            picture.place(picture.add("" if j else name, [], [], **style), finite(path))
+            picture.set_path(picture.add("" if j else name, [], [], **style), finite(path))
     picture.mark_optimum()
-    picture.explain("weight", "bias")
+    picture.label_axes("weight", "bias")
     return picture.render("paths of the optimizers")

@@ -1,4 +1,4 @@
-"""Which pictures show a run, by its data and model."""
+"""The pictures of a run, chosen by its data and model."""
 
 import numpy as np
 import torch
@@ -10,21 +10,21 @@ from linear_lab.models import SupervisedModule
 from linear_lab.terminal import layout
 from linear_lab.theory.reference import Reference
 from linear_lab.tracking.pictures import classification, loss_surface, regression
-from linear_lab.tracking.pictures.canvas import Array, spread
+from linear_lab.tracking.pictures.canvas import Array, subset
 
 
 class Pictures:
     """The pictures of a run, in the units of the file, of at most 1,000 rows per part.
 
-    One feature and one target: the data with the fitted and the least-squares line, and the loss surface with the
-    optimizer's path. More of them: predicted against true values, and learned against optimal coefficients. Classes:
-    the decision regions of two features, else a confusion matrix. Of other networks than nn.Linear: the predictions.
+    For one feature and one target: the data with the fitted and the least-squares line, and the loss surface with the
+    optimizer's path. For more: predicted against true values, and learned against optimal coefficients. For classes:
+    the decision regions of two features, else a confusion matrix. Networks other than nn.Linear: predictions only.
     """
 
     def __init__(self, data: LinearData, model: SupervisedModule, reference: Reference) -> None:
         self.data, self.model = data, model
         schema, linear = data.schema, is_plain(model)
-        self.rows = {name: torch.from_numpy(spread(len(x))) for name, (x, _) in data.parts.items() if name != "test"}
+        self.rows = {name: torch.from_numpy(subset(len(x))) for name, (x, _) in data.parts.items() if name != "test"}
         raw = {name: [values[rows].numpy() for values in data.raw[name]] for name, rows in self.rows.items()}
         self.fit = self.surface = self.agreement = self.coefficients = self.regions = self.confusion = None
         if schema.labels and linear and data.in_features == 2:
@@ -48,7 +48,7 @@ class Pictures:
                 self.coefficients = regression.Coefficients(names, solution, schema.standardized)
 
     def draw(self, step: int, path: list[list[float]]) -> dict[str, bytes]:
-        """Draw the current model and the path of weight and bias up to it; returns PNG files by name."""
+        """Draw the current model and the path of weight and bias so far; return PNG files by name."""
         drawn = {}
         if self.fit or self.regions:
             values = self.data.schema.in_file_units(self.model.learned())
@@ -89,7 +89,7 @@ class Pictures:
 
 
 def least_squares_line(reference: Reference) -> tuple[float, float] | None:
-    """Return the optimal weight and bias of one feature and one target; a model without bias has 0."""
+    """Return the optimal weight and bias for one feature and one target; the bias of a model without one is 0."""
     if reference.optimum is None:
         return None
     weight, bias = reference.optimum.weight, reference.optimum.bias
@@ -97,14 +97,14 @@ def least_squares_line(reference: Reference) -> tuple[float, float] | None:
 
 
 def is_plain(model: SupervisedModule) -> bool:
-    """Tell whether a model is nn.Linear alone: not a class derived from it, and nothing before or after it."""
+    """Tell whether the model is exactly an nn.Linear, with nothing before or after it."""
     return type(model.network) is nn.Linear and type(model).forward is SupervisedModule.forward
 
 
 def surface(data: LinearData, model: SupervisedModule) -> loss_surface.Loss:
     """Return the loss, in training's units, as a function of weight and bias in the units of the file."""
     units = data.schema.y_units
-    rows = torch.from_numpy(spread(len(data.raw["train"][0])))
+    rows = torch.from_numpy(subset(len(data.raw["train"][0])))
     x, y = (values[rows] for values in data.raw["train"])
     y = standardize(y, *units)
 
@@ -116,8 +116,8 @@ def surface(data: LinearData, model: SupervisedModule) -> loss_surface.Loss:
         points = torch.from_numpy(weights), torch.from_numpy(biases)
         try:
             values = torch.vmap(loss_at)(*points)
-        except RuntimeError:  # a loss with control flow on its values cannot be vectorized
+        except RuntimeError:  # vmap cannot vectorize a loss with control flow on values
             values = torch.stack([loss_at(*point) for point in zip(*points, strict=True)])
-        return np.asarray(values.detach())  # a loss may have parameters
+        return np.asarray(values.detach())  # a loss may have parameters of its own
 
     return loss

@@ -7,16 +7,16 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from linear_lab.tracking.pictures.canvas import COLOURS, DASHES, OPTIMIZERS, Array, Picture, finite, look, span
+from linear_lab.tracking.pictures.canvas import COLOURS, DASHES, OPTIMIZERS, Array, Picture, finite, marker, span
 
-WIDE = 10.0  # ratio of the largest to the smallest value from which an axis may be logarithmic
+WIDE = 10.0  # an axis may be logarithmic if the largest value is at least this many times the smallest
 
 
 def rates(curves: dict[str, list[tuple[float, float | None]]], metric: str) -> bytes:
     """Draw the final metric over the learning rate, one curve through the medians per optimizer.
 
-    ``curves`` are pairs of rate and metric, several per rate for several seeds; a metric that is None or not finite
-    means that the run diverged. The metric's axis is logarithmic if no value is negative, with 0 at its lower edge.
+    ``curves`` holds pairs of rate and metric by optimizer, one per seed. If the metric is None or not finite, the run
+    has diverged. If no metric is negative, the y axis is logarithmic, with 0 at its lower edge.
     """
     picture = Picture()
     arrays = [np.array(pairs, float).reshape(-1, 2) for pairs in curves.values()]  # None becomes nan
@@ -30,10 +30,10 @@ def rates(curves: dict[str, list[tuple[float, float | None]]], metric: str) -> b
         completed = finite(points)
         distinct = np.unique(completed[:, 0])
         medians = [np.median(completed[completed[:, 0] == rate, 1]) for rate in distinct]
-        style = look(i) | {"color": OPTIMIZERS[i % 7]}
+        style = marker(i) | {"color": OPTIMIZERS[i % 7]}
         picture.add(name, distinct, medians, linestyle=DASHES[i % 4], **style)
         picture.add("", *completed.T, linestyle="", **style | {"markersize": 4})
-        # crosses at the upper edge, one optimizer below the other: several may diverge at one rate
+        # crosses at the upper edge, at one height per optimizer, since several may diverge at one rate
         lost = points[~np.isfinite(points[:, 1]), 0]
         cross = {"marker": "x", "linestyle": "", "markeredgewidth": 2, "transform": picture.axes.get_xaxis_transform()}
         picture.add("", lost, np.full(len(lost), 0.96 - 0.05 * (i % 8)), **style | cross)
@@ -42,7 +42,7 @@ def rates(curves: dict[str, list[tuple[float, float | None]]], metric: str) -> b
         picture.add("diverged", [], [], marker="x", linestyle="", markeredgewidth=2, color="0.4")
     _scale(picture.axes, "x", table[:, 0], logarithmic=True)
     _scale(picture.axes, "y", table[:, 1], logarithmic=logarithmic, room=0.25 * diverged)
-    picture.explain("learning rate", metric)
+    picture.label_axes("learning rate", metric)
     return picture.render("final metric of each learning rate")
 
 
@@ -61,11 +61,11 @@ def _scale(axes: Any, axis: str, values: Array, *, logarithmic: bool, room: floa
 
 
 class Map(Picture):
-    """The final metric as colour over two swept numbers; runs that diverged are marked.
+    """The final metric as colour over two swept numbers; grey cells mark runs that diverged.
 
-    ``x`` ``(X,)`` and ``y`` ``(Y,)`` are the distinct values of the numbers, ascending; ``values`` ``(Y, X)`` the
-    metric, NaN where no run was completed; ``diverged`` ``(Y, X)`` where runs diverged; ``names`` those of x, y and the
-    metric; ``stable`` ``(N, 2)`` points of the line of the largest stable rate.
+    ``x`` ``(X,)`` and ``y`` ``(Y,)`` are distinct values, ascending. ``values`` ``(Y, X)`` are metrics, NaN where no
+    run was completed. ``diverged`` ``(Y, X)`` tells where runs diverged. ``names`` are those of x, y and the metric.
+    ``stable`` ``(N, 2)`` are points of the line of the largest stable rate.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Map(Picture):
         norm: Normalize = Normalize()
         if len(completed) and (completed >= 0).all() and (completed > 0).any():
             least = max(completed[completed > 0].min(), completed.max() * 1e-12)
-            values = np.where(values < least, least, values)  # 0 has the colour of the lower end
+            values = np.where(values < least, least, values)  # 0 gets the lowest colour
             norm = LogNorm(least, max(completed.max(), least * 10))
         edges = [edges_of(axis) for axis in (x, y)]
         shown = self.axes.pcolormesh(*edges, np.ma.masked_invalid(values), norm=norm, cmap="viridis", rasterized=True)
@@ -85,18 +85,18 @@ class Map(Picture):
             self.axes.pcolormesh(*edges, lost, vmin=0, vmax=1, cmap="Greys", alpha=0.35, rasterized=True)
             self.add("diverged", [], [], still=True, marker="s", linestyle="", color="0.65")
         low, high = (np.array([axis[end] for axis in edges]) for end in (0, -1))
-        if ((low <= stable) & (stable <= high)).all(1).any():  # the legend must not name an invisible line
+        if ((low <= stable) & (stable <= high)).all(1).any():  # otherwise the legend would name an invisible line
             self.add("largest stable", stable[:, 0], stable[:, 1], still=True, linewidth=1.6, color=COLOURS[5])
         for axis, centers, limits in zip("xy", (x, y), edges, strict=True):
             if is_wide(centers):
                 self.axes.set(**{f"{axis}scale": "log"})
             self.axes.set(**{f"{axis}lim": (limits[0], limits[-1])})
         self.figure.colorbar(shown, ax=self.axes, label=names[2], pad=0.02)
-        self.explain(names[0], names[1])
+        self.label_axes(names[0], names[1])
 
 
 def is_wide(values: Array) -> bool:
-    """Tell whether an axis is better logarithmic: for ascending values that are more even by their ratios."""
+    """Tell whether an axis should be logarithmic: if ratios of ascending values vary less than differences."""
     if values[0] <= 0 or values[-1] / values[0] < WIDE:
         return False
     plain, ratios = np.diff(values), np.diff(np.log(values))

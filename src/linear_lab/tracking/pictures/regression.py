@@ -5,34 +5,34 @@ from typing import Any
 
 import numpy as np
 
-from linear_lab.tracking.pictures.canvas import COLOURS, EXACT, REACH, RED, Array, Picture, cut, look, span, spread
+from linear_lab.tracking.pictures.canvas import COLOURS, EXACT, REACH, RED, Array, Picture, marker, short, span, subset
 
-MOST_ROWS = 16  # coefficients that are shown
+MAX_ROWS = 16  # coefficients that are shown
 
 
 class Fit(Picture):
     """The line of a model of one feature and one target, with the data and the least-squares line.
 
-    ``parts`` are x and y, both ``(n,)``, of train and val, of which 1,000 rows each are shown; ``optimum`` is weight
-    and bias of least squares, or None. The limits are those of the data and the optimum.
+    ``parts`` holds x and y, both ``(n,)``, of train and val, of which at most 1,000 rows each are shown. ``optimum`` is
+    weight and bias of least squares, or None. The limits contain the data and the optimum.
     """
 
     def __init__(
         self, parts: dict[str, tuple[Array, Array]], x_name: str, y_name: str, optimum: tuple[float, float] | None
     ) -> None:
         super().__init__()
-        self.names = cut(y_name, 8), cut(x_name, 8)
+        self.names = short(y_name, 8), short(x_name, 8)
         for i, (part, (x, y)) in enumerate(parts.items()):
-            rows = spread(len(x))
-            self.add(part, x[rows], y[rows], still=True, linestyle="", **look(i, len(rows)))
+            rows = subset(len(x))
+            self.add(part, x[rows], y[rows], still=True, linestyle="", **marker(i, len(rows)))
         self.x = np.array(span(*(x for x, _ in parts.values())))
         best = [] if optimum is None else [optimum[0] * self.x + optimum[1]]
         self.axes.set(xlim=tuple(self.x), ylim=span(*(y for _, y in parts.values()), *best))
         self.axes.locator_params(nbins=5)
         self.line = self.add("fit", self.x, self.x * math.nan, linewidth=2.5, **RED)
-        for y in best:  # dashed and above the fit: both are visible once they agree
+        for y in best:  # dashed and on top of the fit, so that both are visible when they agree
             self.add("least squares", self.x, y, **EXACT)
-        self.explain(x_name, y_name)
+        self.label_axes(x_name, y_name)
 
     def draw(self, step: int, weight: float, bias: float) -> bytes:
         with np.errstate(all="ignore"):
@@ -44,9 +44,9 @@ class Fit(Picture):
 class Agreement(Picture):
     """Predicted against true values of a regression; a dashed diagonal shows where they are equal.
 
-    ``parts`` are the true values ``(n, T)`` of train and val, of which 1,000 each are shown, ``names`` the T targets;
-    several targets are each scaled so that the true values go from 0 to 1. The limits are those of the true values, and
-    predictions outside of them lie at the edge.
+    ``parts`` holds the true values ``(n, T)`` of train and val, of which at most 1,000 each are shown. If T > 1, each
+    target is scaled so that its true values range from 0 to 1. The limits contain the true values; predictions outside
+    of them are drawn at the edge.
     """
 
     def __init__(self, parts: dict[str, Array], names: list[str]) -> None:
@@ -60,12 +60,12 @@ class Agreement(Picture):
         self.axes.set(xlim=self.limits, ylim=self.limits)
         self.axes.locator_params(nbins=5)
         self.dots = {
-            part: self.add(part, x, x * math.nan, linestyle="", clip_on=False, **look(i, len(x)))
+            part: self.add(part, x, x * math.nan, linestyle="", clip_on=False, **marker(i, len(x)))
             for i, (part, x) in enumerate(true.items())
         }
         self.add("exact", self.limits, self.limits, **EXACT)
         about = names[0] if len(names) == 1 else "values, scaled"
-        self.explain(f"true {about}", f"predicted {about}")
+        self.label_axes(f"true {about}", f"predicted {about}")
 
     def draw(self, step: int, predicted: dict[str, Array]) -> bytes:
         """Draw the predictions ``(n, T)`` of each part, in the order of the true values."""
@@ -74,34 +74,34 @@ class Agreement(Picture):
         return self.render(f"step {step}: predicted and true")
 
     def _points(self, values: Array) -> Array:
-        rows = spread(len(values), max(1, 1000 // len(self.low)))
+        rows = subset(len(values), max(1, 1000 // len(self.low)))
         scaled = (np.asarray(values, float)[rows] - self.low) / (self.high - self.low)
         return np.asarray(scaled[:, :1000]).ravel()
 
 
 class Coefficients(Picture):
-    """Learned and optimal coefficients ``(k,)``, one row each, at most 16: those whose optimum is largest.
+    """Learned and optimal coefficients ``(k,)``, one row each; of more than 16 those with the largest optimum.
 
-    The limits are those of the optimum and the initial model; what is outside of them lies at the edge.
-    ``standardized`` says that the coefficients are those of standardized columns.
+    The limits contain the optimum and the initial model; coefficients outside of them are drawn at the edge.
+    ``standardized`` tells whether the columns are standardized.
     """
 
     def __init__(self, names: list[str], optimum: Array | None, standardized: bool = False) -> None:
         super().__init__()
         best = np.zeros(len(names)) if optimum is None else np.asarray(optimum, float)
-        self.rows = np.sort(np.argsort(-abs(best), kind="stable")[:MOST_ROWS])
+        self.rows = np.sort(np.argsort(-abs(best), kind="stable")[:MAX_ROWS])
         self.optimal, self.has_optimum, at = best[self.rows], optimum is not None, np.arange(len(self.rows))
-        self.about = f"{MOST_ROWS} of {len(names)} coefficients" if len(names) > MOST_ROWS else "coefficients"
+        self.about = f"{MAX_ROWS} of {len(names)} coefficients" if len(names) > MAX_ROWS else "coefficients"
         self.axes.axvline(0, color="0.6", linewidth=1)
         self.axes.set(ylim=(len(at) - 0.5, -0.5))
         self.axes.locator_params(nbins=5)
-        self.axes.set_yticks(at, [cut(names[row]) for row in self.rows], fontsize=10 if len(at) <= 10 else 8.5)
+        self.axes.set_yticks(at, [short(names[row]) for row in self.rows], fontsize=10 if len(at) <= 10 else 8.5)
         self.axes.grid(axis="y", color="0.9")
         self.dots = self.add("learned", at * math.nan, at, linestyle="", marker="o", clip_on=False, **RED)
         if self.has_optimum:
             style: dict[str, Any] = {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": COLOURS[0]}
             self.add("optimal", self.optimal, at, linestyle="", **style)
-        self.explain(f"coefficient{' of standardized columns' if standardized else ''}", "")
+        self.label_axes(f"coefficient{' of standardized columns' if standardized else ''}", "")
         self.limits: tuple[float, float] | None = None
 
     def draw(self, step: int, values: Array) -> bytes:
@@ -109,7 +109,7 @@ class Coefficients(Picture):
         values = np.asarray(values, float)[self.rows]
         shown = values[np.isfinite(values)]
         largest = abs(self.optimal).max()
-        if not self.has_optimum and len(shown):  # then three times the median shows which coefficients are far off
+        if not self.has_optimum and len(shown):  # then the median tells which coefficients are far off
             largest = 3 * np.sort(abs(shown))[(len(shown) - 1) // 2]
         if largest:
             shown = np.clip(shown, -REACH * largest, REACH * largest)
