@@ -7,8 +7,6 @@ the Reliability of Statistical Software: Part I", The American Statistician 52, 
 coefficient of each set.
 """
 
-import contextlib
-import io
 import logging
 import math
 import tempfile
@@ -18,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from hydra import compose, initialize_config_dir
 
-from linear_lab.cli import CONF, register_resolvers
-from linear_lab.fitting import run
-from linear_lab.runs.folder import Run
+from linear_lab import compose, train_run
 from linear_lab.runs.record import Record
 
 DIGITS = 15.0  # digits of a certified value
@@ -127,25 +122,18 @@ SYNTHETIC = ["data=synthetic", "data.features=3"]  # compared with its optimum
 
 
 def train(folder: Path, *overrides: str) -> Record:
-    """Train in a folder, print nothing, and return the record."""
-    folder.mkdir(parents=True)
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*overrides, "logger=none"])
-    with contextlib.redirect_stdout(io.StringIO()):
-        run.train(cfg, folder)
-    return Run.open(folder).record
+    """Train in a folder; return the record."""
+    return train_run(compose([*overrides, "logger=none"]), folder).record
 
 
 def digits(name: str, overrides: list[str], folder: Path) -> tuple[float, float]:
     """Return the numbers of correct digits of the optimum and of the learned parameters."""
     folder.mkdir()
-    if name != "synthetic":
-        data_set = SETS[name]
-        record = train(folder / "run", *data_set.write(folder), *overrides)
-        return data_set.lre(record.optimum or {}), data_set.lre(record.parameters)
-    record = train(folder / "run", *SYNTHETIC, *overrides)
-    optimum: Any = record.optimum
+    known = SETS.get(name)
+    record = train(folder / "run", *(known.write(folder) if known else SYNTHETIC), *overrides)
+    optimum: dict[str, Any] = record.optimum or {}
+    if known:
+        return known.lre(optimum), known.lre(record.parameters)
     return DIGITS, Certified({}, [], [*optimum["bias"], *optimum["weight"][0]]).lre(record.parameters)
 
 

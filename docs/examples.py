@@ -8,7 +8,7 @@ A page's blocks run in order in one folder, a copy of the checkout:
 - `console`: each line after "$ " is a command, and the lines after it are what it prints. A line "..." stands for any
   lines, "..." within a line for any text, a last line "[exit code 1]" for a command that fails.
 - `python`: runs in one namespace per page. A `text` block after it is what it prints.
-- any language: a first line such as "# conf/optimizer/nadam.yaml" makes the block that file.
+- any language: a first line such as "# conf/optimizer/nadam.yaml" names the file that gets the other lines.
 - <!-- shown: why --> on the line before a block: the block is only shown.
 
 Numbers are compared to three digits, and as equal below 1e-9; times, run folders' names and seconds are not compared.
@@ -94,7 +94,7 @@ class Page:
             if name:
                 file = self.folder / name[1]
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text("\n".join(block.lines[1:] if block.language == "csv" else block.lines) + "\n")
+                file.write_text("\n".join(block.lines[1:]) + "\n")
             elif block.language == "console":
                 for start, command, expected in commands(block):
                     self._compare(start, command, expected, self._shell(command))
@@ -108,8 +108,8 @@ class Page:
         return self.differences
 
     def _compare(self, start: int, command: str, expected: list[str], printed: list[str]) -> None:
-        failed = bool(printed) and printed[-1].startswith("[exit code")
-        if (expected or failed) and not same(expected, printed):
+        codes = [[line for line in lines if line.startswith("[exit code")] for lines in (expected, printed)]
+        if codes[0] != codes[1] or (expected and not same(expected, printed)):
             self.differences.append(Difference(start, command, expected, printed))
 
     def _shell(self, command: str) -> list[str]:
@@ -178,7 +178,7 @@ def comparable(lines: list[str]) -> list[str]:
     kept, seconds = [], False
     for line in lines:
         seconds = (seconds or line.endswith(" seconds")) and bool(line.strip())
-        words = line.rsplit(maxsplit=1)[0] if seconds and line != "..." else line
+        words = re.sub(rf" (seconds|{NUMBER})$", "", line.rstrip()) if seconds else line
         for pattern, name in VARYING:
             words = re.sub(pattern, name, words)
         if words.strip():

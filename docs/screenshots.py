@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageOps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 if TYPE_CHECKING:
@@ -23,7 +23,16 @@ sys.path.insert(0, str(DOCS.parent / "tests"))
 from browser import chromium, count, find, missing, pinned, read, served, sort, stable, trials, view, visit  # noqa: E402
 
 SWEEP = ("optimizer=sgd,adam,rmsprop", "optimizer.lr=0.001,0.01,0.1", "data=synthetic")
-WIDTH = 1300  # of a picture, in pixels
+FLATS = (
+    "data=table",
+    f"data.path={DOCS.parent / 'examples/flats.csv'}",
+    "data.y=[rent]",
+    "data.categorical=[city]",
+    "optimizer=adam",
+)
+TAGS = ("predictions", "coefficients")  # pictures of the run on FLATS
+WIDTH = 1100  # of a picture, in pixels
+LARGEST = 60_000  # bytes of a picture
 MARGIN = 12
 SETTINGS = {  # of TensorBoard, which keeps them in the browser: room for charts
     "timeSeriesSettingsPaneOpened": False,
@@ -56,6 +65,10 @@ def main() -> int:
         command = ["python", "-m", "linear_lab.train", "name=map", "sweep=map", "hydra.launcher.keep=0"]
         subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
         save(drawn(Path(root, "outputs/sweeps/map/_sweep"), "sweep/map"), DOCS / "map.png")
+        command = ["python", "-m", "linear_lab.train", "hydra.run.dir=flats", *FLATS]
+        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
+        save(side_by_side(stripes()), DOCS / "stripes.png")
+        save(side_by_side([drawn(Path(root, "flats"), f"pictures/{tag}") for tag in TAGS]), DOCS / "flats.png")
     return 0
 
 
@@ -84,6 +97,32 @@ def drawn(folder: Path, tag: str) -> Image.Image:
     """The picture of a tag that a run has logged last."""
     image = EventAccumulator(str(folder)).Reload().Images(tag)[-1]
     return Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
+
+
+def stripes() -> list[Image.Image]:
+    """Draw a picture of each class of examples/own_project, without and with noise."""
+    sys.path.insert(0, str(DOCS.parent / "examples/own_project"))
+    from own_project.data import Stripes
+
+    images = []
+    clean, noisy = Stripes(noise=0), Stripes()
+    for data in (clean, noisy):
+        data.setup("fit")
+    classes = [int(y) for _, y in clean.train]
+    for k in (classes.index(c) for c in range(3)):
+        for values in (clean.train[k][0][0], noisy.train[k][0][0]):
+            grey = ((values + 3) / 6 * 255).clamp(0, 255).byte().numpy()
+            image = Image.fromarray(grey).resize((120, 120), Image.Resampling.NEAREST)
+            images.append(ImageOps.expand(image.convert("RGB"), 6, "white"))
+    return images
+
+
+def side_by_side(images: list[Image.Image]) -> Image.Image:
+    """Join pictures from left to right."""
+    joint = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)), "white")
+    for k, image in enumerate(images):
+        joint.paste(image, (sum(before.width for before in images[:k]), 0))
+    return joint
 
 
 def timeseries(driver: "Chrome", address: str) -> Image.Image:
@@ -119,7 +158,9 @@ def hparams(driver: "Chrome", address: str) -> Image.Image:
     (pane,), (plot,) = (find(driver, f"tf-hparams-{name}") for name in ("sessions-pane", "parallel-coords-plot"))
     left, top, right, _ = edges(driver, pane)
     lines = shot(driver).crop((left, top, right, edges(driver, plot)[3]))
-    return joined(page, lines, left, max(row[3] for row in rows) + MARGIN)
+    end = max(row[3] for row in rows) + MARGIN
+    page.paste("white", (0, end, left, page.height))  # the rest of the list of hyperparameters
+    return joined(page, lines, left, end)
 
 
 def pictures(driver: "Chrome", address: str) -> Image.Image:
@@ -183,8 +224,11 @@ def joined(page: Image.Image, part: Image.Image, left: int, top: int) -> Image.I
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture with as few colours as it needs, and say so."""
-    picture.quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
+    """Write a picture with as few colours as LARGEST asks for, and print its size."""
+    for colours in (200, 100, 64):
+        picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= LARGEST:
+            break
     print(f"{path.relative_to(DOCS.parent)}: {picture.width} x {picture.height}, {path.stat().st_size // 1000} kB")
 
 

@@ -33,6 +33,12 @@ def test_the_table_has_the_digits_of_a_data_set(name, tmp_path):
     assert min(digits(name, LBFGS, tmp_path / "set")) > 13
 
 
+@pytest.mark.parametrize("name", ["NoInt1", "synthetic"])
+def test_digits_of_the_table(name, tmp_path):
+    optimum, learned = digits(name, LBFGS, tmp_path / name)
+    assert min(optimum, learned) >= 13
+
+
 class NoFloat32(TorchDispatchMode):
     """Collects functions that return a float32 tensor of several numbers; Lightning itself makes single ones."""
 

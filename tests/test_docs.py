@@ -68,7 +68,7 @@ def test_blocks_and_commands_of_a_page():
         ("a\n...\nd", "a\nd", True),
         ("a\n...", "b\nc", False),
         ("a", "a\nb", False),
-        ("rank seconds\n1 0.5", "rank seconds\n1 9.5", True),
+        ("rank seconds\n1 0.5\n...\n1 job", "rank seconds\n1 9.5\n2 8\n\n1 job", True),
         ("[exit code 1]", "[exit code 2]", False),
     ],
 )
@@ -89,12 +89,13 @@ def test_a_page_that_leaves_out_lines_goes_on_leaving_them_out():
 def test_a_page_runs_in_its_folder(tmp_path):
     (tmp_path / "page.md").write_text(
         "```yaml\n# conf/a.yaml\nb: 1\n```\n"
-        "```console\n$ cat conf/a.yaml\n# conf/a.yaml\nb: 1\n$ false\n[exit code 1]\n$ echo 2\n3\n$ false\n```\n"
+        "```console\n$ cat conf/a.yaml\nb: 1\n$ false\n[exit code 1]\n$ echo 2\n3\n$ false\n$ false\n...\n```\n"
         "```python\nx = 1\nprint(x + 1)\n```\n```text\n2\n```\n```python\nx / 0\n```\n"
     )
     differences = Page(tmp_path / "page.md", tmp_path).run()
     assert [(difference.command, difference.printed[-1]) for difference in differences] == [
         ("echo 2", "2"),
+        ("false", "[exit code 1]"),
         ("false", "[exit code 1]"),
         ("python", "ZeroDivisionError: division by zero"),
     ]
