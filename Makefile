@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 JAX := benchmarks/peers/.venv/installed
+JUPYTER := $(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-notebook.lock
 ARGS ?=
 LOGDIR ?= outputs
 
@@ -13,7 +14,7 @@ endif
 endif
 
 # make takes any variable in silence: `make train lr=0.01` would train at the default rate.
-UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED JAX SHELL MAKE%,\
+UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED JAX JUPYTER SHELL MAKE%,\
   $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error make knows ARGS, LOGDIR and PYTHON; what the command is to get goes into ARGS: \
@@ -21,11 +22,11 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster wheel loggers check style types structure format \
-  bench peers digits lock clean
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test cluster wheel loggers notebook notebook-test notebook-save \
+  check style types structure format bench peers digits lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="optimizer=adam optimizer.lr=0.1" passes overrides on; PYTHON=python3.12 chooses the interpreter'
 
 train: $(INSTALLED)  ## train a run (ARGS="optimizer=adam ...")
@@ -67,6 +68,18 @@ wheel: $(INSTALLED)  ## build sdist and wheel, install the wheel elsewhere, and 
 loggers: $(INSTALLED)  ## run the tests of wandb and MLflow, which it installs
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-loggers.lock
 	@$(BIN)/python -m pytest -n0 -m loggers $(ARGS)
+
+notebook: $(INSTALLED)  ## open the tutorial in JupyterLab, which it installs
+	@$(JUPYTER)
+	@exec $(BIN)/jupyter lab --ip=127.0.0.1 notebooks/backpropagation.ipynb $(ARGS)
+
+notebook-test: $(INSTALLED)  ## execute the tutorial, compare its numbers, and move its slider
+	@$(JUPYTER)
+	@$(BIN)/python -m pytest -n0 -m notebook $(ARGS)
+
+notebook-save: $(INSTALLED)  ## execute the tutorial and keep its outputs in the file
+	@$(JUPYTER)
+	@$(BIN)/python notebooks/execute.py
 
 check: style types structure test  ## everything that CI checks
 
@@ -110,6 +123,11 @@ lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	print(*d["wandb"], *d["mlflow"], sep="\n")' \
 	| $(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-cluster.lock --requirement /dev/stdin
 	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-loggers.lock
+	@$(BIN)/pip uninstall --quiet --yes --requirement requirements-loggers.lock
+	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb")); print(*d["dependency-groups"]["notebook"], sep="\n")' \
+	| $(BIN)/pip install --quiet --constraint requirements.lock --constraint requirements-cluster.lock \
+	  --constraint requirements-loggers.lock --requirement /dev/stdin
+	@$(BIN)/pip freeze --exclude pip --exclude setuptools | sed 's/+cpu//' | grep -vxFf requirements.lock > requirements-notebook.lock
 
 clean:  ## remove .venv and caches; outputs stay
 	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
