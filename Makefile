@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEV := .venv/dev.installed
 JAX := benchmarks/peers/.venv/installed
-GROUPS := dev cluster loggers
+GROUPS := dev cluster loggers notebook
 FREEZE := $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude linear_lab | sed 's/+cpu//'
 ARGS ?=
 LOGDIR ?= outputs
@@ -24,11 +24,11 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test docs cluster wheel loggers check style types structure format \
-  bench peers digits lock clean
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test docs cluster wheel loggers notebook notebook-test \
+  notebook-save check style types structure format bench peers digits lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="optimizer=adam optimizer.lr=0.1" passes overrides on; PYTHON=python3.12 chooses the interpreter'
 
 train: $(INSTALLED)  ## train a run (ARGS="optimizer=adam ...")
@@ -72,6 +72,15 @@ wheel: $(DEV)  ## build sdist and wheel, install the wheel in another environmen
 
 loggers: $(DEV) .venv/loggers.installed  ## install wandb and MLflow, and run their tests
 	@$(BIN)/python -m pytest -n0 -m loggers $(ARGS)
+
+notebook: $(INSTALLED) .venv/notebook.installed  ## open the tutorial in JupyterLab, which it installs
+	@exec $(BIN)/jupyter lab --ip=127.0.0.1 notebooks/backpropagation.ipynb $(ARGS)
+
+notebook-test: $(DEV) .venv/notebook.installed  ## execute the tutorial, compare its numbers, and move its slider
+	@$(BIN)/python -m pytest -n0 -m notebook $(ARGS)
+
+notebook-save: $(INSTALLED) .venv/notebook.installed  ## execute the tutorial, and keep its outputs in the file
+	@$(BIN)/python notebooks/execute.py
 
 check: style types structure test  ## run all checks that CI runs
 
