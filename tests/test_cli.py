@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 from runs import command, record
 
-from linear_lab import cli, compat
+from linear_lab import UserError, cli, compat
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
 from linear_lab import leaderboard as leaderboard_entry
@@ -366,6 +366,15 @@ def test_other_texts_are_as_typed(text, tmp_path):
         assert (code, err, OmegaConf.create(out)[key]) == (0, "", text)
     code, _, err = command(leaderboard_entry, f"sweep={text}")
     assert err.startswith(f"error: sweep={text}: there is no such folder")
+
+
+@pytest.mark.parametrize("name", ["optimizer/sgd.yaml", "train.yaml"])
+def test_an_option_file_that_would_be_ignored(name, tmp_path, capsys):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("_target_: torch.optim.NAdam\n")
+    with pytest.raises(UserError, match=f"{name}: linear_lab has an option of this name.*rename the file"):
+        cli.check_config_dir(str(tmp_path))
+    cli.check_config_dir(str(cli.CONF))
 
 
 def test_train_evaluate_resume(tmp_path):

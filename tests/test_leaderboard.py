@@ -227,7 +227,7 @@ def test_an_older_sweep_does_not_tell_what_was_typed(tmp_path):
     put(tmp_path, "0-sgd", job={})
     found = board.read(tmp_path)
     assert (board.is_sweep(tmp_path), found.best.command, found.differing) == (True, None, [])
-    assert f"train again  as {tmp_path}/0-sgd/.hydra says" in printed(found)
+    assert f"train again  with the overrides in {tmp_path}/0-sgd/.hydra" in printed(found)
     put(tmp_path, "new", overrides=["seed=1"])
     assert board.read(tmp_path).differing == []  # unknown overrides do not differ
     assert "0-sgd" in printed(found).splitlines()[1]  # shown, since no other column distinguishes the jobs

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tomllib
 
 import pytest
 
@@ -42,3 +43,13 @@ def test_what_make_knows_is_passed_on(target):
     code, out, _ = make(target, "ARGS=optimizer.lr=0.1 'data.x=[a b]'", "LOGDIR=outputs", "PYTHON=python3")
     assert code == 0
     assert "optimizer.lr=0.1 'data.x=[a b]'" in out
+
+
+def test_each_group_of_packages_has_a_lock_file():
+    groups = tomllib.loads((MAKEFILE.parent / "pyproject.toml").read_text())["dependency-groups"]
+    assert re.search(r"^GROUPS := (.*)", MAKEFILE.read_text(), re.MULTILINE)[1].split() == sorted(groups)
+    for group in groups:
+        lock = (MAKEFILE.parent / f"requirements-{group}.lock").read_text()
+        assert all("==" in line for line in lock.splitlines()), group
+        code, out, _ = make("-W", f"requirements-{group}.lock", f".venv/{group}.installed")
+        assert (code, f"--requirement requirements-{group}.lock" in out) == (0, True)

@@ -282,6 +282,25 @@ def test_a_module_of_ones_own_on_our_data(tmp_path):
     result = train(tmp_path, model=model, data=compose("data=toy_classes").data)
     assert set(result["metrics"]) == {"train_loss", "val/loss", "val/hits", "test/hits"}
     assert result["rows"].keys() == {"train", "val", "test"}
+    assert result["loss_unit"] is None  # the module does not use the loss of the config
+
+
+def test_the_page_of_a_sweep_of_a_module_without_the_loss_of_the_config(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "net.yaml").write_text("_target_: own.Net\n")
+    typed = (
+        "--config-dir",
+        "conf",
+        "model=net",
+        "data=toy_classes",
+        "metric=val/hits",
+        "mode=max",
+        "trainer.max_epochs=2",
+    )
+    code, out, err = command(train_entry, *typed, "logger.tensorboard.pictures=false", "seed=0,1", "name=study", "-m")
+    assert (code, "could not be written" in out + err + caplog.text) == (0, False), err
+    assert [*tmp_path.glob("outputs/sweeps/study/_sweep/events*")]
 
 
 def test_a_supervised_module_on_data_of_ones_own(tmp_path):

@@ -170,7 +170,7 @@ def test_rows_without_all_values_are_left_out_as_in_training(trees, tmp_path, ca
 @pytest.mark.parametrize("x", [[1.7e308, 7, 0], [[1, 7, 0], [-1.7e308, 7, 0]]])
 def test_a_typed_row_too_far_from_the_data_has_no_prediction(x, trees, capsys):
     row = 2 if isinstance(x[0], list) else 1
-    with pytest.raises(UserError, match=rf"predicted column c_hat has -?infinity in row {row}.*: its x is too far"):
+    with pytest.raises(UserError, match=rf"predicted column c_hat has -?infinity in row {row}.*; its x is too far"):
         predict(str(trees[0]), x=x)
     assert not capsys.readouterr().out
 

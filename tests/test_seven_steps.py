@@ -42,7 +42,7 @@ def test_steps_show_those_of_any_run(tmp_path, capsys):
     ]
     assert [line[0] for line in out.splitlines() if re.match(r"[1-9] ", line)] == list("12345674567")
     assert "x (16, 2) -> y_hat (16, 2), y (16, 2)" in out
-    assert "change = -lr * mean gradient / sqrt(mean gradient^2)" in out
+    assert "change = -lr * mean(gradient) / sqrt(mean(gradient^2))" in out
 
 
 def test_other_optimizers_show_the_step_they_took(tmp_path, capsys):
@@ -67,8 +67,8 @@ def test_other_optimizers_show_the_step_they_took(tmp_path, capsys):
             ["optimizer=sgd", "trainer.gradient_clip_val=1"],
             ["change = -lr * gradient ", "The gradient is clipped first."],
         ),
-        (["optimizer=adamw"], ["mean gradient^2", "adds -lr * weight_decay * weight to it"]),
-        (["optimizer=rmsprop"], ["change = -lr * gradient / sqrt(mean gradient^2)"]),
+        (["optimizer=adamw"], ["mean(gradient^2)", "adds -lr * weight_decay * weight to it"]),
+        (["optimizer=rmsprop"], ["change = -lr * gradient / sqrt(mean(gradient^2))"]),
         (["optimizer=rmsprop", "optimizer.momentum=0.9"], ["change = what RMSprop computes"]),
         (["optimizer=lbfgs"], ["change = what LBFGS computes from the gradients"]),
     ],

@@ -300,7 +300,7 @@ def test_several_targets_and_fewer_rows_than_features(tmp_path, capsys):
     result = train(tmp_path / "run", *overrides, "trainer.max_epochs=200", "optimizer.lr=0.2")
     out = capsys.readouterr().out
     assert "rank 2 of 4" in out
-    assert "minimum norm" in out
+    assert "the one with the smallest norm" in out
     assert result["excess_loss"] < 1e-10
     assert out.count("e = ") == 3  # start, end, optimum
     assert result["loss_unit"] == "the mean of (1.5 c)^2, (3 e)^2"

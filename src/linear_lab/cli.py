@@ -187,10 +187,20 @@ def check_flags(arguments: list[str], name: str) -> None:
         raise UserError(f"{modes[0]}: only linear_lab.train has this flag; leave it out")
     if "--resolve" in given and flag(arguments, "--cfg", "-c") == "hydra":
         raise UserError("--resolve: Hydra's own values are known only during a run; leave it out, or try --cfg job")
-    if (folder := flag(arguments, "--config-dir", "-cd")) is not None and not Path(folder).is_dir():
-        raise UserError(f"--config-dir {folder}: there is no such folder")
+    check_config_dir(flag(arguments, "--config-dir", "-cd"))
     if (file := flag(arguments, "--experimental-rerun")) is not None and not Path(file).is_file():
         raise UserError(f"--experimental-rerun {file}: there is no such file")
+
+
+def check_config_dir(folder: str | None) -> None:
+    """Refuse a missing folder, and files in it that Hydra would ignore, since linear_lab has options of their names."""
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"--config-dir {folder}: there is no such folder")
+    for file in sorted(Path(folder).rglob("*.yaml")) if folder else ():
+        if (CONF / file.relative_to(folder)).exists() and not CONF.samefile(folder):
+            raise UserError(
+                f"{file}: linear_lab has an option of this name, which would be used instead; rename the file"
+            )
 
 
 def check_packages(arguments: list[str]) -> None:

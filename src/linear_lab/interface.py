@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from linear_lab import CONF, UserError
-from linear_lab.cli import in_order
+from linear_lab.cli import check_config_dir, in_order
 from linear_lab.config import make_paths_absolute, register_resolvers, without_calls
 from linear_lab.overrides import check
 from linear_lab.runs import atomic
@@ -61,6 +61,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     register_resolvers()
     lines = in_order(list(overrides), {})
     folder = None if config_dir is None else str(config_dir)
+    check_config_dir(folder)
     check(lines, "train", {}, folder, trusted=True, multirun=False)
     where = [] if folder is None else [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
     GlobalHydra.instance().clear()

@@ -111,7 +111,7 @@ class Typed:
         names = {*dotted(node)}
         several = next((item for item in self.items if item.is_sweep_override()), None)
         if several and not multirun and self.with_values(cfg).hydra.mode != RunMode.MULTIRUN:
-            remedy = "need a sweep: add -m" if self.config_name == "train" else "are not allowed"
+            remedy = "need a sweep: add -m, as make sweep does" if self.config_name == "train" else "are not allowed"
             raise UserError(f"{several.input_line}: several values {remedy}; write a decimal as 0.1, a list as [0,1]")
         for item in self.values:
             key, value = item.key_or_group, item.value()

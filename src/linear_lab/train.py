@@ -27,7 +27,7 @@ def main(cfg: Any) -> float | None:
     typed: Any = OmegaConf.to_container(hydra.overrides.task)  # as typed: references to other values are not resolved
     steering = [item for item in typed if item.partition("=")[0] in ("name", "overwrite", "fail_fast")]
     if steering and not cfg.resume:
-        raise UserError(f"{', '.join(steering)}: only for sweeps; add -m, or leave it out")
+        raise UserError(f"{', '.join(steering)}: only for sweeps; add -m, as make sweep does, or leave it out")
     if cfg.resume:
         with importing():
             from linear_lab.fitting.run import train

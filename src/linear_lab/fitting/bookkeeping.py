@@ -56,7 +56,7 @@ def begin(run: Run, fitted: Fit, composed: dict[str, Any], overrides: Sequence[s
     if isinstance(data, LinearData):
         data_fields["columns"] = {"x": data.schema.x, "y": data.schema.y, "labels": data.schema.labels}
         data_fields["rows"] = {name: len(x) for name, (x, _) in data.parts.items()}
-        data_fields["loss_unit"] = report.loss_unit(composed["loss"], data.schema) if composed["loss"] else None
+        data_fields["loss_unit"] = report.loss_unit(composed["loss"], data.schema) if cfg.loss else None
     hparams.remove_end(run.path)
     if cfg.resume:
         run.add_to_job(overrides)

@@ -21,8 +21,8 @@ LOSS_FORMULAS = {
 }
 RULES = {  # how an optimizer computes the change of the weights, unless one of `VARIANTS` is set
     "SGD": "change = -lr * v, v = momentum * previous v + gradient",
-    "Adam": "change = -lr * mean gradient / sqrt(mean gradient^2),\n         where the means are running means",
-    "RMSprop": "change = -lr * gradient / sqrt(mean gradient^2),\n         where the mean is a running mean",
+    "Adam": "change = -lr * mean(gradient) / sqrt(mean(gradient^2)),\n         with bias-corrected running means",
+    "RMSprop": "change = -lr * gradient / sqrt(mean(gradient^2)),\n         with a running mean",
 }
 VARIANTS = ("nesterov", "dampening", "maximize", "amsgrad", "centered")
 

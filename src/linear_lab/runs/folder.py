@@ -57,6 +57,7 @@ class Run:
         from linear_lab.runs.record import Record  # not at the top, since pydantic would slow down --help
 
         self.path, self.record, self.held, self.begun = path, Record(), False, False
+        self.started: float | None = None  # by perf_counter; of a resumed run so early that earlier seconds count
 
     @classmethod
     def open(cls, folder: str | Path, key: str = "run") -> Self:
@@ -170,7 +171,7 @@ class Run:
             HeldError: if another process trains in this folder.
         """
         with nullcontext() if self.held else self.lock(), log_to_file(self.path / LOG, terminal=True):
-            started, before = time.perf_counter(), self.record.seconds or 0.0
+            self.started = self.started or time.perf_counter() - (self.record.seconds or 0.0)
             if self.record.status is None:
                 self.write(status="running")
             try:
@@ -182,10 +183,8 @@ class Run:
                     end = {"status": "interrupted", "error": None}
                 if self.begun and self.record.status == "running":
                     with suppress(UserError):  # if the disk is full, `error` says so already
-                        self.write(**end, seconds=before + time.perf_counter() - started)
+                        self.write(**end)
                 raise
-            if (self.record.seconds or 0.0) == before:  # a nested block may have written the seconds already
-                self.write(seconds=before + time.perf_counter() - started)
 
     def add_to_job(self, overrides: Sequence[str]) -> None:
         """Append overrides to those recorded for a job, so that the leaderboard suggests the command as it is now."""
@@ -234,6 +233,8 @@ class Run:
             from linear_lab.runs.record import versions
 
             self.begun, fields = True, {"error": None, "versions": versions(), **fields}
+        elif "status" in fields and self.started:
+            fields = {"seconds": time.perf_counter() - self.started, **fields}  # in the same write: a kill loses neither
         self.record = self.record.updated(**fields)
         if self.held:
             replace(self.path / RESULT, self.record.as_json())

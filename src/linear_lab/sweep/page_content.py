@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch.optim import SGD
 
 from linear_lab.data import LinearData
-from linear_lab.fitting.build import build
+from linear_lab.fitting.build import build, without_unread
 from linear_lab.fitting.process import restored_process
 from linear_lab.fitting.trust import check_targets
 from linear_lab.models import LinearModule, SupervisedModule
@@ -54,7 +54,7 @@ def log_page(board: Ranking, folder: Path, trust: Trust = None) -> None:
     with restored_process(board.folder):
         parts, least_squares = None, Reference()
         if config:
-            data, model = build(OmegaConf.create(config))
+            data, model = build(without_unread(OmegaConf.create(config)))
             if isinstance(data, LinearData) and isinstance(model, SupervisedModule):
                 parts = data, model
                 plain = SGD(model.parameters(), lr=1.0)  # its weight decay is 0, whatever that of the jobs is
