@@ -680,7 +680,7 @@ def test_any_locale_and_any_filter_of_warnings(environment, tmp_path):
         )
     else:
         assert "y = 2 größe" in result.stdout
-        assert result.stderr == "error: name='größe': only for sweeps; add -m, or leave it out\n"
+        assert result.stderr == "error: name='größe': only for sweeps; add -m, as make sweep does, or leave it out\n"
     assert result.returncode == 1
     assert "größe" in (tmp_path / "r" / "predictions.csv").read_text(encoding="utf-8")
     assert "max_epochs=2` reached" in (tmp_path / "r" / "train.log").read_text(encoding="utf-8")

@@ -153,7 +153,9 @@ def test_without_slurm_the_message_says_so(tmp_path):
 @pytest.mark.parametrize("launch", ["joblib", "slurm", "ray"])
 def test_a_missing_extra_is_named_with_its_install_command(launch, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"launch={launch}: a package is missing; run .* -m pip install -e '\.\[{launch}\]'"):
+    with pytest.raises(
+        UserError, match=rf"launch={launch}: a package is missing; run .* -m pip install -e '\.\[{launch}\]'"
+    ):
         check_packages(["-m", f"launch={launch}"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     check_packages(["-m", f"launch={launch}"])

@@ -129,7 +129,8 @@ def test_the_slider_shows_the_chosen_job(executed):
         assert losses == kept["train/loss"].to_list()
         assert [{"weight": [[w]], "bias": [b]} for w, b in zip(weights, biases, strict=True)] == [*kept["parameters"]]
         diverged = name == "sgd" and rate > stability.stable_lr(16.7)
-        assert caption.startswith("diverged, " if diverged else "completed, ")
+        outcome = "diverged" if diverged else "completed"
+        assert caption.startswith(f"{name}, lr {rate}\n{outcome}, loss ")
         assert (losses[-1] > losses[0]) == diverged
         assert bytes.fromhex(start) == b"\x89PNG"
     assert all(one[-1] != other[-1] for one, other in pairwise(moves))

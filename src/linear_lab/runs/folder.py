@@ -234,7 +234,10 @@ class Run:
 
             self.begun, fields = True, {"error": None, "versions": versions(), **fields}
         elif "status" in fields and self.started:
-            fields = {"seconds": time.perf_counter() - self.started, **fields}  # in the same write: a kill loses neither
+            fields = {
+                "seconds": time.perf_counter() - self.started,
+                **fields,
+            }  # in the same write: a kill loses neither
         self.record = self.record.updated(**fields)
         if self.held:
             replace(self.path / RESULT, self.record.as_json())
