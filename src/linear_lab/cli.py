@@ -194,13 +194,13 @@ def check_flags(arguments: list[str], name: str) -> None:
 
 def check_config_dir(folder: str | None) -> None:
     """Refuse a missing folder, and files in it that Hydra would ignore, since linear_lab has options of their names."""
-    if folder is not None and not Path(folder).is_dir():
+    if folder is None:
+        return
+    if not Path(folder).is_dir():
         raise UserError(f"--config-dir {folder}: there is no such folder")
-    for file in sorted(Path(folder).rglob("*.yaml")) if folder else ():
+    for file in sorted(Path(folder).rglob("*.yaml")):
         if (CONF / file.relative_to(folder)).exists() and not CONF.samefile(folder):
-            raise UserError(
-                f"{file}: linear_lab has an option of this name, which would be used instead; rename the file"
-            )
+            raise UserError(f"{file}: linear_lab has an option of this name, which would be used instead; rename the file")
 
 
 def check_packages(arguments: list[str]) -> None:
