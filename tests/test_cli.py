@@ -372,7 +372,7 @@ def test_other_texts_are_as_typed(text, tmp_path):
 def test_an_option_file_that_would_be_ignored(name, tmp_path, capsys):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("_target_: torch.optim.NAdam\n")
-    with pytest.raises(UserError, match=f"{name}: linear_lab has an option of this name.*rename the file"):
+    with pytest.raises(UserError, match=f"{name}: linear_lab has an option of this name.*; rename it"):
         cli.check_config_dir(str(tmp_path))
     cli.check_config_dir(str(cli.CONF))
 

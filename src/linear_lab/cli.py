@@ -200,7 +200,7 @@ def check_config_dir(folder: str | None) -> None:
         raise UserError(f"--config-dir {folder}: there is no such folder")
     for file in sorted(Path(folder).rglob("*.yaml")):
         if (CONF / file.relative_to(folder)).exists() and not CONF.samefile(folder):
-            raise UserError(f"{file}: linear_lab has an option of this name, which would be used instead; rename the file")
+            raise UserError(f"{file}: linear_lab has an option of this name, and would use that one; rename it")
 
 
 def check_packages(arguments: list[str]) -> None:
