@@ -314,14 +314,18 @@ def test_early_stopping_goes_on_as_in_one_run(epochs, every, tmp_path):
     assert (twice["steps"], twice["parameters"]) == (once["steps"], once["parameters"])
 
 
-def test_a_run_that_early_stopping_ended_stays_ended_and_says_so(tmp_path, caplog):
+def test_a_run_that_early_stopping_ended_stays_ended_and_says_so(tmp_path, caplog, capsys):
     once = train(tmp_path, *EARLY, "callbacks.early_stopping.min_delta=5", "callbacks.early_stopping.patience=3")
+    out = capsys.readouterr().out
     again = resume(tmp_path, "trainer.max_epochs=1000")
     assert (again["steps"], again["parameters"]) == (once["steps"], once["parameters"])
     assert (
         "early stopping has ended the run; to train on, set a larger callbacks.early_stopping.patience" in caplog.text
     )
     assert resume(tmp_path, "callbacks.early_stopping.patience=6")["steps"] == once["steps"] + 3
+    assert "early stopping ended the run: callbacks.early_stopping.patience is 3 validations" in out
+    assert "callbacks.early_stopping.patience=<more>" in out
+    assert "trainer.max_epochs=<more>" not in out
 
 
 @pytest.mark.parametrize(

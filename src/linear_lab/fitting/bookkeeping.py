@@ -89,17 +89,21 @@ def warn_of_nothing_trained(trainer: Trainer, callbacks: Sequence[Callback], max
     """Warn about a resumed run that took no step: say what has ended it, and what to change."""
     if any((timer.time_remaining() or 1) < 0 for timer in callbacks if isinstance(timer, Timer)):
         log.warning("the run has used up trainer.max_time=%s; to train on, try trainer.max_time=null", max_time)
-    if any(c.stopping_reason != EarlyStoppingReason.NOT_STOPPED for c in trainer.early_stopping_callbacks):
-        log.warning("early stopping has ended the run; to train on, set a larger callbacks.early_stopping.patience")
-    for name, limit in limits_reached(trainer).items():
-        log.warning("the run has reached trainer.%s=%d; to train on, set a larger value", name, limit)
+    for key, limit in limits_reached(trainer).items():
+        if key == report.PATIENCE:
+            log.warning("early stopping has ended the run; to train on, set a larger %s", key)
+        else:
+            log.warning("the run has reached %s=%d; to train on, set a larger value", key, limit)
 
 
 def limits_reached(trainer: Trainer) -> dict[str, int]:
-    """Return the limits of the trainer that are reached, by name."""
+    """Return what has ended the training, by key: the patience of early stopping, or limits of the trainer."""
+    stopped = [c for c in trainer.early_stopping_callbacks if c.stopping_reason != EarlyStoppingReason.NOT_STOPPED]
+    if stopped:
+        return {report.PATIENCE: stopped[0].patience}
     counts = {"max_epochs": trainer.current_epoch, "max_steps": trainer.global_step}
     limits = {name: getattr(trainer, name) for name in counts}
-    return {name: limit for name, limit in limits.items() if limit is not None and 0 <= limit <= counts[name]}
+    return {f"trainer.{key}": limit for key, limit in limits.items() if limit is not None and 0 <= limit <= counts[key]}
 
 
 def save_last(run: Run, fitted: Fit) -> None:

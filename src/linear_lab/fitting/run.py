@@ -86,10 +86,10 @@ def train_in(
     if error:
         raise UserError(error)
     divergence.warn_if_useless(fitted.cfg, fitted.data, fitted.model, run.record)
-    limits = bookkeeping.limits_reached(fitted.trainer) or ["max_time" if cfg.trainer.get("max_time") else "max_epochs"]
+    limits = bookkeeping.limits_reached(fitted.trainer)
+    limits = limits or {"trainer.max_time" if cfg.trainer.get("max_time") else "trainer.max_epochs": 0}
     has_events = bool(fitted.tracker and fitted.tracker.logger)
-    metric = str(fitted.cfg.metric)
-    report.show_outcome(screen, run.record, run.path, dashboard=has_events, limits=[*limits], metric=metric)
+    report.show_outcome(screen, run.record, run.path, has_events, limits, metric=str(fitted.cfg.metric))
     return float(result["metrics"].get(fitted.cfg.metric, math.nan))
 
 

@@ -1,7 +1,7 @@
 """What the terminal shows of a run: its plan before training, and its outcome afterwards."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from linear_lab.runs.record import Best, Columns, Record
 
 DTYPES = {"32-true": "float32", "64-true": "float64"}  # by the Trainer's precision
+PATIENCE = "callbacks.early_stopping.patience"
 POWERS = {"MSELoss": "^2", "HuberLoss": "^2", "L1Loss": "", "SmoothL1Loss": ""}  # of y's unit in the loss's unit
 
 
@@ -136,7 +137,12 @@ def left_out(data: LightningDataModule, model: LightningModule) -> str:
 
 
 def show_outcome(
-    console: Console, record: "Record", folder: Path, *, dashboard: bool, limits: Sequence[str], metric: str = "metric"
+    console: Console,
+    record: "Record",
+    folder: Path,
+    has_events: bool,
+    limits: Mapping[str, int],
+    metric: str = "metric",
 ) -> None:
     """Print the third part: what was learned, compared with the start and the optimum, and the next commands."""
     models = outcomes(record)
@@ -151,13 +157,15 @@ def show_outcome(
     if best := other_best(record):
         use = "evaluate and predict use best.ckpt"
         console.print(f"best.ckpt has step {best.step} with the best {metric}, last.ckpt step {record.steps}; {use}")
+    if PATIENCE in limits:
+        console.print(f"early stopping ended the run: {PATIENCE} is {limits[PATIENCE]} validations", style="dim")
     if not any(path.parent != folder for path in folder.parent.glob(f"*/{RESULT}")):  # the first run in this place
         words = ["stable lr"] * bool(record.stable_lr) + ["optimum", "excess loss"] * bool(record.optimum)
         words += ["best and last"] * bool(best)
         where = str(short(CHECKOUT / "docs/glossary.md")) if CHECKOUT else f"{layout.module('train')} --help"
         console.print(f"{where} explains {', '.join([*words, 'val/loss'])}", style="dim")
     console.print()
-    commands = layout.looking(folder) if dashboard else {}
+    commands = layout.looking(folder) if has_events else {}
     run = quoted(f"run={short(folder)}") + layout.trusting()
     if record.best or (folder / LAST).exists():
         commands["evaluate"] = f"{layout.module('evaluate')} {run}"
@@ -166,7 +174,7 @@ def show_outcome(
         typed = len(names_of_x) <= SHOWN and not any("=" in name for name in names_of_x)  # for city=Oslo, type Oslo
         example = f"x=[{','.join('0' for _ in names_of_x)}]" if typed else "input=<file>"
         commands["predict"] = f"{layout.module('predict')} {run} {quoted(example)}"
-    commands["go on"] = " ".join([layout.resuming(folder), *(f"trainer.{limit}=<more>" for limit in limits)])
+    commands["go on"] = " ".join([layout.resuming(folder), *(f"{limit}=<more>" for limit in limits)])
     show_commands(console, commands)
 
 
