@@ -150,13 +150,14 @@ def test_long_files_come_in_pieces(trees, tmp_path):
     assert found["c_hat"].is_sorted()
 
 
-def test_rows_without_all_values_stay_empty_if_asked(trees, tmp_path):
+def test_rows_without_all_values_stay_empty_if_asked(trees, tmp_path, capsys):
     (tmp_path / "new.csv").write_text("a,same,d\n1,7,0\n,7,0\nnan,7,0\n2,7,0\n")
     with pytest.raises(UserError, match=r"column a has no value in row 2 .*; missing=empty leaves"):
         predict(str(trees[0]), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"))
     assert not list(tmp_path.glob("out*"))
     predict(str(trees[0]), input=str(tmp_path / "new.csv"), output=str(tmp_path / "out.csv"), missing="empty")
     assert [value is None for value in pl.read_csv(tmp_path / "out.csv")["c_hat"]] == [False, True, True, False]
+    assert "2 rows predicted, 2 left empty:" in capsys.readouterr().out
 
 
 def test_rows_without_all_values_are_left_out_as_in_training(trees, tmp_path, capsys):

@@ -129,17 +129,18 @@ def predict(
         table = TableFile(input, "input", **{key: value for key, value in reading.items() if value is not None})
         sources = [table.path, *([Path(cfg.data.path)] if cfg.data.get("path") else [])]
         target = target_file(run, output, PREDICTIONS, sources)
-        count, dropped = predict_file(predictor, table, target, missing)
-    done = f"{count} row{'s' * (count != 1)} predicted{f', {dropped} dropped' if dropped else ''}"
+        count, incomplete = predict_file(predictor, table, target, missing)
+    others = f", {incomplete} {'dropped' if missing == 'drop' else 'left empty'}" if incomplete else ""
+    done = f"{count} row{'s' * (count != 1)} predicted{others}"
     layout.screen().print(f"{done}: {layout.short(target)}", soft_wrap=True)
     return target
 
 
 def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: str) -> tuple[int, int]:
-    """Write the rows of a table and their predictions atomically; return the numbers of rows written and dropped."""
+    """Write the rows of a table and their predictions atomically; return how many are complete, and how many not."""
     schema = predictor.schema
     table.check_columns(schema.columns, "input")
-    row, dropped = 1, 0
+    row, count = 1, 0
     with writing(target) as file, table.reading():
         for batch in table.batches(ROWS):
             columns = {name: table.numbers(batch, name, row) for name in schema.columns if name in schema.x}
@@ -158,15 +159,16 @@ def predict_file(predictor: Predictor, table: TableFile, target: Path, missing: 
             if twice := [name for name in predicted.columns if name in batch.columns]:
                 raise ValueError(f"the file has a column {twice[0]}, which is the name of a prediction; rename it")
             written = pl.concat([batch, predicted], how="horizontal")
+            count += int((~incomplete).sum())
             if missing == "drop":
-                written, dropped = written.filter(~incomplete), dropped + int(incomplete.sum())
+                written = written.filter(~incomplete)
             file.write(as_csv(written, written.columns if row == 1 else ()).encode())
             row += len(batch)
         if row == 1:
             raise ValueError(f"{table.label}: the file has a header, but no rows")
-        if row - 1 == dropped:
+        if missing == "drop" and not count:
             raise ValueError(f"{table.label}: missing=drop leaves no row; {first}")
-    return row - 1 - dropped, dropped
+    return count, row - 1 - count
 
 
 def check_finite(predicted: pl.DataFrame, first_row: int = 1) -> None:

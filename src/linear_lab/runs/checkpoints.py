@@ -216,7 +216,8 @@ def readable_checkpoint(run: Run, which: str) -> tuple[Path | None, dict[str, An
             step, made_by = checkpoint["global_step"], checkpoint["pytorch-lightning_version"]
             newer = release(made_by) > release(version("lightning"))
         except Exception as error:  # torch.load of a damaged file can raise any exception
-            unreadable.append(f"{path} ({first_line(error)})")
+            ours = isinstance(error, (OSError, ValueError))  # PyTorch's own text would advise to load any pickle
+            unreadable.append(f"{path} ({first_line(error) if ours else 'it is damaged, or not a checkpoint'})")
             continue
         if newer:
             raise UserError(f"{path}: a newer lightning, {made_by}, wrote it; update lightning")

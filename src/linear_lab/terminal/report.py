@@ -153,7 +153,7 @@ def show_outcome(
     if record.loss_unit:
         console.print(f"unit of the losses: {record.loss_unit}", style="dim")
     if record.optimum and record.weight_decay:
-        console.print("optimum and excess loss include the penalty of weight decay", style="dim")
+        console.print("optimum and excess loss are those of train/loss plus the penalty of weight decay", style="dim")
     if best := other_best(record):
         use = "evaluate and predict use best.ckpt"
         console.print(f"best.ckpt has step {best.step} with the best {metric}, last.ckpt step {record.steps}; {use}")
@@ -202,9 +202,10 @@ def outcomes(record: "Record") -> dict[str, dict[str, Any]]:
 
 
 def other_best(record: "Record") -> "Best | None":
-    """Return the best model if it is another one than the final model."""
+    """Return the best model if it is another one than the final model, and the digits shown tell them apart."""
     best = record.best
-    return best if best and best.step != record.steps and best.metrics != record.metrics else None
+    final = {name: number(record.metrics[name]) for name in best.metrics if name in record.metrics} if best else {}
+    return best if best and best.step != record.steps and final != {k: number(best.metrics[k]) for k in final} else None
 
 
 def numbers_of(model: "Record | Best") -> dict[str, Any]:
