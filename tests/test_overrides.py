@@ -42,7 +42,9 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest(plus, typed, neare
         (("+data.foo=1",), "nothing reads data.foo; --cfg job shows all keys"),
         (("+loss.foo=1",), "nothing reads loss.foo"),
         (("scheduler=step", "+scheduler.foo=1"), "nothing reads scheduler.foo"),
-        (("+scheduler.gamma=1",), "nothing reads scheduler.gamma"),
+        (("loss.delta=2",), "loss.delta=2: loss.delta is a key of loss=huber; choose that option too"),
+        (("optimizer=adam", "optimizer.momentum=0.9"), "is a key of optimizer=rmsprop and optimizer=sgd; choose"),
+        (("+scheduler.gamma=1",), "scheduler.gamma is a key of scheduler=step; choose that option too"),
         (("+trainer.callbacks=[]",), "nothing reads trainer.callbacks"),  # a run gives them itself
         (("+trainer.default_root_dir=x",), "nothing reads trainer.default_root_dir"),
         (("+model.schema=2",), "nothing reads model.schema"),

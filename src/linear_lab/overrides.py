@@ -9,7 +9,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -229,8 +229,10 @@ def nearest(key: str, names: Iterable[str]) -> str | None:
     return best if likeness(best)[0] else None
 
 
-def unknown(line: str, key: str, names: Iterable[str], cfg: DictConfig) -> str:
-    """Write the message for a key that nothing reads; it names the nearest key."""
+def unknown(line: str, key: str, names: Collection[str], cfg: DictConfig) -> str:
+    """Write the message for a key that nothing reads; it names the options that have the key, or the nearest key."""
+    if key.partition(".")[0] in names and (options := options_with(key)):
+        return f"{line}: {key} is a key of {' and '.join(options)}; choose that option too"
     if near := nearest(key, [name for name in names if name.startswith("hydra.") == key.startswith("hydra.")]):
         return f"{line}: nothing reads {key}; did you mean {near}?"
     of_class = target(cfg, key)
@@ -238,6 +240,17 @@ def unknown(line: str, key: str, names: Iterable[str], cfg: DictConfig) -> str:
         added = "+" if line.startswith(f"{key}=") else "++"  # ++ of {name: value}
         return f"{line}: conf/ has no {key}; if it is an argument of {of_class[0]}, type {added}{line}"
     return f"{line}: nothing reads {key}; --cfg job shows all keys"
+
+
+def options_with(key: str) -> list[str]:
+    """Return the options in conf/ whose files have a key.
+
+    >>> options_with("loss.delta")
+    ['loss=huber']
+    """
+    group, _, name = key.partition(".")
+    files = sorted((CONF / group).glob("*.yaml")) if name and name != "_target_" and group != "logger" else []
+    return [f"{group}={file.stem}" for file in files if name in dotted(OmegaConf.to_container(OmegaConf.load(file)))]
 
 
 def refers(text: str, key: str) -> bool:
