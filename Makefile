@@ -82,7 +82,7 @@ notebook-test: $(DEV) .venv/notebook.installed  ## execute the tutorial, compare
 notebook-save: $(INSTALLED) .venv/notebook.installed  ## execute the tutorial, and keep its outputs in the file
 	@$(BIN)/python notebooks/execute.py
 
-check: style types structure test  ## run all checks that CI runs
+check: style types structure test  ## format, lint, types, structure and tests (CI also runs docs, cluster, wheel, loggers, notebook-test)
 
 style: $(DEV)
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-logo
