@@ -198,8 +198,8 @@ def help_text(name: str, folder: str | None = None) -> str:
 
 def first_comment(file: Path) -> str:
     """Return the first comment line of a config file, except ``# @package``, which is for Hydra."""
-    found = re.search(r"^#+ *(?!@package)(\S.*)", file.read_text("utf-8", "replace"), re.MULTILINE)
-    return textwrap.shorten(found[1], 86, placeholder=" ...") if found else ""
+    comment = re.search(r"^#+ *(?!@package)(\S.*)", file.read_text("utf-8", "replace"), re.MULTILINE)
+    return textwrap.shorten(comment[1], 86, placeholder=" ...") if comment else ""
 
 
 def failure(error: UserError) -> SystemExit:
