@@ -24,7 +24,7 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test docs cluster wheel loggers notebook notebook-test \
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test test-all coverage docs cluster wheel loggers notebook notebook-test \
   notebook-save check style types structure format bench peers digits lock clean
 
 help:  ## show this list
@@ -58,8 +58,17 @@ dashboard: $(INSTALLED)  ## open TensorBoard on all runs (LOGDIR=outputs/runs/<i
 screenshots: $(DEV)  ## take the pictures of the dashboard in README again (needs Chromium)
 	@$(BIN)/python docs/screenshots.py
 
-test: $(DEV)  ## run the tests (ARGS="-k resume")
+test: $(DEV)  ## run the quick tests, in three minutes (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(DEV)  ## run the tests marked slow too, in eight minutes
+	@$(BIN)/python -m pytest --slow $(ARGS)
+
+# The test that is left out limits the size of files, which hits the files of coverage too.
+coverage: $(DEV)  ## run all tests, and show the lines and branches of src that none of them reaches
+	@$(BIN)/coverage erase
+	@$(BIN)/python -m coverage run -m pytest --slow --deselect tests/test_results.py::test_a_full_disk_is_told_and_leaves_the_rows_there_were
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 docs: $(DEV)  ## run every command of README and docs/, and compare its output with that on the page
 	@$(BIN)/python -m pytest -m docs $(ARGS)

@@ -1,12 +1,17 @@
 """Fixtures of runs that many tests read. Each is trained once, by the first pytest process that needs it."""
 
+import copy
+import functools
+import gc
 import logging
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hypothesis import settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background processes so
@@ -16,10 +21,54 @@ os.environ.update(NO_COLOR="1", COLUMNS="100", OMP_NUM_THREADS="1")
 from runs import command, train
 
 from linear_lab import train as train_entry
+from linear_lab.cli import CONF
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-settings.register_profile("linear_lab", deadline=None)  # a slow machine must not fail a test
-settings.load_profile("linear_lab")
+settings.register_profile("quick", deadline=None, max_examples=20)  # a slow machine must not fail a test
+settings.register_profile("slow", deadline=None, max_examples=100)
+
+
+def remember(method):
+    """Let a method of Hydra's loader copy its last answer: a command composes three times, each takes 0.07 s."""
+    answers = {}
+
+    @functools.wraps(method)
+    def answer(self, *options, **more):
+        _, main, *others = self.get_search_path().get_path()
+        if str(CONF) not in main.path or len(others) > 1 or "searchpath" in str((options, more)):
+            return method(self, *options, **more)  # asks for a user's files, which may change
+        key = main.path, str(Path.cwd()), str((options, more))
+        if key not in answers:
+            answers[key] = method(self, *options, **more)
+        return copy.deepcopy(answers[key])
+
+    return answer
+
+
+ConfigLoaderImpl.load_configuration = remember(ConfigLoaderImpl.load_configuration)
+ConfigLoaderImpl.get_group_options = remember(ConfigLoaderImpl.get_group_options)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure(config):
+    settings.load_profile("slow" if config.getoption("--slow") else "quick")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked slow, unless --slow is given."""
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_collection_finish():
+    """Take what has been imported out of garbage collection: launch=local collects after each job, which took 0.1 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

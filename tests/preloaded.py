@@ -3,6 +3,7 @@
 The modules of commands are not imported, since a process runs one of them as ``__main__``.
 """
 
+import gc
 import logging
 
 handler = logging.NullHandler()  # without one, Lightning would add its own and not propagate its messages
@@ -14,3 +15,4 @@ import linear_lab.sweep.job  # noqa: E402
 import linear_lab.sweep.page  # noqa: E402, F401
 
 logging.getLogger().removeHandler(handler)
+gc.freeze()  # a collection then skips what has been imported

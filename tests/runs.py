@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import hydra
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -27,6 +28,11 @@ class Noted(Callback):
 
     def __init__(self, note):
         self.note = note
+
+
+def slow(reason, *cases):
+    """Mark cases of a test, for `pytest.mark.parametrize`, as slow for a reason."""
+    return [pytest.param(case, marks=pytest.mark.slow(reason)) for case in cases]
 
 
 def compose(*overrides, name="train"):

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from runs import record, resume, scalars, train
+from runs import record, resume, scalars, slow, train
 
 from linear_lab import UserError
 from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
@@ -51,6 +51,9 @@ VARIANTS = {
 }
 
 
+INTERRUPTED = "an interrupted run is resumed by the same checkpoints; test_faults kills one"
+
+
 class Killed(BaseException):
     """Simulates kill -9: no code runs after it."""
 
@@ -85,7 +88,7 @@ def assert_same(folder, reference):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("how", ["killed", "killed before its checkpoint", "interrupted"])
+@pytest.mark.parametrize("how", ["interrupted", *slow(INTERRUPTED, "killed", "killed before its checkpoint")])
 def test_resumed_run_ends_with_the_same_bits(variant, how, once, tmp_path, monkeypatch):
     reference = once(f"whole, {variant}", lambda folder: train(folder, *VARIANTS[variant]))
     steps = record(reference)["steps"]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
-from runs import command, record
+from runs import command, record, slow
 
 from linear_lab import UserError, cli, compat
 from linear_lab import evaluate as evaluate_entry
@@ -28,6 +28,7 @@ from linear_lab.runs import folder as run_folder
 from linear_lab.runs.folder import Run
 from linear_lab.terminal import layout, signals
 
+OTHERS = "other texts of this kind are quick"
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
 
@@ -202,9 +203,12 @@ def test_ctrl_c_while_the_config_is_composed(arguments, when, monkeypatch, tmp_p
 @pytest.mark.parametrize(
     "typed",
     [
-        ("optimizer=adam", "-m", "seed=1,2"),
         ("optimizer=adam", "seed=1,2", "--multirun"),
-        ("-m", "optimizer=adam", "seed=1,2"),
+        *slow(
+            "test_flags_may_stand_anywhere_and_a_group_may_have_a_plus sorts the same arguments",
+            ("optimizer=adam", "-m", "seed=1,2"),
+            ("-m", "optimizer=adam", "seed=1,2"),
+        ),
     ],
 )
 def test_a_sweep_may_be_asked_for_anywhere(typed, tmp_path):
@@ -251,7 +255,7 @@ def at(moment):
     return patched
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, *slow("one signal is quick", signal.SIGINT, signal.SIGHUP)])
 @pytest.mark.parametrize("moment", ["imports", "builds"])
 def test_a_signal_before_training_is_recorded(moment, signum, monkeypatch, tmp_path):
     at(moment)(monkeypatch, lambda: os.kill(os.getpid(), signum))
@@ -336,7 +340,9 @@ def test_full_error_shows_the_traceback(tmp_path, monkeypatch):
         command(train_entry, "optimizer.lr=-1", f"output_root={tmp_path}")
 
 
-@pytest.mark.parametrize("name", ["695e0514", "123e4567", "1e3", "ünï", "true", "7", "0x1f", "nan", "研究", "a=b"])
+@pytest.mark.parametrize(
+    "name", ["695e0514", "a=b", *slow(OTHERS, "123e4567", "1e3", "ünï", "true", "7", "0x1f", "nan", "研究")]
+)
 def test_the_name_of_a_sweep_is_a_text_as_typed(name, tmp_path):
     code, _, err = command(train_entry, "-m", f"output_root={tmp_path}", f"name={name}", "seed=1", *SHORT)
     assert (code, err) == (0, "")
@@ -347,7 +353,7 @@ def test_the_name_of_a_sweep_is_a_text_as_typed(name, tmp_path):
     assert command(leaderboard_entry, f"sweep={tmp_path / 'sweeps' / name}")[0] == 0
 
 
-@pytest.mark.parametrize("text", ["695e0514", "1e3", "ünï", "true", "007", "1_0", "nan", "a=b, c"])
+@pytest.mark.parametrize("text", ["ünï", "007", "a=b, c", *slow(OTHERS, "695e0514", "1e3", "true", "1_0", "nan")])
 def test_other_texts_are_as_typed(text, tmp_path):
     keys = ["output_root", "hydra.run.dir", "data.path"]
     if "," not in text:  # else it is a sweep
@@ -573,7 +579,7 @@ def hints(text):
     }
 
 
-@pytest.mark.parametrize("where", [(), ("hydra.job.chdir=true",)])
+@pytest.mark.parametrize("where", [("hydra.job.chdir=true",), *slow("the other place is harder", ())])
 @pytest.mark.parametrize("sweep", [(), ("-m", "name=study")])
 def test_commands_to_type_next_work_where_the_command_was_typed(sweep, where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -659,7 +665,7 @@ def test_a_sweep_trains_each_job_and_reports_the_one_that_failed(tmp_path):
     "environment",
     [
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONWARNINGS": "error"},
+        *slow("warnings are errors in each test", {"PYTHONWARNINGS": "error"}),
     ],
 )
 def test_any_locale_and_any_filter_of_warnings(environment, tmp_path):
@@ -697,6 +703,7 @@ def test_console_scripts_work_from_any_folder(tmp_path):
     assert "max_epochs=3` reached" in (folder / "train.log").read_text()  # what Lightning says is not lost
 
 
+@pytest.mark.slow("starts two processes; test_accumulation computes the same mean by hand")
 @pytest.mark.parametrize("together", [1, 3])
 def test_two_processes_equal_one(together, tmp_path):
     overrides = ("data=synthetic", "data.samples=53", "data.batch_size=5", "trainer.max_epochs=8", "seed=3")

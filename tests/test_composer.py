@@ -113,14 +113,14 @@ def typed_grids(draw, values=VALUES):
     return draw(st.permutations([*shape, *swept]))
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 4)  # each composes many configs
 @example(["seed=[0.8,'${optimizer.lr}']", "optimizer.lr=0"])  # without the seed, no leaf has the rate
 @given(typed_grids())
 def test_fingerprints_of_a_grid_are_those_of_its_jobs(typed):
     check(combinations(*typed))
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 4)
 @given(typed_grids(NUMBERS), st.randoms(use_true_random=False))
 def test_fingerprints_do_not_depend_on_the_order_in_which_keys_are_typed(typed, order):
     names = [item.partition("=")[0] for item in typed]
@@ -141,7 +141,7 @@ def quoted(text):
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "$ {") + "'"
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.lists(TEXT, min_size=1, max_size=4), st.lists(TEXT, min_size=1, max_size=2), st.booleans())
 def test_hostile_texts(ones, others, structural):
     added = "+note" if structural and len(ones) == 1 else "metric"
@@ -216,7 +216,7 @@ def test_groups_are_what_differs_in_the_seed_alone():
     assert found.filter(found["group"] == found["group"][0])["optimizer.lr"].unique().to_list() == ["0.1"]
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_rows_are_in_the_order_of_all_combinations(values):
     found = combinations(*(f"+k{number}={','.join(map(str, row))}" for number, row in enumerate(values)))

@@ -6,7 +6,7 @@ import shutil
 
 import polars as pl
 import pytest
-from runs import command, record, resume
+from runs import command, record, resume, slow
 
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
@@ -20,6 +20,7 @@ COMMANDS = {
     "export": (export_entry, "run={}"),
     "resume": (train_entry, "resume={}", "trainer.max_epochs=501"),
 }
+KINDS = ["resume", *slow("the same function reads the file for resume", "evaluate", "predict", "export")]
 DEEP = 20_000  # levels
 
 
@@ -100,7 +101,7 @@ def refused(kind, folder):
     return err
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", RECORDS)
 def test_a_damaged_record(damage, kind, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
@@ -109,7 +110,7 @@ def test_a_damaged_record(damage, kind, finished, tmp_path):
     assert "result.json cannot be read (" in refused(kind, folder)
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", CONFIGS)
 def test_a_damaged_config(damage, kind, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
@@ -186,6 +187,7 @@ PLANS = {
     "names of another type": parquet(name=[["sgd"]], config_hash=["0"]),
     "bytes": parquet(name=[b"\xff\xfe"], config_hash=[b"\xff"]),
 }
+ONE = "one damage is quick; test_results damages the columns of the same table"
 SETTINGS = {
     "empty": b"",
     "cut": b'{"metric": "val/',
@@ -205,7 +207,7 @@ def rank(sweep):
     return out, (sweep / "leaderboard.csv").read_text().splitlines()[1:]
 
 
-@pytest.mark.parametrize("damage", PLANS)
+@pytest.mark.parametrize("damage", ["bytes", *slow(ONE, *(name for name in PLANS if name != "bytes"))])
 def test_a_damaged_plan_costs_only_the_jobs_that_never_started(damage, swept, tmp_path):
     sweep = shutil.copytree(swept, tmp_path / swept.name)
     before = rank(sweep)[1]

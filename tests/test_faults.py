@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import processes
 import pytest
-from runs import command, events, record, resume, scalars, train
+from runs import command, events, record, resume, scalars, slow, train
 
 from linear_lab import evaluate as evaluate_entry
 from linear_lab import export as export_entry
@@ -95,7 +95,9 @@ def uninterrupted(once):
     return once("uninterrupted", lambda folder: train(folder, *OVERRIDES, "logger=tensorboard"))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGKILL, signal.SIGTERM, *slow("SIGTERM is quick", signal.SIGINT, signal.SIGHUP)]
+)
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(signum, uninterrupted, tmp_path):
     process = processes.start("linear_lab.train", f"output_root={tmp_path}", *OVERRIDES)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process)

@@ -26,6 +26,7 @@ from linear_lab.sweep import job, launchers
 
 OVERRIDES = ("trainer.max_epochs=6", "logger=none", "data.batch_size=2")
 SEEDS = range(3)
+WORKERS = "each worker imports torch; test_sweep_faults kills processes that need not"
 SAME = ("status", "steps", "seed", "metrics", "parameters", "best", "initial", "excess_loss", "optimum")
 JOBLIB = ("launch=joblib", "hydra.launcher.n_jobs=2")
 PATHS = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).parent))))
@@ -93,6 +94,7 @@ def alone(once):
     return {seed: {key: record(folder / str(seed))[key] for key in SAME} for seed in SEEDS}
 
 
+@pytest.mark.slow(WORKERS)
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_a_job_that_kills_its_process_takes_no_other_with_it(launch, alone, tmp_path):
     code, out, errors = end(start(tmp_path, launch, kills=0, raises=1))
@@ -105,6 +107,7 @@ def test_a_job_that_kills_its_process_takes_no_other_with_it(launch, alone, tmp_
     assert "-m linear_lab.train -m name=study 'seed=range(3)'" in out
 
 
+@pytest.mark.slow(WORKERS)
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_kill_9_of_a_worker_and_of_the_sweep_loses_nothing(launch, alone, tmp_path):
     process = start(tmp_path, launch, waits=1)

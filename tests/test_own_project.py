@@ -47,6 +47,7 @@ def test_it_trains_goes_on_and_is_measured(project):
     assert record(project / "run")["steps"] == 4 * 3
 
 
+@pytest.mark.slow("test_faults kills a run of the default classes")
 def test_killed_it_goes_on_to_the_same_weights(project):
     overrides = (*STRIPES, "trainer.max_epochs=30", "logger=none", "data.batch_size=4")
     assert command(train_entry, *overrides, "hydra.run.dir=whole")[0] == 0
@@ -87,6 +88,7 @@ def test_it_is_swept_and_ranked_by_its_own_metric(project):
     is_ranked_by_f1(project)
 
 
+@pytest.mark.slow("each worker imports torch")
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_other_processes_sweep_it(launch, project):
     typed = [sys.executable, "-m", "linear_lab.train", *RATES, *launch]
@@ -110,6 +112,7 @@ def test_a_search_learns_from_its_metric(project):
     assert (code, err) == (1, "error: metric=null: a search optimizes a metric; set one, such as metric=val/loss\n")
 
 
+@pytest.mark.slow("starts two processes")
 def test_two_processes_train_it(project):
     typed = [sys.executable, "-m", "linear_lab.train", *SHORT, "trainer=ddp", "hydra.run.dir=two"]
     done = subprocess.run(typed, check=False, capture_output=True, text=True, timeout=300)

@@ -263,6 +263,7 @@ def test_a_diverged_run_says_so(tmp_path, caplog):
     assert "This run diverged at step 8" in caplog.text
 
 
+@pytest.mark.slow("two processes that import torch; other tests predict with the exported files in this process")
 def test_the_exported_files_predict_without_the_package(trees, kinds, tmp_path):
     runs = [str(trees[0]), str(kinds)]
     inputs = [[[50.0, 7.0, 0.001]], [[0.9, -0.5], [1.0, 0.0]]]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from processes import end, fork
-from runs import command, compose, record
+from runs import command, compose, record, slow
 from test_tracker import cells
 from torch import nn
 from torch.func import vmap
@@ -175,7 +175,7 @@ MLP = ("model=mlp", "model.hidden=[5]", "data=synthetic", "data.samples=60", "da
 CASES = {
     "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002,0.0005", "seed=0,1", "optimizer.weight_decay=0,0.1",
         "data=synthetic", "data.samples=100"),
-    CONVERGED: ("optimizer.momentum=0,0.9", "optimizer.lr=0.01,0.1", "seed=0,1", "optimizer.weight_decay=0,0.1"),
+    CONVERGED: ("optimizer.momentum=0,0.9", "optimizer.lr=0.01,0.1", "optimizer.weight_decay=0,0.1"),
     "dampening": ("+optimizer.dampening=0.3", "optimizer.momentum=0.5,0.9", "optimizer.lr=0.01,0.02"),
     "nesterov": ("optimizer.nesterov=true", "optimizer.lr=0.01", "optimizer.momentum=0.5,0.9", "data.batch_size=2",
         "seed=1,2"),
@@ -203,7 +203,7 @@ CASES = {
         "trainer.check_val_every_n_epoch=7"),
     "train alone": ("data=synthetic", "data.fractions=[1,0,0]", "optimizer.lr=0.01,0.1", "seed=0,1"),
     "many": ("data=synthetic", "data.samples=100", "data.features=5", "data.targets=4", "model.weight=0.5,null",
-        "model.bias=false", "trainer.max_steps=33", "scheduler=step", "scheduler.step_size=5,7", "logger=none"),
+        "model.bias=false", "trainer.max_steps=18", "scheduler=step", "scheduler.step_size=5,7", "logger=none"),
     "several starts": ("model.weight=0.5,null", "model.bias=true,2", "seed=0,1"),
     "mlp": (*MLP, "optimizer=adam,sgd", "optimizer.lr=0.01,0.03", "seed=0,1"),
     "mlp, batches": (*MLP, "model.activation=relu", "optimizer=sgd", "optimizer.lr=0.01,0.03",
@@ -213,18 +213,25 @@ CASES = {
     "mlp, classes": ("model=mlp", "model.hidden=[4]", "data=toy_classes", "loss=cross_entropy", "optimizer=adam",
         "optimizer.lr=0.01,0.03", "metric=val/accuracy", "mode=max"),
 }  # fmt: skip
-EPOCHS = {"sgd": 500, CONVERGED: 500, "adam": 100, "double": 160}
+EPOCHS = {CONVERGED: 500, "nesterov": 10, "mlp, batches": 6, "mlp, double": 6, "plateau": 60, "cosine": 60}  # else 25
 ALIKE = ("status", "seed", "steps", "config_hash", "excess_loss", "metrics", "stable_lr", "rows")
 
 
-@pytest.mark.parametrize("case", CASES)
+RULES_ALONE = "test_optimizers_take_the_steps_of_torch and test_losses_are_those_of_torch check the same rules"
+SLOW = (
+    CONVERGED, "dampening", "nesterov", "amsgrad", "a reference", "betas", "adamw", "double, full batch", "centered",
+    "diverging at once", "cosine", "exponential", "constant", "train alone", "mlp", "mlp, double", "mlp, classes",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*(case for case in CASES if case not in SLOW), *slow(RULES_ALONE, *SLOW)])
 def test_agrees_with_single_training(case, monkeypatch, tmp_path, without_page):
     random_rows = np.random.default_rng(0)
     x = random_rows.normal(5, 3, (60, 3))
     table = np.c_[x, x @ [1, 2, -3] + 4 + random_rows.normal(0, 0.1, 60)]
     np.savetxt(tmp_path / "rows.csv", table, delimiter=",", header="a,b,c,y", comments="")
     path = str(tmp_path / "rows.csv")
-    overrides = [o.replace("rows.csv", path) for o in CASES[case]] + [f"trainer.max_epochs={EPOCHS.get(case, 60)}"]
+    overrides = [o.replace("rows.csv", path) for o in CASES[case]] + [f"trainer.max_epochs={EPOCHS.get(case, 25)}"]
     for launch in ("stacked", "local"):
         pictures = ["logger.tensorboard.pictures=false"] if "logger=none" not in overrides else []
         code, said = sweep(monkeypatch, tmp_path / launch, *overrides, *pictures, launch=launch)
@@ -312,6 +319,7 @@ def test_chunks_give_the_same(whole, monkeypatch, tmp_path, without_page, small_
         close(found, whole[name], 1e-5, name)
 
 
+@pytest.mark.slow("compiles twice; the eager step, which the compiler gets, is checked by the other tests")
 def test_a_kernel_compiled_for_one_size_gives_the_same(whole, monkeypatch, tmp_path, without_page):
     monkeypatch.setattr(stacks, "CHUNK", 3)  # chunks of two jobs, padded to three
     code, said = sweep(monkeypatch, tmp_path, *GRID, "optimizer=adam", "seed=0,1,2", "hydra.launcher.compile=true")
@@ -333,8 +341,10 @@ def test_without_a_compiler_training_goes_on_eagerly(monkeypatch, tmp_path, with
     assert len(rows(tmp_path)) == 8
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("moment", [83, 80])  # steps within an epoch, and before a validation
+@pytest.mark.parametrize(
+    ("moment", "signum"),  # steps within an epoch, and before a validation
+    [(83, signal.SIGTERM), pytest.param(80, signal.SIGINT, marks=pytest.mark.slow("the other moment is quick"))],
+)
 def test_an_interrupted_stack_goes_on(moment, signum, whole, monkeypatch, tmp_path, without_page):
     after, seen = loop.Summary.after_step, []
 
@@ -360,6 +370,7 @@ def test_an_interrupted_stack_goes_on(moment, signum, whole, monkeypatch, tmp_pa
     assert not list(tmp_path.glob("outputs/sweeps/study/.stack-*.ckpt"))
 
 
+@pytest.mark.slow("test_an_interrupted_stack_goes_on resumes from the same checkpoints")
 def test_a_stack_killed_at_ten_moments_ends_as_one_that_was_not(whole, monkeypatch, tmp_path, without_page):
     moments, before, kills = random.Random(0), {}, 0
 
@@ -542,7 +553,7 @@ def test_networks_that_cannot_be_vectorized_run_alone(model, reason, monkeypatch
     assert len(list(tmp_path.glob("outputs/sweeps/study/*/result.json"))) == 2
 
 
-@pytest.mark.parametrize("model", ["Custom", "PlainLinear"])
+@pytest.mark.parametrize("model", ["Custom", *slow("Custom has more layers", "PlainLinear")])
 def test_a_network_of_ones_own_is_stacked(model, monkeypatch, tmp_path, without_page):
     (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{x},{3 * x + 20}\n" for x in range(40)))
     given = (f"model._target_={__name__}.{model}", "seed=0,1,2", "trainer.max_epochs=20", "optimizer.lr=0.01,0.02",

@@ -24,8 +24,8 @@ from linear_lab.sweep import board, job, page
 from linear_lab.tracking.tensorboard import event_files
 
 GRID = (
-    "data=synthetic", "data.samples=60", "data.batch_size=8", "optimizer=sgd,adam", "optimizer.lr=0.1,0.01",
-    "trainer.max_epochs=20", "logger.tensorboard.pictures=false",
+    "data=synthetic", "data.samples=60", "data.batch_size=16", "optimizer=sgd,adam", "optimizer.lr=0.1,0.01",
+    "trainer.max_epochs=10", "logger.tensorboard.pictures=false",
 )  # fmt: skip
 JOBS = ("sgd-lr=0.1", "sgd-lr=0.01", "adam-lr=0.1", "adam-lr=0.01")
 LIKE = (
@@ -104,6 +104,7 @@ def check(folder, whole):
         assert len(file.readlines()) == len(JOBS) + 1
 
 
+@pytest.mark.slow("ten kills; test_signals_save_and_say_how_to_go_on interrupts the same jobs")
 def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tmp_path):
     moments = random.Random(0)
     kills = count = 0
@@ -114,7 +115,7 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tm
         if kills == 0:  # the first kill is not at a random time
             wait_for((folder / JOBS[2] / "checkpoints/last.ckpt").exists, pid)
         elif kills < 10:
-            time.sleep(moments.uniform(0.1, 1.0))
+            time.sleep(moments.uniform(0.05, 0.6))
         if kills < 10:
             os.kill(pid, signal.SIGKILL)
         code = end(pid)
@@ -160,9 +161,9 @@ def test_two_sweeps_of_one_name_share_the_jobs(whole, without_page, tmp_path):
     one = start(tmp_path, *command)
     wait_for((folder / JOBS[0] / "checkpoints/last.ckpt").exists, one)
     os.kill(one, signal.SIGSTOP)  # during the first job
-    code, said = sweep(tmp_path, *command, "trainer.max_epochs=21")
+    code, said = sweep(tmp_path, *command, "trainer.max_epochs=11")
     assert code == 1
-    assert f"{JOBS[0]}: trainer.max_epochs was 20, is 21" in said
+    assert f"{JOBS[0]}: trainer.max_epochs was 10, is 11" in said
     code, said = sweep(tmp_path, *command)
     assert code == 0
     assert f"running  {JOBS[0]}: another process trains it" in said
@@ -175,6 +176,7 @@ def test_two_sweeps_of_one_name_share_the_jobs(whole, without_page, tmp_path):
     check(folder, whole)
 
 
+@pytest.mark.slow("test_two_sweeps_of_one_name_share_the_jobs has the same locks")
 def test_two_sweeps_begun_in_the_same_moment(whole, without_page, tmp_path):
     assert [end(pid) for pid in [start(tmp_path, *GRID, "name=study") for _ in range(2)]] == [0, 0]
     assert [len(event_files(tmp_path / "sweeps/study" / name)) for name in JOBS] == [1, 1, 1, 1]
@@ -189,6 +191,7 @@ def trials(folder):
     return found, [{key: it[key] for key in LIKE if key != "job"} for it in records]
 
 
+@pytest.mark.slow("four kills; test_search checks that a killed search draws the same trials")
 def test_a_search_killed_at_random_moments_is_one_that_was_not(without_page, tmp_path):
     typed = (
         "sweep=search", "hydra.sweeper.trials=7", *GRID[:3], "trainer.max_epochs=8", "logger=none",
@@ -199,7 +202,7 @@ def test_a_search_killed_at_random_moments_is_one_that_was_not(without_page, tmp
     while code != 0:
         pid = start(tmp_path, *typed, "name=study")
         if kills < 4:
-            time.sleep(moments.uniform(0.5, 1.5))
+            time.sleep(moments.uniform(0.3, 1.0))
             os.kill(pid, signal.SIGKILL)
         code = end(pid)
         kills += code == -signal.SIGKILL

@@ -63,7 +63,9 @@ class Patcher:
 
     def is_structural(self, key: str) -> bool:
         """Return whether a key is a group, or a setting of Hydra's."""
-        return bool(self.options(key)) or (key.startswith("hydra.") and key != "hydra.sweep.subdir")
+        if "." in key:
+            return key.startswith("hydra.") and key != "hydra.sweep.subdir"
+        return bool(self.options(key))  # takes Hydra 20 ms per key
 
     def config(self, patches: Sequence[Patch]) -> DictConfig:
         """Compose. OmegaConf raises for a key that the config lacks, and Hydra for an override that it refuses."""
