@@ -105,7 +105,7 @@ structure: $(DEV)  ## measure lines, longest function, import circles and so on,
 format: $(DEV)  ## format the code, and fix what the linter can fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(DEV)  ## measure speed, compared with peers (ARGS=trainer=gpu or ARGS=--quick)
+bench: $(DEV)  ## measure speed, compared with peers, in ten minutes (ARGS=--quick, trainer=gpu or --write)
 	@$(MAKE) --no-print-directory peers || echo "JAX could not be installed, so its rows will say that it is missing" >&2
 	@$(BIN)/python benchmarks $(ARGS)
 

@@ -1,25 +1,19 @@
-"""Measures ``--help`` and the default run as whole processes, compared with the least that they need.
+"""Measures the default run and `--help` as whole processes.
 
-For ``--help`` this is importing lightning.pytorch ("import"), and for a run also the same 500 steps in plain PyTorch
-("loop"). Each round starts all processes one after the other, and every other round in the opposite order. A row shows
-the ratio within a round: the median, the smallest and the largest.
+Each row is a process, from its start to its end. The baseline imports Lightning, and trains the 500 steps of the
+default run in a plain PyTorch loop, which keeps nothing. The rows of the default run differ in what they log for the
+dashboard.
 """
 
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
+from functools import partial
 
 from hardware import DEVICE, OVERRIDES
-from rich.console import Console
-from rich.table import Table
+from process import measured
+from rounds import Benchmark
 
-ROUNDS = 5
-IMPORT = "import lightning.pytorch"
 PLAIN_LOOP = f"""
-{IMPORT}
+import lightning.pytorch
 import torch
 from torch import nn
 
@@ -32,54 +26,18 @@ for _ in range(500):
     loss.backward()
     optimizer.step()
 """
-TRAIN = ("-m", "linear_lab.train")
+TRAIN = (sys.executable, "-m", "linear_lab.train")
+RUN = (*TRAIN, *OVERRIDES, "output_root=.")
 COMMANDS = {
-    "import": ("-c", IMPORT),
-    "--help": (*TRAIN, "--help"),
-    "import and loop": ("-c", PLAIN_LOOP),
-    "default run": (*TRAIN, *OVERRIDES),
-    "default run, logger=none": (*TRAIN, *OVERRIDES, "logger=none"),
+    "Lightning's import, and a plain PyTorch loop": (sys.executable, "-c", PLAIN_LOOP),
+    "`--help`": (*TRAIN, "--help"),
+    "default run, `logger=none`": (*RUN, "logger=none"),
+    "default run, `logger.tensorboard.pictures=false`": (*RUN, "logger.tensorboard.pictures=false"),
+    "default run": RUN,
 }
-BASELINES = {
-    "--help": "import",
-    "default run": "import and loop",
-    "default run, logger=none": "import and loop",
-}
-
-
-def timed(*arguments: str) -> float:
-    """Run Python in an empty folder; return the seconds from its start to its end."""
-    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=folder, env=compiled)
-        return time.perf_counter() - started
-
-
-def rows(rounds: int = ROUNDS) -> list[tuple[str, float, str, list[float]]]:
-    """Return rows of a table: a command, its median seconds, its baseline, and the ratio of each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for number in range(-1, rounds):  # round -1 is a warm-up
-        commands = list(COMMANDS.items())
-        for name, arguments in commands if number % 2 else reversed(commands):
-            elapsed = timed(*arguments)
-            seconds[name] += [elapsed] if number >= 0 else []
-    ratios = {
-        name: [one / other for one, other in zip(seconds[name], seconds[base], strict=True)]
-        for name, base in BASELINES.items()
-    }
-    return [(name, statistics.median(seconds[name]), base, ratios[name]) for name, base in BASELINES.items()]
-
-
-def main() -> None:
-    """Print the table."""
-    titles = ("whole process", "seconds", "baseline", "ratio", "smallest to largest")
-    table = Table(*titles, box=None, header_style="dim")
-    for name, median, base, ratios in rows():
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        table.add_row(name, f"{median:.1f}", base, f"{statistics.median(ratios):.2f}", spread)
-    Console().print(table)
-
+CASES = {"one process": {name: partial(measured, *command) for name, command in COMMANDS.items()}}
+BENCHMARK = Benchmark("The start, and one run", __doc__, CASES, rounds=4, processes=True)
 
 if __name__ == "__main__":
-    main()
+    measured(*RUN)  # fills the disk's cache
+    print(BENCHMARK.markdown(BENCHMARK.measure()))

@@ -1,4 +1,4 @@
-"""The messages of benchmarks about hardware that is not available."""
+"""The messages of benchmarks about arguments that they do not accept, and hardware that is not available."""
 
 from pathlib import Path
 
@@ -10,9 +10,13 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("arguments", "said"),
     [
         ("trainer=tpu", "benchmarks accept trainer=cpu or trainer=gpu, got trainer=tpu\n"),
+        (
+            "--quick --write",
+            "--write wants the measurements of all benchmarks on the CPU; leave --quick and trainer=gpu out\n",
+        ),
         pytest.param(
             "trainer=gpu",
             f"trainer=gpu: torch {torch.__version__} finds no GPU; leave trainer=gpu out to measure on the CPU\n",
@@ -20,7 +24,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         ),
     ],
 )
-def test_hardware_that_is_not_there_is_refused_before_anything_is_measured(argument, said):
+def test_hardware_that_is_not_there_is_refused_before_anything_is_measured(arguments, said):
     for name in ("", "step.py"):
-        run = processes.start(BENCHMARKS / name, argument)
+        run = processes.start(BENCHMARKS / name, *arguments.split())
         assert (*run.communicate(60), run.returncode) == ("", said, 1)
