@@ -173,7 +173,7 @@ def vector(parameters):
 CONVERGED = "sgd, converged"  # rounding, which depends on the processor, decides which step is best
 MLP = ("model=mlp", "model.hidden=[5]", "data=synthetic", "data.samples=60", "data.features=2")
 CASES = {
-    "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002,0.0005", "seed=0,1", "optimizer.weight_decay=0,0.1",
+    "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002", "seed=0,1", "optimizer.weight_decay=0,0.1",
         "data=synthetic", "data.samples=100"),
     CONVERGED: ("optimizer.momentum=0,0.9", "optimizer.lr=0.01,0.1", "optimizer.weight_decay=0,0.1"),
     "dampening": ("+optimizer.dampening=0.3", "optimizer.momentum=0.5,0.9", "optimizer.lr=0.01,0.02"),
@@ -186,7 +186,7 @@ CASES = {
     "betas": ("optimizer=adam", "optimizer.betas=[0.8,0.9],[0.5,0.99]", "optimizer.lr=0.05"),
     "adamw": ("optimizer=adamw", "data=table", "data.path=rows.csv", "data.y=[y]", "optimizer.lr=0.01,0.1",
         "data.batch_size=20", "seed=0,1"),
-    "double": ("optimizer=adam,sgd", "trainer.precision=64-true", "optimizer.lr=0.01,0.02", "seed=0,1",
+    "double": ("optimizer=adam,sgd", "trainer.precision=64-true", "optimizer.lr=0.01,0.02", "seed=1",
         "data.batch_size=3"),
     "double, full batch": ("optimizer=rmsprop,adamw", "trainer.precision=64-true", "optimizer.lr=0.01,0.02",
         "seed=0,1"),
