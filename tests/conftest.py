@@ -39,6 +39,8 @@ def remember(method):
             return method(self, *options, **more)  # asks for a user's files, which may change
         key = main.path, str(Path.cwd()), str((options, more))
         if key not in answers:
+            if len(answers) == 8:  # many would make each garbage collection slow
+                answers.clear()
             answers[key] = method(self, *options, **more)
         return copy.deepcopy(answers[key])
 
