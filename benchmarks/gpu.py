@@ -73,7 +73,7 @@ def main() -> None:
         OUTPUT.write_text("\n\n".join([*head, *texts]) + "\n")
         print(text, flush=True)
     print("\n".join([*rows, f"\nwritten to {OUTPUT.relative_to(CHECKOUT)}"]))
-    sys.exit(failed)
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""The benchmark that trains a map: its numbers, its picture, and the messages about its arguments."""
+"""The map of `make gpu`, its file of results, and the messages about its arguments."""
 
+import re
+import sys
+
+import gpu
 import map as benchmark
 import processes
 import pytest
@@ -67,3 +71,29 @@ def test_arguments_that_cannot_be_used_are_told_in_one_line(arguments, said):
         out, errors = run.communicate(60)
         assert (out, errors.count("\n"), run.returncode) == ("", 1, 1)
         assert said in errors
+
+
+def test_all_parts_are_in_one_file_whatever_becomes_of_them(monkeypatch, tmp_path):
+    child = "print('begun', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    parts = {
+        "good": "print(6 * 7)",
+        "wrong": "print('half'); raise SystemExit(3)",
+        "endless": f"import subprocess, sys; {child}",
+    }
+    limits = {"good": 60, "wrong": 60, "endless": 3}
+    monkeypatch.setattr(gpu, "parts", lambda **_: {name: (limits[name], ["-c", code]) for name, code in parts.items()})
+    monkeypatch.setattr(gpu, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(gpu, "OUTPUT", tmp_path / "outputs/gpu.md")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "trainer=cpu"])
+    with pytest.raises(SystemExit, match="1"):
+        gpu.main()
+    text = gpu.OUTPUT.read_text()
+    assert f"torch {torch.__version__}" in text
+    assert re.search(r"\| good \| \d+ \| passed \|\n\| wrong \| \d+ \| exit code 3 \|\n", text)
+    assert re.search(r"\| endless \| \d+ \| stopped after 3 s \|\n", text)
+    assert [*re.findall(r"## (\w+)\n\n```text\n(.*)\n```", text)] == [
+        ("good", "42"),
+        ("wrong", "half"),
+        ("endless", "begun"),
+    ]
+    assert text.split("## good")[0].rstrip().endswith("s |")
