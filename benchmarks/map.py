@@ -123,7 +123,7 @@ def options(arguments: Sequence[str], defaults: dict[str, str]) -> dict[str, str
     if given.keys() - defaults or chosen["trainer"] not in ("gpu", "cpu") or not chosen["side"].isdecimal():
         sys.exit(f"accepted are trainer=gpu or trainer=cpu, side=<number> and the like, got {' '.join(arguments)}")
     if chosen["trainer"] == "gpu" and not torch.cuda.is_available():
-        sys.exit(f"torch {torch.__version__} finds no GPU; try all of it on the CPU with trainer=cpu side=64")
+        sys.exit(f"torch {torch.__version__} finds no GPU; try it on the CPU with trainer=cpu side=64")
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import gpu
 import map as benchmark
@@ -60,7 +61,7 @@ def test_a_map_is_drawn(runs, tmp_path):
         (["trainer=cpu", "size=64"], "got trainer=cpu size=64"),
         pytest.param(
             [],
-            "finds no GPU; try all of it on the CPU with trainer=cpu side=64",
+            "finds no GPU; try it on the CPU with trainer=cpu side=64",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would run"),
         ),
     ],
@@ -71,6 +72,16 @@ def test_arguments_that_cannot_be_used_are_told_in_one_line(arguments, said):
         out, errors = run.communicate(60)
         assert (out, errors.count("\n"), run.returncode) == ("", 1, 1)
         assert said in errors
+
+
+def test_the_parts_are_programs_of_the_project():
+    of_gpu, of_cpu = gpu.parts("gpu", "4096"), gpu.parts("cpu", "64")
+    assert sum(limit for limit, _ in of_gpu.values()) <= 8 * 60
+    assert [*of_cpu] == ["tests", "map"]
+    for _, arguments in of_gpu.values():
+        paths = [Path(gpu.CHECKOUT, argument) for argument in arguments if argument.endswith(".py")]
+        assert len(paths) == 1
+        assert paths[0].is_file()
 
 
 def test_all_parts_are_in_one_file_whatever_becomes_of_them(monkeypatch, tmp_path):
