@@ -3,6 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEV := .venv/dev.installed
 JAX := benchmarks/peers/.venv/installed
+WHEELS := $(wildcard .gpu-wheels/*.whl)
 GROUPS := cluster dev loggers notebook
 FREEZE := $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude linear_lab | sed 's/+cpu//'
 ARGS ?=
@@ -24,8 +25,8 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test test-all coverage docs cluster wheel loggers notebook notebook-test \
-  notebook-save check style types structure format bench peers digits lock clean
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test test-all coverage mutants docs cluster wheel loggers \
+  notebook notebook-test notebook-save check style types structure format bench gpu gpu-wheels peers digits lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +109,17 @@ format: $(DEV)  ## format the code, and fix what the linter can fix
 bench: $(DEV)  ## measure speed, compared with peers, in ten minutes (ARGS=--quick, trainer=gpu or --write)
 	@$(MAKE) --no-print-directory peers || echo "JAX could not be installed, so its rows will say that it is missing" >&2
 	@$(BIN)/python benchmarks $(ARGS)
+
+# With the wheels of gpu-wheels, PYTHON itself is used, which has PyTorch and Lightning, and .venv is not made.
+gpu: $(if $(WHEELS),.gpu-wheels/site,$(DEV))  ## run all that wants a GPU, in eight minutes (ARGS="trainer=cpu side=64" tries it without one)
+	@$(if $(WHEELS),PYTHONPATH="$(CURDIR)/.gpu-wheels/site:$(CURDIR)/src" $(PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
+
+gpu-wheels:  ## collect the wheels that make gpu needs on a machine without a network
+	@$(PYTHON) benchmarks/gpu_wheels.py $(ARGS)
+
+.gpu-wheels/site: $(WHEELS)
+	@rm -rf $@ && $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $@ $^
+	@touch $@
 
 peers: $(JAX)  ## install JAX, with which bench compares, into a separate environment
 

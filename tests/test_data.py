@@ -95,6 +95,18 @@ def test_a_part_that_fits_into_half_of_a_gpu_is_moved_there_once(device, free, m
     assert [x.tolist() for x, _ in served] == [x.tolist() for x, _ in Batches(*data.parts["train"], 2, seed=0)]
 
 
+def test_a_part_that_a_validation_moves_to_a_gpu_can_be_trained_on(monkeypatch):
+    data = ToyData(TRAIN)
+    data.setup()
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_: self.clone())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 1000))
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
+    with torch.inference_mode():  # as Lightning's validation
+        (x, y), *_ = data.val_dataloader()["train"]
+    assert not x.is_inference()
+    assert not y.is_inference()
+
+
 @given(
     n=st.integers(1, 10_000),
     train=st.integers(1, 10),

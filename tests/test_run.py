@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -455,6 +457,7 @@ def test_evaluate_compares_with_a_record_of_the_same_step_alone(tmp_path, finish
 
 def test_gpu_is_asked_for_with_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     given = {}
 
     def init(self, **arguments):
@@ -468,11 +471,22 @@ def test_gpu_is_asked_for_with_gpu(monkeypatch):
     assert (given["accelerator"], given["devices"], given["precision"]) == ("gpu", 2, "bf16-mixed")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
-def test_gpu_learns_the_line(tmp_path):
-    result = train(tmp_path, "trainer=gpu")
-    assert result["metrics"]["train/loss"] < 1e-6
-    assert evaluate(str(tmp_path), "last") == result["metrics"]
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "message"),
+    [
+        ("gpu", 2, "trainer.devices=2: PyTorch finds 1 GPU, and each process needs one; run with trainer.devices=1"),
+        ("auto", 3, "trainer.devices=3: PyTorch finds 1 GPU, and each process needs one; run with trainer.devices=1"),
+        ("gpu", 1, None),
+        ("gpu", [0, 1], None),  # Lightning names the indices that do not exist
+        ("cpu", 2, None),
+    ],
+)
+def test_more_processes_than_gpus_are_refused(accelerator, devices, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    cfg = compose(f"trainer.accelerator={accelerator}", f"trainer.devices={devices}")
+    with pytest.raises(UserError, match=re.escape(message)) if message else nullcontext():
+        check(cfg)
 
 
 def test_result_is_strict_json(finished):

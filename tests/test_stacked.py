@@ -841,11 +841,3 @@ def test_a_failed_job_and_damaged_results_are_told_where_a_run_is_asked_for(monk
 def test_distance_of_parameters_by_hand():
     one, other = {"weight": [[3.0, 4.5]], "bias": None}, {"bias": None, "weight": [[3.0, 4.0]]}
     assert best_jobs.distance(one, other) == pytest.approx(0.1)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_stack_on_a_gpu_agrees_with_the_cpu(whole, monkeypatch, tmp_path, without_page):
-    code, said = sweep(monkeypatch, tmp_path, *GRID, "trainer=gpu")
-    assert code == 0, said
-    for name, found in same(tmp_path).items():
-        close(found["parameters"], whole[name]["parameters"], 1e-4, name)

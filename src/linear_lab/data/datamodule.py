@@ -113,7 +113,8 @@ class LinearData(LightningDataModule, ABC):
         if (name, device) not in self._on_device:
             x, y = self.parts[name]
             fits = device.type == "cuda" and x.nbytes + y.nbytes < torch.cuda.mem_get_info(device)[0] / 2
-            self._on_device[name, device] = (x.to(device), y.to(device)) if fits else (x, y)
+            with torch.inference_mode(False):  # a validation calls this first; its tensors could not be trained on
+                self._on_device[name, device] = (x.to(device), y.to(device)) if fits else (x, y)
         return self._on_device[name, device]
 
     def train_dataloader(self) -> Batches:

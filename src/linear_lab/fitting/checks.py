@@ -103,6 +103,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if cfg.get("ckpt_path") and (weight is not None or not isinstance(bias, bool | None)):
         raise UserError(f"model.weight={weight} model.bias={bias}: ckpt_path sets the weights; leave out either")
     check_accelerator(cfg)
+    check_devices(cfg)
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -148,6 +149,18 @@ def check_accelerator(cfg: DictConfig) -> None:
     typed = cfg.trainer.accelerator in ("gpu", "cuda")
     if typed and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise UserError("trainer.accelerator=gpu: PyTorch finds no GPU on this machine; run with trainer=cpu")
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Refuse more processes than GPUs: each process needs one of its own."""
+    devices, accelerator = cfg.trainer.devices, cfg.trainer.accelerator
+    if type(devices) is not int or accelerator not in ("gpu", "cuda", "auto") or not torch.cuda.is_available():
+        return
+    if devices > (count := torch.cuda.device_count()):
+        raise UserError(
+            f"trainer.devices={devices}: PyTorch finds {count} GPU{'s' * (count != 1)}, and each process needs one; "
+            f"run with trainer.devices={count}, or on the CPU with trainer=ddp"
+        )
 
 
 def check_resume(

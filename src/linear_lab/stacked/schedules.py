@@ -75,7 +75,7 @@ class PlateauSchedule:
         return {name: getattr(self, name) for name in ("lr", "best", "bad", "cooling")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        vars(self).update(state)
+        vars(self).update({name: values.cpu() for name, values in state.items()})  # it was loaded to the stack's device
 
 
 Schedule = AffineSchedule | PlateauSchedule
