@@ -7,6 +7,7 @@ from torch import nn
 
 from linear_lab.data import SyntheticData
 from linear_lab.data.batches import epoch_order
+from linear_lab.fitting.accumulation import scale_gradient
 
 ROWS = ("data=synthetic", "data.samples=10", "data.fractions=[1,0,0]", "data.features=2", "trainer.precision=64-true")
 
@@ -48,3 +49,11 @@ def test_lightnings_accumulation_schedule_gives_the_same_steps(tmp_path):
     scheduled = train(tmp_path / "scheduled", *ROWS, *given, f"+callbacks.together={schedule}")
     fixed = train(tmp_path / "fixed", *ROWS, *given, "trainer.accumulate_grad_batches=3")
     assert scheduled["parameters"] == fixed["parameters"]
+
+
+def test_parameters_without_a_gradient_are_left_alone():
+    module = nn.ModuleDict({"used": nn.Linear(1, 1), "unused": nn.Linear(1, 1)})
+    module["used"](torch.tensor([[3.0]])).sum().backward()
+    scale_gradient(module, 0.5)
+    assert (module["used"].weight.grad.item(), module["used"].bias.grad.item()) == (1.5, 0.5)
+    assert module["unused"].weight.grad is None

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import time
+from datetime import UTC, datetime
+from typing import ClassVar
 
 import processes
 import pytest
@@ -200,3 +202,47 @@ def test_a_stop_of_a_sweep_is_not_written_through_a_link(tmp_path, precious):
     (tmp_path / STOP).symlink_to(precious.with_name("missing"))
     atomic.replace(tmp_path / STOP, b"")
     assert list(precious.parent.iterdir()) == [precious]
+
+
+def test_a_folder_whose_name_is_taken_gets_another(tmp_path, monkeypatch):
+    class Draws:
+        """Draws aaaa twice, then bbbb."""
+
+        left: ClassVar[list] = ["aaaa", "aaaa", "bbbb"]
+
+        def choices(self, *_, **__):
+            return [*self.left.pop(0)]
+
+    class Fixed:
+        """A clock that stands."""
+
+        now = staticmethod(lambda _: datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+
+    monkeypatch.setattr(atomic.random, "SystemRandom", Draws)
+    monkeypatch.setattr(atomic, "datetime", Fixed)
+    assert atomic.new(tmp_path).name == "20260102-030405-aaaa"
+    assert atomic.new(tmp_path, hidden=True).name == ".20260102-030405-bbbb"
+
+
+def test_a_file_that_another_process_deletes_before_its_lock_is_made_again(tmp_path, monkeypatch):
+    deleted, flock = [], atomic.fcntl.flock
+
+    def late(descriptor, operation):
+        if not deleted:
+            deleted.extend(tmp_path.glob("*.part"))
+            deleted[0].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", late)
+    atomic.replace(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert len(deleted) == 1
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    path = tmp_path / "missing" / "train.log"
+    message = f"cannot write {path}: No such file or directory; choose another folder"
+    with pytest.raises(UserError, match=message), log_to_file(path):
+        pytest.fail("it has begun")

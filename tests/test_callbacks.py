@@ -4,13 +4,18 @@ import os
 import random
 import shutil
 import signal
+import threading
+import warnings
+from types import SimpleNamespace
 
+import own
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from runs import record, resume, scalars, slow, train
 
 from linear_lab import UserError
+from linear_lab.fitting import callbacks
 from linear_lab.fitting.callbacks import Interrupted, StopOnSignal
 from linear_lab.runs import atomic
 from linear_lab.runs.checkpoints import AtomicCheckpointIO, SaveCheckpoints
@@ -356,3 +361,73 @@ def test_plateau_of_a_resumed_run_equals_that_of_one_run(scheduler, changed, cut
     train(tmp_path / "twice", *given, "trainer.max_epochs=14", f"trainer.{changed}={cut}")
     twice = resume(tmp_path / "twice", "trainer.max_epochs=14", "trainer.max_steps=-1")
     assert (twice["steps"], twice["parameters"]) == (once["steps"], once["parameters"])
+
+
+def test_a_sharded_checkpoint_is_saved_twice(tmp_path):
+    """Some strategies write a folder, which cannot be copied as a file can."""
+    saved = []
+    trainer = SimpleNamespace(
+        fast_dev_run=False, global_step=3, default_root_dir=tmp_path, loggers=[],
+        callback_metrics={"val/loss": torch.tensor(1.0)},
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision: decision),
+        save_checkpoint=lambda path, weights_only: (saved.append(path.name), path.mkdir(parents=True)),
+    )  # fmt: skip
+    SaveCheckpoints(monitor="val/loss").save(trainer)
+    assert saved == ["best.ckpt", "last.ckpt"]
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_dir()
+
+
+def test_a_thread_leaves_the_signals_to_the_main_thread():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def enter():
+        with StopOnSignal() as stop:
+            seen.append((stop.handlers, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [({}, before)]
+
+
+@pytest.mark.parametrize(("within", "step"), [(True, 11), (False, 8)])
+def test_a_run_that_cannot_go_on_within_an_epoch_names_its_last_checkpoint(within, step, monkeypatch, tmp_path):
+    monkeypatch.setattr(callbacks, "goes_on_within_epochs", lambda _: within)
+    saved, written = SaveCheckpoints(monitor="val/loss"), []
+    saved.step = 8
+    trainer = SimpleNamespace(
+        global_step=11, checkpoint_callbacks=[saved], default_root_dir=tmp_path,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+        save_checkpoint=lambda path, weights_only: written.append(path.name),
+    )  # fmt: skip
+    stop = StopOnSignal()
+    stop.on_train_epoch_start(trainer, None)
+    stop.signum = signal.SIGINT
+    with pytest.raises(Interrupted) as end:
+        stop.on_train_epoch_start(trainer, None)
+    assert (end.value.code, stop.step, written) == (130, step, ["last.ckpt"] if within else [])
+
+
+def test_a_hopeless_run_without_validation_stops_after_an_epoch():
+    seen = []
+    stop = callbacks.StopIfHopeless("train_loss", lambda epoch, value: seen.append(epoch) or epoch == 2)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=5, callbacks=[stop], enable_checkpointing=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning: few workers
+        trainer.fit(own.TrainingAlone(), own.WithoutValidation())
+    assert (seen, trainer.current_epoch) == ([1, 2], 2)
+
+
+def test_a_hopeless_run_that_is_resumed_stops_at_once():
+    for hopeless in (True, False):
+        killed, resumed = (callbacks.StopIfHopeless("val/loss", None) for _ in range(2))
+        killed.hopeless, trainer = hopeless, SimpleNamespace(should_stop=False)
+        resumed.load_state_dict(killed.state_dict())
+        resumed.on_train_start(trainer, None)
+        assert trainer.should_stop == hopeless
+
+
+def test_early_stopping_needs_a_metric(tmp_path):
+    with pytest.raises(UserError, match=r"callbacks\.early_stopping\.monitor=null: early stopping needs a metric"):
+        train(tmp_path, "callbacks=early_stopping", "callbacks.early_stopping.monitor=null")

@@ -721,3 +721,14 @@ def test_two_processes_equal_one(together, tmp_path):
         assert shared["parameters"][name][0] == pytest.approx(alone["parameters"][name][0], rel=1e-6, abs=1e-6)
     assert len(list(two.glob("events*.[0-9]"))) == 1
     assert result.stdout.count("folder") == 1
+
+
+def test_a_defect_shows_its_traceback(tmp_path, monkeypatch):
+    def broken(*_):
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(build, "build_data", broken)
+    code, _, err = command(train_entry, f"output_root={tmp_path}", "logger=none")
+    assert code == 1
+    assert "Traceback" in err
+    assert "AttributeError: a defect" in err

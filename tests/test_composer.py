@@ -7,6 +7,7 @@ import time
 
 import hydra.errors
 import numpy as np
+import polars as pl
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
@@ -295,3 +296,13 @@ def test_a_config_without_checkpoint_and_tags_has_the_fingerprint_of_one_from_be
     before = fingerprints.config_hash(config)
     assert fingerprints.config_hash(shared()(["seed=1", "tags=[a]"])) == before
     assert fingerprints.config_hash(shared()(["seed=1", "ckpt_path=a.ckpt"])) != before
+
+
+def test_a_key_and_the_group_that_holds_it_are_composed_together():
+    assert shared().places([], ["optimizer", "optimizer.lr", "seed"]) == {"optimizer.lr"}
+
+
+def test_jobs_for_which_no_key_was_typed_have_no_overrides():
+    jobs = pl.DataFrame({"name": ["a", "b"], "config_hash": ["0", "1"]})
+    assert plan.overrides(jobs).to_list() == [[], []]
+    assert plan.overrides(jobs.with_columns(seed=pl.Series(["3", None]))).to_list() == [["seed=3"], []]

@@ -219,3 +219,34 @@ def test_an_output_that_cannot_be_written_is_no_traceback(tmp_path, monkeypatch,
             dashboard.main([str(tmp_path), "--no-browser"])
     assert end.value.code == 1
     assert "error: standard output: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:html5lib")  # bleach, which TensorBoard imports
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+        ("--reload_interval=soon", "argument --reload_interval: invalid"),
+        ("--bind_all", "Must not specify both --host and --bind_all"),
+    ],
+)
+def test_options_that_tensorboard_refuses_are_told_in_one_line(option, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dashboard.logging, "disable", lambda _: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert dashboard.main([str(tmp_path), "--no-browser", option]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_a_machine_without_a_browser(monkeypatch):
+    def none():
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(webbrowser, "get", none)
+    assert not dashboard.has_graphical_browser()
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.Chrome("chrome"))
+    assert dashboard.has_graphical_browser()

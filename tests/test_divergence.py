@@ -2,13 +2,16 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import compose, record, resume, scalars, train
 
 from linear_lab import UserError
+from linear_lab.fitting import divergence
 from linear_lab.fitting.divergence import rounded_down
+from linear_lab.theory.reference import Reference
 from linear_lab.tracking.summary import GROWTH
 
 
@@ -198,3 +201,14 @@ def test_classes_are_compared_with_equal_logits(tmp_path, caplog):
 
 def test_the_optimum_is_on_by_default():
     assert compose().optimum is True
+
+
+def test_a_step_without_a_loss_is_no_divergence():
+    trainer = SimpleNamespace(accumulate_grad_batches=2, global_step=0)
+    losses = {"no": (None, None), "of rows": (torch.ones(2), None), "in a dict": ({"loss": torch.tensor(3.0)}, 6.0)}
+    for outputs, expected in losses.values():
+        loss = divergence.loss_of(trainer, outputs)
+        assert (loss if loss is None else loss.item()) == expected
+    callback = divergence.StopOnDivergence(Reference(), "val/loss", "min")
+    callback.on_train_batch_end(trainer, None, None)
+    assert not callback.losses

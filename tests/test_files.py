@@ -4,6 +4,7 @@ import csv
 import io
 import re
 
+import polars as pl
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -197,3 +198,31 @@ def test_a_hint_on_a_comma_must_fit_the_whole_column(values, decimal, hint, path
     with pytest.raises(ValueError, match="column y holds text: ") as error:
         file.numbers(file.read(["y"]), "y", hint="")
     assert re.sub(r".* in row \d+(; )?", "", str(error.value)) == hint
+
+
+def test_an_encoding_that_is_no_name_is_refused(path):
+    with pytest.raises(ValueError, match="encoding must be the name of an encoding, such as latin-1, got 7"):
+        table(path, "x,y\n1,2\n", encoding=7)
+
+
+def test_batches_that_are_blank_to_the_end_are_left_out(path):
+    content = "x,y\n" + "".join(f"{k},{2 * k}\n" for k in range(3)) + ",\n" * 7
+    batches = [*table(path, content).batches(2)]
+    assert [value for batch in batches for value in batch["x"]] == ["0", "1", "2"]
+    assert all(map(len, batches))
+    between = "x,y\n1,2\n" + ",\n" * 7 + "3,4\n"
+    assert sum(map(len, table(path, between).batches(2))) == 9  # blank lines before a row are kept
+
+
+def test_a_parquet_file_that_is_cut_is_named(path):
+    pl.DataFrame({"x": [1.0, 2.0], "y": [2.0, 4.0]}).write_parquet(path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=r"my\.csv: cannot be read as a table: "):
+        table(path, content[: len(content) // 2])
+
+
+def test_a_column_of_lists_holds_no_categories(path):
+    pl.DataFrame({"x": [[1, 2], [3]], "y": [2.0, 4.0]}).write_parquet(path)
+    file = table(path, path.read_bytes())
+    with pytest.raises(ValueError, match=r"column x holds List\(Int64\), not categories"):
+        file.texts(file.read(["x"]), "x", "categories")

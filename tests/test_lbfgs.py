@@ -86,3 +86,20 @@ def test_at_the_optimum_steps_evaluate_the_loss_rarely():
     assert losses[-1] < 1e-12
     assert len(calls) - before < 1500  # 50 steps may take 25,000
     assert optimizer.param_groups[0]["stalled"] == losses[-1]
+
+
+def test_parameters_that_the_loss_does_not_use_stay_as_they_are():
+    x, y = standardized("Wampler4")
+    linear, unused = start(), nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    alone = start()
+    optimizer = LBFGS([*linear.parameters(), unused], **ARGUMENTS)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(linear(x), y)
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(3)]
+    assert losses == pytest.approx(trained(LBFGS, alone, x, y, 3)[0], rel=1e-9)
+    assert unused.tolist() == [1.0, 2.0]

@@ -438,3 +438,10 @@ def test_jobs_of_a_sweep_with_mlflow(launch, tmp_path, mlflow_store):
     )
     assert code == 1
     assert "error: logger.mlflow: " in err
+
+
+def test_a_logger_of_several_may_be_left_out(tmp_path):
+    train(tmp_path, "trainer.max_epochs=2", "+logger.csv={_target_: lightning.pytorch.loggers.CSVLogger}",
+        "logger.tensorboard=null")  # fmt: skip
+    assert not list(tmp_path.glob("events*"))
+    assert len(list(tmp_path.glob("**/metrics.csv"))) == 1

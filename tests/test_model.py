@@ -12,7 +12,7 @@ from runs import compose, train
 from torch import nn
 
 from linear_lab.fitting.build import build
-from linear_lab.models import LinearModule
+from linear_lab.models import LinearModule, MLPModule
 
 X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
 
@@ -190,3 +190,27 @@ def test_cross_entropy_needs_class_indices(y):
 def test_other_losses_need_numbers():
     with pytest.raises(ValueError, match=r"y must hold numbers in the shape of y_hat \(8, 1\), got \(8,\) torch.int64"):
         LinearModule(1, 1)._loss((torch.ones(8, 1), torch.ones(8, dtype=torch.int64)))
+
+
+def test_a_network_of_layers_computes_its_formula():
+    module = MLPModule(2, 1, hidden=[3], activation="tanh")
+    first, _, second = module.network
+    x = np.array([[0.5, -1.0], [2.0, 3.0]], np.float32)
+    w1, b1, w2, b2 = (p.detach().numpy() for p in (first.weight, first.bias, second.weight, second.bias))
+    expected = np.tanh(x @ w1.T + b1) @ w2.T + b2
+    np.testing.assert_allclose(module(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"hidden": [16, 0]}, r"hidden must be a list of widths of at least 1, as in \[16,16\], got \[16, 0\]"),
+        ({"hidden": [1.5]}, r"hidden must be a list .* got \[1.5\]"),
+        ({"hidden": 16}, "hidden must be a list .* got 16"),
+        ({"activation": "sine"}, "activation must be one of .*tanh.*, got sine"),
+        ({"bias": 1}, "bias must be true or false, got 1"),
+    ],
+)
+def test_layers_that_cannot_be_built_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        MLPModule(1, 1, **argument)

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 from runs import command
 
 from linear_lab import UserError, evaluate, export, leaderboard, predict, train
+from linear_lab.overrides import takes
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
@@ -184,3 +185,45 @@ def test_a_folder_in_which_nothing_can_be_written_is_named(tmp_path, monkeypatch
     monkeypatch.setattr("linear_lab.runs.atomic.check_room", refuse)
     code, _, err = command(train, f"output_root={tmp_path}", "-m", f"hydra.sweep.dir={tmp_path}", "seed=0,1")
     assert (code, err) == (1, f"error: cannot write in {tmp_path}: Read-only file system\n")
+
+
+def test_a_file_that_chooses_a_missing_option_is_named(tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "x.yaml").write_text("# @package _global_\ndefaults: [{override /optimizer: nadm}]\n")
+    code, _, err = command(train, "--config-dir", folder.parent, f"output_root={tmp_path / 'root'}", "experiment=x")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "optimizer/nadm" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("typed", ["~experiment", "~launch"])
+def test_a_group_may_be_left_out(typed, tmp_path):
+    code, out, err = command(train, f"output_root={tmp_path}", typed, "--cfg", "job")
+    assert (code, err) == (0, "")
+    assert not OmegaConf.create(out).get(typed[1:])
+
+
+def test_keys_of_hydra_may_be_new(tmp_path):
+    code, out, err = command(train, f"output_root={tmp_path}", "+hydra.job.env_set.OWN=1", "--cfg", "hydra")
+    assert (code, err) == (0, "")
+    assert OmegaConf.create(out).hydra.job.env_set.OWN == "1"
+
+
+def test_a_number_is_no_list(tmp_path):
+    code, _, err = command(train, f"output_root={tmp_path}", "seed.0=1")
+    assert (code, err.partition(";")[0].strip()) == (1, "error: seed.0=1: nothing reads seed.0")
+
+
+@pytest.mark.parametrize("typed", ["optimizer.alpha=0.9,0.99", "+optimizer.alpha=0.9"])
+def test_a_key_of_a_swept_option_is_left_to_the_sweep(typed, tmp_path):
+    """It gets as far as the sweeper, which looks at mode=."""
+    options = (f"output_root={tmp_path}", "-m", "optimizer=choice(rmsprop)", "mode=x")
+    assert command(train, *options, typed)[::2] == (1, "error: mode=x: choose min or max\n")
+
+
+def test_arguments_that_a_class_takes():
+    taken = {"torch.optim.SGD": False, "torch.optim.Missing": True, "types.SimpleNamespace": True}
+    assert {name: takes(name, "momentun") for name in taken} == taken  # SimpleNamespace takes any
+    assert takes("torch.optim.SGD", "momentum")

@@ -328,3 +328,10 @@ def test_demo_classes_of_lightning_are_swept(tmp_path, monkeypatch):
     code, out, err = command(train_entry, *same)  # nothing is left to do
     assert code == 0, err
     assert "6 jobs: 6 completed" in out
+
+
+def test_a_metric_that_is_never_measured_is_named(tmp_path):
+    given = ("trainer.max_epochs=0", "metric=train_loss")
+    with pytest.raises(UserError, match="metric=train_loss: it was not measured"):
+        train(tmp_path, *given, model={"_target_": "own.TrainingAlone"}, data={"_target_": "own.WithoutValidation"})
+    assert record(tmp_path)["status"] == "failed"

@@ -13,12 +13,14 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from runs import command, events, record, resume, scalars, train
+import torch
+from runs import command, compose, events, record, resume, scalars, train
 from tensorboard.plugins.hparams import metadata
 from test_leaderboard import plan, stack
 from test_tracker import cells, status
 
 from linear_lab import train as train_entry
+from linear_lab.fitting.build import build, build_reference
 from linear_lab.sweep import board, page, page_content, results
 from linear_lab.sweep.page import refresh, write_page
 from linear_lab.sweep.plan import job_fields
@@ -444,3 +446,55 @@ def test_what_failed_or_waits_has_no_row(tmp_path):
     assert found.counts == {"waiting": 1, "completed": 2, "failed": 2}
     completed = found.jobs.filter(status="completed")["name"].to_list()
     assert sorted(path.name for path in (study / "_rows").iterdir()) == sorted(completed)
+
+
+def test_an_error_of_a_users_class_costs_no_job(swept, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise AttributeError("of a user's class")
+
+    copied(swept, tmp_path, 1)
+    monkeypatch.setattr(page_content, "log_page", fail)
+    write_page(tmp_path)
+    assert f"the page of {tmp_path} could not be written" in caplog.text
+    assert "AttributeError: of a user's class" in caplog.text  # the log has the traceback
+
+
+def test_pictures_of_a_grid_are_rates_and_a_map(tmp_path):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.momentum")
+    drawn = page_content.pictures(found.ranked, found)
+    assert set(drawn) == {"lr", "map"}
+    assert all(png[:4] == b"\x89PNG" for png in drawn.values())
+    without = found.ranked.with_columns(lr=pl.lit(None, pl.Float64))
+    assert set(page_content.pictures(without, found)) == {"map"}
+
+
+def test_a_map_without_stable_rates_has_no_line(tmp_path, monkeypatch):
+    found = put_grid(tmp_path, "optimizer.lr", "optimizer.momentum")
+    without = found.ranked.with_columns(stable_lr=pl.lit(None, pl.Float64))
+    monkeypatch.setattr(page_content, "Map", lambda *given: given)
+    *_, stable = page_content.map_of(without, found)
+    assert stable.shape == (0, 2)
+
+
+def test_an_empty_path_is_left_out(swept, tmp_path):
+    (folder,) = copied(swept, tmp_path, 1)
+    found = board.read(tmp_path)
+    ((path,),) = page_content.paths_of(found.ranked, found).values()
+    assert path.shape[1] == 2
+    file = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["callbacks"]["Tracker"]["path"] = []
+    torch.save(checkpoint, file)
+    assert page_content.paths_of(found.ranked, found) == {}
+
+
+@pytest.mark.parametrize("bias", ["true", "false"])
+def test_metrics_of_least_squares_are_those_of_its_line(bias):
+    cfg = compose(f"model.bias={bias}", "data=synthetic", "data.features=2")
+    data, model = build(cfg)
+    optimum = build_reference(cfg, data, model).optimum
+    metrics = page_content.metrics_of_optimum(data, model, optimum)
+    for part, (x, y) in data.parts.items():
+        line = x.numpy() @ optimum.solution[:2].numpy() + (optimum.solution[2].numpy() if bias == "true" else 0)
+        assert metrics[f"{part}/loss"] == pytest.approx(np.mean((line - y.numpy()) ** 2), rel=1e-4)
+    assert metrics["train/loss"] == pytest.approx(optimum.loss, rel=1e-4)

@@ -285,3 +285,33 @@ def test_a_line_outside_of_a_map_is_not_named():
         picture = Map(axis, axis, values, values > 1, ("lr", "momentum", "val/loss"), np.array([[at, 1.0], [at, 3.0]]))
         assert [name for name, _ in picture.legend] == named
         assert picture.render("title")[:4] == b"\x89PNG"
+
+
+def test_many_classes_are_cut_in_the_legend():
+    x, labels = random.normal(size=(50, 2)), [f"c{k}" for k in range(14)]
+    picture = Regions(x, np.arange(50) % 14, labels, ["a", "b"])
+    assert [name for name, _ in picture.legend] == [*labels[:11], "..."]
+    picture = Regions(x, np.arange(50) % 12, labels[:12], ["a", "b"])
+    assert [name for name, _ in picture.legend] == labels[:12]
+
+
+def test_a_long_path_is_thinned_where_its_steps_are_short():
+    picture = Surface(Bowl(), OPTIMUM)
+    path = descent(0.001, 5000)
+    picture.widen_limits([path])
+    (line,) = picture.axes.plot([], [])
+    picture.set_path(line, path)
+    shown = np.transpose(line.get_data())
+    assert 500 < len(shown) <= 1000
+    np.testing.assert_array_equal(shown[:50], path[:50])
+    np.testing.assert_array_equal(shown[-1], path[-1])
+
+
+def test_a_map_of_values_below_zero_has_linear_colours():
+    axis, values = np.array([1.0, 2.0, 3.0]), np.arange(9.0).reshape(3, 3)
+    for low, kind in ((1.0, "LogNorm"), (-1.0, "Normalize")):
+        given = values + low
+        picture = Map(axis, axis, given, values > 9, ("lr", "momentum", "val/excess"), np.zeros((0, 2)))
+        shown = picture.axes.collections[0]
+        assert type(shown.norm).__name__ == kind
+        np.testing.assert_allclose(shown.get_array(), given)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 
@@ -362,3 +363,12 @@ def test_bad_exports_are_named(finished, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"format=onnx: onnxruntime is missing; .* -m pip install -e '.*\[onnx\]'"):
         export(str(finished), output=str(tmp_path / "model.onnx"), kind="onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [2.0, math.nan])
+def test_a_file_with_other_predictions_is_not_written(error, trees, tmp_path, monkeypatch):
+    write = programs.EXPORTS["pt2"]
+    monkeypatch.setitem(programs.EXPORTS, "pt2", lambda *given: write(*given) + error)
+    with pytest.raises(UserError, match=r"format=pt2: its predictions differ by .* of the largest; try another"):
+        export(str(trees[0]), output=str(tmp_path / "model.pt2"))
+    assert not [*tmp_path.iterdir()]

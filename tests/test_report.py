@@ -17,6 +17,7 @@ from browser import served
 from rich.console import Console
 from runs import train
 
+from linear_lab.data.schema import Schema
 from linear_lab.terminal import layout, report
 
 
@@ -246,3 +247,17 @@ def test_lines_are_written_as_formulas():
     assert many.startswith("y = 1 x1 + 1 x2")
     assert many.endswith("+ 1 x8 + ... - 2")
     assert report.line({"weight": [[1.0]] * 9, "bias": None}).endswith("y8 = 1 x\n...")
+
+
+def test_many_tensors_and_a_loss_of_ones_own():
+    assert report.line({"0.weight": [[2.0]], "0.bias": [1.0], "2.weight": [[3.0]]}) == "3 tensors"
+    units = {"torch.nn.MSELoss": "c^2", "torch.nn.L1Loss": "c", "mine.Loss": None}
+    for loss, unit in units.items():
+        assert report.loss_unit({"_target_": loss}, Schema.of(["a"], ["c"])) == unit
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_run_without_checkpoints_suggests_no_evaluation(saves, tmp_path, capsys):
+    train(tmp_path, "trainer.max_epochs=2", "logger=none", *(() if saves else ("trainer.fast_dev_run=true",)))
+    assert ("linear_lab.evaluate" in capsys.readouterr().out) == saves
+    assert bool(list(tmp_path.glob("checkpoints/*.ckpt"))) == saves

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from runs import command, compose, record, resume, train
@@ -618,3 +619,21 @@ def test_a_resumed_run_takes_no_ckpt_path(tmp_path):
         assert (code, err.count("\n")) == (1, 1)
         assert err.startswith(f"error: resume={tmp_path}: the run has weights of its own; leave out ")
     assert record(tmp_path)["status"] == "completed"
+
+
+def test_a_share_of_the_batches_is_one_batch_or_more(tmp_path):
+    given = ("trainer.max_epochs=2", "logger=none", "data.batch_size=1")
+    assert train(tmp_path / "all", *given, "trainer.overfit_batches=1.0")["steps"] == 2 * 4
+    with pytest.raises(UserError, match=r"trainer\.overfit_batches=0\.5 is less than one batch, as there are 1"):
+        train(tmp_path / "half", *given, "trainer.overfit_batches=0.5")
+
+
+def test_a_defect_that_hydra_wraps_is_no_mistake_of_the_user():
+    for defect in (AttributeError("a defect"), KeyError("a defect")):
+        with pytest.raises(type(defect), match="a defect"), user_errors("model"):
+            try:
+                raise defect
+            except type(defect) as error:
+                raise InstantiationException("in hydra's words") from error
+    with pytest.raises(UserError, match="model: not so"), user_errors("model"):
+        raise InstantiationException("in hydra's words") from ValueError("not so")

@@ -78,3 +78,17 @@ def test_plateaus_are_those_of_the_class(mode, threshold_mode):
         torch.testing.assert_close(schedule.rates(step), wanted, rtol=1e-13, atol=0)
         changes += int((schedule.rates(step) != before).sum())
     assert changes > 50
+
+
+def test_a_plateau_goes_on_from_its_state():
+    numbers = {name: torch.tensor([value, value], dtype=torch.float64) for name, value in PLATEAU_NUMBERS.items()}
+    numbers |= {"patience": torch.tensor([1.0, 2.0], dtype=torch.float64)}
+    base, modes = torch.tensor([1.0, 2.0], dtype=torch.float64), {"mode": "min", "threshold_mode": "rel"}
+    whole = PlateauSchedule(base, numbers, modes, 2)
+    for _ in range(3):
+        whole.after_validation(torch.tensor([1.0, 1.0]))
+    resumed = PlateauSchedule(base, numbers, modes, 2)
+    resumed.load_state_dict(whole.state_dict())
+    for schedule in (whole, resumed):
+        schedule.after_validation(torch.tensor([1.0, 1.0]))
+    assert resumed.rates(0).tolist() == whole.rates(0).tolist() == [0.1, 0.2]

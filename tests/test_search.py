@@ -456,3 +456,10 @@ def test_a_journal_that_names_a_file_deletes_none(tmp_path):
 def test_a_line_that_is_no_report_is_left_out(line, tmp_path):
     (tmp_path / "reports.jsonl").write_bytes(b"[1, 0.5]\n" + line + b"\n[2, 0.25]\n")
     assert search.read_reports(tmp_path) == {1: 0.5, 2: 0.25}
+
+
+def test_a_search_without_a_direction_is_refused(tmp_path):
+    opened(tmp_path).close()
+    change("UPDATE study_directions SET direction='NOT_SET'")(tmp_path)
+    with pytest.raises(UserError, match=r"search.db: it cannot be used \(.*it has no direction.*delete it"):
+        opened(tmp_path)

@@ -12,13 +12,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from omegaconf import OmegaConf
 from processes import end, fork
-from runs import command, compose, record, slow
+from runs import command, compose, composer, record, slow, train
+from test_composer import combinations
 from test_tracker import cells
 from torch import nn
 from torch.func import vmap
 from torch.optim import SGD, Adam, AdamW, RMSprop
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanAbsoluteError
 
 from linear_lab import CONF, UserError, cli
 from linear_lab import evaluate as evaluate_entry
@@ -26,12 +30,13 @@ from linear_lab import export as export_entry
 from linear_lab import predict as predict_entry
 from linear_lab import train as entry
 from linear_lab.data import SyntheticData
+from linear_lab.fitting.callbacks import Interrupted
 from linear_lab.fitting.checks import check, within
 from linear_lab.models import LinearModule, MLPModule, SupervisedModule
 from linear_lab.stacked import loop, step
 from linear_lab.stacked.losses import LOSSES
 from linear_lab.stacked.optimizers import MODES, OPTIONAL, RULES
-from linear_lab.sweep import best_jobs, page, results, stacks
+from linear_lab.sweep import best_jobs, page, plan, results, stackable, stacks
 from linear_lab.sweep import job as sweep_job
 from linear_lab.sweep.stackable import obstacles
 
@@ -841,3 +846,195 @@ def test_a_failed_job_and_damaged_results_are_told_where_a_run_is_asked_for(monk
 def test_distance_of_parameters_by_hand():
     one, other = {"weight": [[3.0, 4.5]], "bias": None}, {"bias": None, "weight": [[3.0, 4.0]]}
     assert best_jobs.distance(one, other) == pytest.approx(0.1)
+
+
+def stack(folder, *typed, compile=False, history=0, **given):
+    """Train the jobs of a grid in stacks, without a command; return what trained them, and the results by job."""
+    folder.mkdir(exist_ok=True)
+    planned = plan.plan_jobs(combinations(*typed, "trainer.max_epochs=30", "logger=none"), composer())
+    trainer = stacks.Stacks(folder, 1 << 30, compile, history, lambda *_: None)
+    trainer.train(planned, composer())
+    found = results.read_results(folder)
+    return trainer, {} if found is None else {row["name"]: row for row in found.iter_rows(named=True)}
+
+
+@pytest.mark.parametrize("scheduler", ["step", "plateau"])
+def test_an_interrupted_stack_goes_on_with_its_schedule(scheduler, monkeypatch, tmp_path):
+    given = (f"scheduler={scheduler}", f"scheduler.{'patience' if scheduler == 'plateau' else 'step_size'}=1",
+        "optimizer=adam", "optimizer.lr=0.5,1", "trainer.check_val_every_n_epoch=3")  # fmt: skip
+    _, whole = stack(tmp_path / "whole", *given)
+    after, seen = loop.Summary.after_step, []
+
+    def interrupting(self, at, losses):
+        seen.append(at)
+        if at == 17 == len(seen):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return after(self, at, losses)
+
+    monkeypatch.setattr(loop.Summary, "after_step", interrupting)
+    with pytest.raises(Interrupted):
+        stack(tmp_path / "cut", *given)
+    _, found = stack(tmp_path / "cut", *given)  # the checkpoint has all jobs of the group
+    assert seen == [*range(1, 31)]
+    assert len(found) == 2
+    assert {name: row["parameters"] for name, row in found.items()} == {
+        n: row["parameters"] for n, row in whole.items()
+    }
+
+
+def test_a_signal_at_the_end_of_a_stack_keeps_its_results(monkeypatch, tmp_path):
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return rows_of(*given)
+
+    rows_of = stacks.rows_of
+    monkeypatch.setattr(stacks, "rows_of", interrupted)
+    with pytest.raises(Interrupted) as end:
+        stack(tmp_path, "seed=0,1")
+    assert end.value.code == 143
+    assert results.read_results(tmp_path)["name"].to_list() == ["sgd-seed=0", "sgd-seed=1"]
+
+
+@pytest.mark.parametrize(("compile", "notes"), [("auto", ["not compiled  no C++ compiler"]), (False, [])])
+def test_a_stack_that_would_take_long_is_compiled(compile, notes, monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    monkeypatch.setattr(stacks, "COMPILING", 0.0)
+    trainer, found = stack(tmp_path, "seed=0,1", compile=compile)
+    assert (trainer.notes, len(found)) == (notes, 2)
+
+
+def test_fail_fast_skips_the_stacks_after_a_failure(tmp_path):
+    _, found = stack(tmp_path, "data=table", "data.path=no.csv", "data.y=[y]", "optimizer=sgd,adam", "seed=0,1",
+        "fail_fast=true")  # fmt: skip
+    assert {name: row["status"] for name, row in found.items()} == {"sgd-seed=0": "failed"}
+
+
+@pytest.mark.parametrize(("features", "length"), [(63, 63), (64, None)])
+def test_large_models_have_no_parameters_in_the_results(features, length, tmp_path):
+    _, found = stack(tmp_path, "data=synthetic", f"data.features={features}", "seed=0,1", history=2)
+    history = pl.read_parquet(tmp_path / "history.parquet")
+    assert [row["status"] for row in found.values()] == ["completed", "completed"]
+    assert len(history) == 4
+    assert history["train/loss"].is_not_null().all()
+    for table in (*found.values(), *history.iter_rows(named=True)):
+        assert (len(table["parameters"]["weight"][0]) if "parameters" in table else None) == length
+
+
+def test_a_loss_of_the_test_part_that_overflows_is_divergence(tmp_path):
+    path = tmp_path / "rows.csv"
+    lines = [f"{k},{2 * k},{'val' if k % 5 == 0 else 'train'}" for k in range(20)] + ["1e25,1,test"]
+    path.write_text("\n".join(["x,y,part", *lines]))
+    given = ("data=table", f"data.path={path}", "data.y=[y]", "data.split=part")
+    _, found = stack(tmp_path, *given, "seed=0,1")
+    with pytest.raises(UserError) as single:
+        train(tmp_path / "run", *given, "seed=0", "trainer.max_epochs=30", "logger=none")
+    assert [row["status"] for row in found.values()] == ["diverged", "diverged"]
+    stacked = found["sgd-seed=0"]
+    assert stacked["metrics"]["test/loss"] is None  # as in result.json, which has no infinity
+    assert stacked["error"].replace("test/loss nan", "test/loss inf") == str(single.value)
+
+
+class SeedOneFails(Custom):
+    """A network that cannot be built from some random numbers."""
+
+    def __init__(self, in_features, out_features, **more):
+        if (number := torch.rand(()).item()) > 0.7:
+            raise ValueError(f"{number:.2f} is too large")
+        super().__init__(in_features, out_features, **more)
+
+
+class Undefined(PlainLinear):
+    """A network with a mistake in its code."""
+
+    def __init__(self, in_features, out_features, **more):
+        super().__init__(in_features, out_features, **more)
+        self.networks.train()
+
+
+class WithMetric(PlainLinear):
+    """A network with a metric of torchmetrics."""
+
+    def __init__(self, in_features, out_features, **more):
+        super().__init__(in_features, out_features, **more, metrics={"error": MeanAbsoluteError()})
+
+
+class Points(LightningDataModule):
+    """Data of a user, four points on a line."""
+
+    def setup(self, stage):
+        x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+        self.rows = DataLoader(TensorDataset(x, 2 * x), 4)
+
+    def train_dataloader(self):
+        return self.rows
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("model._target_={here}.SeedOneFails", "seed=0,1"), "model: 0.76 is too large"),
+        (("model._target_={here}.Undefined",), "'Undefined' object has no attribute 'networks'"),
+        (("model._target_={here}.WithMetric",), "WithMetric has metrics of its own"),
+        (("metric=null",), "metric is null"),
+        (
+            ("model._target_={here}.PlainLinear", "+model.in_features=1", "+model.out_features=1",
+            "data={{_target_:{here}.Points}}"),
+            "data are Points, which is not a LinearData",
+        ),
+        (("model.bias=true,false", "seed=0"), "no other job differs from it in numbers alone"),
+        (("optimizer.lr=-1,-2", "seed=0"), "optimizer.lr="),
+        (("optimizer.nesterov=true", "optimizer.momentum=0,-1", "seed=0"), "optimizer.momentum="),
+    ],
+)  # fmt: skip
+def test_jobs_that_cannot_share_a_stack_are_told(given, reason, tmp_path):
+    typed = [item.format(here=__name__) for item in given]
+    trainer, found = stack(tmp_path, *([] if typed[-1].startswith("seed=") else ["seed=0,2"]), *typed)
+    assert found == {}
+    assert len(trainer.not_stacked) == 2
+    assert all(told.startswith(reason) for told in trainer.not_stacked.values()), trainer.not_stacked
+
+
+def test_a_job_without_momentum_is_not_stacked_where_nesterov_wants_it(tmp_path):
+    trainer, found = stack(tmp_path, "optimizer.nesterov=true", "optimizer.momentum=0.5,0.9,0")
+    assert set(found) == {"sgd-momentum=0.5", "sgd-momentum=0.9"}
+    assert trainer.not_stacked == {"sgd-momentum=0": "optimizer.momentum=0"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("model._target_=linear_lab.models.Missing",), "model: Error loading 'linear_lab.models.Missing'"),
+        (("scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR"),
+            "scheduler is torch.optim.lr_scheduler.OneCycleLR"),
+        (("~callbacks.checkpoints",), "callbacks without checkpoints"),
+    ],
+)  # fmt: skip
+def test_more_obstacles_are_named(overrides, reason):
+    cli.register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", list(overrides))
+    assert next(obstacles(OmegaConf.to_container(cfg, resolve=True)), "").startswith(reason)
+
+
+def test_values_with_other_keys_do_not_share_a_stack():
+    codes, betas, bias = np.array([0, 1]), ("optimizer", "betas"), ("model", "bias")
+    columns = stackable.as_columns([[0.8, 0.9], [0.5, 0.99]], codes, [betas], ())
+    assert {path: column.values for path, column in columns.items()} == {
+        (*betas, "0"): [0.8, 0.5], (*betas, "1"): [0.9, 0.99]
+    }  # fmt: skip
+    assert stackable.as_columns([[0.8, 0.9], [0.5]], codes, [betas], ()) == {}
+    assert stackable.as_columns([True, 2.0], codes, [bias], (bias,))[bias].values == [True, 2.0]
+    assert stackable.as_columns([True, False], codes, [bias], (bias,)) == {}
+
+
+def test_limits_of_epochs_and_steps_are_those_of_lightning():
+    without = 1 << 62
+    limits = {(None, None): (1000, without), (None, -1): (1000, without), (None, 30): (without, 30),
+        (-1, 30): (without, 30), (7, -1): (7, without), (7, 30.5): (7, 30)}  # fmt: skip
+    for (epochs, steps), expected in limits.items():
+        assert step.epoch_and_step_limits({"max_epochs": epochs, "max_steps": steps}) == expected

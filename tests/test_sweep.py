@@ -1,5 +1,6 @@
 """The sweep command, run in this process: what it plans, trains and prints."""
 
+import io
 import json
 import os
 import re
@@ -8,18 +9,22 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import joblib
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from processes import end, fork, has_ended
-from runs import command, composer, record
+from runs import command, compose, composer, record
 
+from linear_lab import UserError
 from linear_lab import train as entry
+from linear_lab.fitting.callbacks import Interrupted
 from linear_lab.runs.folder import Run
-from linear_lab.sweep import board, dispatch, job, mistakes, page, plan, results
+from linear_lab.sweep import board, dispatch, job, launchers, live, mistakes, page, plan, results, sweeper
 from linear_lab.terminal import layout
 
 FAST = ("trainer.max_epochs=3", "logger=none", "optimum=false")
@@ -605,3 +610,112 @@ def test_memory_does_not_grow_with_the_jobs(trained, tmp_path):
     used = json.loads((tmp_path / "used").read_text())
     assert len(used) == 20
     assert (used[-1] - used[8]) / 11 < 0.12  # MB per job, after a warm-up
+
+
+def test_a_job_that_exits_with_1_is_no_interruption(trained, monkeypatch, tmp_path):
+    def leave(*_):
+        raise SystemExit(1)
+
+    monkeypatch.setattr(job, "train_in", leave)
+    code, said = sweep(tmp_path, *FAST, "name=study", "seed=0,1")
+    assert code == 1
+    assert "interrupted;" not in said
+    assert "2 jobs: " in said
+
+
+def test_many_failures_are_counted(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweeper, "SHOWN", 1)
+    jobs = {f"sgd-lr=-{number}": "failed" for number in (1, 2, 3)}
+    said = check(tmp_path, "optimizer.lr=-1,-2,-3", jobs=jobs, code=1)
+    listed = said.partition("3 jobs: 3 failed")[2]
+    assert listed.count("optimizer: lr must be a positive number") == 1
+    assert re.search(r"\.\.\. 2 more in .*sweeps/study/leaderboard\.", listed)
+
+
+def test_an_interrupted_worker_of_a_pool_fails_its_job_alone(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(job, "launcher", lambda: "JoblibLauncher")
+    monkeypatch.setattr(job.multiprocessing, "parent_process", object)
+    monkeypatch.setattr(job, "end_with_parent", lambda: None)
+    train_in = job.train_in
+
+    def interrupted(run, *arguments):
+        if run.path.name == "sgd-seed=0":
+            raise Interrupted(143)
+        return train_in(run, *arguments)
+
+    monkeypatch.setattr(job, "train_in", interrupted)
+    said = check(tmp_path, "seed=0,1", jobs={"sgd-seed=0": "interrupted", "sgd-seed=1": "completed"}, code=1)
+    assert "sgd-seed=0: interrupted" in said
+
+
+@pytest.mark.parametrize(("devices", "visible"), [("1", "3"), ("2", None)])
+def test_a_job_of_a_pool_has_one_gpu(devices, visible, trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(job, "launcher", lambda: "JoblibLauncher")
+    monkeypatch.setattr(job.multiprocessing, "parent_process", object)
+    monkeypatch.setattr(job, "end_with_parent", lambda: None)
+    monkeypatch.setattr(job, "leased_gpu", lambda: "3")
+    monkeypatch.setattr(job.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    seen = []
+    monkeypatch.setattr(job, "train_locked", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    _, said = sweep(tmp_path, *FAST, "name=study", "seed=0", f"trainer.devices={devices}", "trainer.accelerator=auto")
+    refused = "trainer.devices=2: launch=joblib gives each job one GPU; try launch=local"
+    assert (visible in seen, refused in said) == (visible == "3", visible is None)
+
+
+def test_a_job_that_another_command_trained_with_another_config_is_refused(tmp_path):
+    run = Run(tmp_path / "sgd")
+    run.path.mkdir()
+    run.write(status="completed", config_hash="of another config", metrics={"val/loss": 0.5})
+    with pytest.raises(UserError, match="sgd: meanwhile, another command has trained it with another config"):
+        job.train_locked(compose("name=study"), run, None)
+    assert run.record.metrics == {"val/loss": 0.5}
+
+
+def test_a_job_that_a_stack_trains_is_left_to_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(job, "launcher", lambda: "LocalLauncher")
+    with results.stacking(tmp_path):
+        assert job.train_locked(compose("name=study"), Run(tmp_path / "sgd"), None) is None
+    assert not (tmp_path / "sgd").exists()
+
+
+def test_a_sweep_that_prunes_is_not_stacked(tmp_path):
+    launcher = launchers.StackedLauncher(keep=0, rows=0, memory=1, compile=False, history=0, limit=1)
+    launcher.config = OmegaConf.create({"hydra": {"sweeper": {"prune": True}}})
+    launcher.train_stacks(tmp_path, pl.DataFrame({"name": ["a", "b"]}), None, None)
+    assert launcher.notes == ["one by one  2 jobs: hydra.sweeper.prune=true"]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_launcher_that_fails_waits_for_the_jobs_in_other_processes(monkeypatch, tmp_path):
+    def lost(*_, **__):
+        raise RuntimeError("a process was lost")
+
+    held, slept = [False, True, True, True], []
+    monkeypatch.setattr(dispatch, "is_held", lambda _: held.pop())
+    monkeypatch.setattr(dispatch.time, "sleep", slept.append)
+    launches = SimpleNamespace(
+        folder=tmp_path, steering=(), launcher=SimpleNamespace(launch=lost), has_pool=False, in_process=False
+    )
+    assert dispatch.Launches.launch(launches, planned(["sgd"], seed=["0"])) == "RuntimeError: a process was lost"
+    assert (held, len(slept)) == ([], 3)
+
+
+def test_minus_one_means_all_cores():
+    launches = SimpleNamespace(stacked=None, processes=-1)
+    dispatch.Launches.check(launches)
+    assert launches.processes == joblib.cpu_count() >= 1
+
+
+def test_a_terminal_shows_the_progress_of_a_sweep(swept):
+    file = io.StringIO()
+    with live.Watch(layout.Screen(file=file, width=100, force_terminal=True), swept) as watch:
+        watch.show(board.read(swept).jobs["name"])
+        assert watch.progress.live.is_started
+    assert not watch.progress.live.is_started
+    assert "6/6" in file.getvalue()
+    assert "diverged 1" in file.getvalue()
+
+
+def test_a_config_that_cannot_be_read_is_told(tmp_path):
+    assert mistakes.config_changes(tmp_path, {"seed": 1}) == "the config in its run folder cannot be read"

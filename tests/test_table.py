@@ -405,3 +405,8 @@ def test_a_column_that_counts_the_rows_has_a_note(content, arguments, told, csv)
     notes = [note for note in load(csv, content, **arguments).notes if "counts" in note]
     advice = "if it is an index, leave it out with data.x=[a]"
     assert notes == ([f"{told} in x counts the rows: {advice}"] if told else [])
+
+
+def test_a_centre_that_is_no_choice_is_refused(csv):
+    with pytest.raises(ValueError, match="center must be true or false, got yes"):
+        load(csv, "a,c\n1,2\n2,3\n", center="yes")

@@ -22,8 +22,9 @@ from linear_lab import UserError
 from linear_lab import train as train_entry
 from linear_lab.fitting.build import build, build_reference
 from linear_lab.fitting.callbacks import Interrupted
-from linear_lab.models import LinearModule
+from linear_lab.models import LinearModule, SupervisedModule
 from linear_lab.terminal.layout import markdown_table
+from linear_lab.tracking.graph import trace
 from linear_lab.tracking.hparams import START, hyperparameters
 from linear_lab.tracking.pictures.of_run import Pictures
 from linear_lab.tracking.tensorboard import RunLogger, event_files
@@ -546,3 +547,35 @@ def test_no_logger_leaves_no_events(tmp_path):
     train(tmp_path, "logger=none", *SHORT)
     assert not list(tmp_path.glob("events*"))
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
+
+
+class Reshaping(nn.Module):
+    """Reads the shape of x, or a value of x, which cannot be traced."""
+
+    def __init__(self, by_value):
+        super().__init__()
+        self.layer, self.by_value = nn.Linear(2, 1), by_value
+
+    def forward(self, x):
+        if self.by_value and x.sum() > 0:
+            return self.layer(-x)
+        return self.layer(x.reshape(x.shape[0], -1))
+
+
+def test_the_graph_of_a_network_of_ones_own():
+    x, y = torch.ones(1, 2, 1), torch.ones(1, 1)
+    nodes = {node.name: node for node in trace(SupervisedModule(Reshaping(by_value=False)), x, y).node}
+    assert [dim.size for dim in nodes["reshape"].attr["_output_shapes"].list.shape[0].dim] == [1, 2]
+    assert list(nodes["reshape"].input) == ["x", "getitem"]
+    assert not nodes["getitem"].attr  # a number has no shape
+    assert trace(SupervisedModule(Reshaping(by_value=True)), x, y) is None
+
+
+def test_a_histogram_has_finite_numbers_only(tmp_path):
+    logger = RunLogger(str(tmp_path), pictures=False)
+    logger.log_histogram("some", np.array([1.0, np.nan, 2.0, np.inf]), 1)
+    logger.log_histogram("none", np.array([np.nan, np.inf]), 1)
+    logger.close()
+    found = events(tmp_path)
+    assert found.Tags()["histograms"] == ["some"]
+    assert found.Histograms("some")[0].histogram_value.num == 2

@@ -50,8 +50,7 @@ def prepare(group: Group) -> Prepared:
         raise
     except Exception as error:  # the user's classes can raise any exception
         raise UserError(first_line(error)) from error
-    if not isinstance(module, SupervisedModule):
-        raise UserError(f"model is {type(module).__name__}, which is not a SupervisedModule")
+    assert isinstance(module, SupervisedModule)  # `stackable.obstacles` has refused other models
     if not isinstance(data, LinearData):
         raise UserError(f"data are {type(data).__name__}, which is not a LinearData")
     if module.metrics or module.metric is None:
@@ -69,14 +68,15 @@ def prepare(group: Group) -> Prepared:
     parameters, wrong = initial_parameters(group, plan)
     if wrong:
         fits = np.flatnonzero(~np.isin(group.rows["name"].to_numpy(), list(wrong)))
-        group = group.only(fits) if len(fits) else Group(group.rows.clear(), config, {})
+        if not len(fits):
+            raise UserError(next(iter(wrong.values())))
+        group = group.only(fits)
     prepared = Prepared(group, plan, parameters, wrong, *references(group, plan))
-    if len(group.rows):
-        try:
-            Loop(plan, models(prepared, np.arange(min(len(group.rows), 2))), Stepper(plan)).dry_run(1)
-        except Exception as error:  # vmap can raise any exception for an operation that it does not support
-            log.info("vmap failed", exc_info=True)
-            raise UserError(f"its model cannot be vectorized: {first_line(error)}") from error
+    try:
+        Loop(plan, models(prepared, np.arange(min(len(group.rows), 2))), Stepper(plan)).dry_run(1)
+    except Exception as error:  # vmap can raise any exception for an operation that it does not support
+        log.info("vmap failed", exc_info=True)
+        raise UserError(f"its model cannot be vectorized: {first_line(error)}") from error
     return prepared
 
 
@@ -146,7 +146,7 @@ def draw_parameters(spec: dict[str, Any], seeds: list[int], plan: StackSpec) -> 
 
 def references(group: Group, plan: StackSpec) -> tuple[list[Reference], Tensor]:
     """Return the distinct references of the jobs, and for each job the index of its reference, ``(J,)`` int64."""
-    if not group.config["optimum"] or group.rows.is_empty():
+    if not group.config["optimum"]:
         return [Reference()], torch.zeros(len(group.rows), dtype=torch.int64)
     # other numbers, such as lr, change neither the optimum nor the largest stable learning rate
     names = [("optimizer", name) for name in ("momentum", "dampening", "weight_decay")]

@@ -124,8 +124,7 @@ def paths_of(jobs: pl.DataFrame, board: Ranking) -> dict[str, list[Array]]:
         with suppress(OSError, RuntimeError, LookupError, ValueError):  # none yet, or no pictures
             checkpoint = torch.load(board.folder / name / LAST, weights_only=True, map_location="cpu")
             path = torch.as_tensor(checkpoint["callbacks"]["Tracker"]["path"], dtype=torch.float64).numpy()[:, 1:]
-            if len(path):
-                paths.setdefault(optimizer, []).append(path)
+            paths.setdefault(optimizer, []).append(path)
     return paths
 
 

@@ -90,8 +90,6 @@ class Stacks:
             self.fail(group, f"data: {source} has changed since other jobs of this sweep were trained; {remedy}")
             return
         self.not_stacked |= prepared.errors
-        if group.rows.is_empty():
-            return
         room = capacity(plan, self.memory, len(group.rows))
         if room < 2:
             self.not_stacked |= dict.fromkeys(group.rows["name"], "hydra.launcher.memory has room for one model only")

@@ -67,8 +67,9 @@ class Tracker(Curves):
             self._extend_path(step)
         if has_pictures(step):
             self._log_pictures(step)
-            if self.training_since:  # speed does not include the time of drawing
-                self.training_since = self.training_since[0], self.training_since[1] + time.perf_counter() - started
+            assert self.training_since  # since on_train_batch_start
+            first, since = self.training_since
+            self.training_since = first, since + time.perf_counter() - started  # speed does not include drawing
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
         """Log pictures of the final model, and its numbers if no validation has logged them."""
