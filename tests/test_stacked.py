@@ -43,6 +43,7 @@ OPTIMIZERS = [
     (Adam, [{"lr": 0.1}, {"lr": 0.01, "betas": (0.5, 0.9), "weight_decay": 0.1, "eps": 1e-5}]),
     (Adam, [{"lr": 0.1, "amsgrad": True, "maximize": True}, {"lr": 0.01, "amsgrad": True, "maximize": True}]),
     (AdamW, [{"lr": 0.1, "weight_decay": 0.1}, {"lr": 0.01, "betas": (0.5, 0.9), "weight_decay": 0.0}]),
+    (AdamW, [{"lr": lr, "weight_decay": 0.0, "maximize": True} for lr in (0.1, 0.01)]),
     (RMSprop, [{"lr": 0.01}, {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}]),
     (RMSprop, [{"lr": 0.01, "centered": True}, {"lr": 0.02, "centered": True, "alpha": 0.5}]),
 ]  # fmt: skip
