@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEV := .venv/dev.installed
 JAX := benchmarks/peers/.venv/installed
-GROUPS := cluster dev loggers notebook
+GROUPS := cluster dev loggers mutants notebook
 FREEZE := $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude linear_lab | sed 's/+cpu//'
 ARGS ?=
 LOGDIR ?= outputs
@@ -24,7 +24,7 @@ make $(MAKECMDGOALS) ARGS="$(strip $(ARGS) $(foreach name,$(sort $(UNKNOWN)),$(p
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test docs cluster wheel loggers notebook notebook-test \
+.PHONY: help train sweep steps evaluate predict export leaderboard dashboard screenshots test mutants docs cluster wheel loggers notebook notebook-test \
   notebook-save check style types structure format bench peers digits lock clean
 
 help:  ## show this list
@@ -60,6 +60,9 @@ screenshots: $(DEV)  ## take the pictures of the dashboard in README again (need
 
 test: $(DEV)  ## run the tests (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
+
+mutants: $(DEV) .venv/mutants.installed  ## change src one expression at a time, and show the changes that no test notices
+	@$(BIN)/python tests/mutants.py $(ARGS)
 
 docs: $(DEV)  ## run every command of README and docs/, and compare its output with that on the page
 	@$(BIN)/python -m pytest -m docs $(ARGS)
@@ -126,7 +129,7 @@ lock: pyproject.toml  ## write the lock files again from pyproject.toml
 	$(BIN)/pip uninstall --quiet --yes --requirement requirements-$$group.lock || exit 1; done
 
 clean:  ## delete .venv and caches, but not outputs
-	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv mutants benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock pyproject.toml
