@@ -31,6 +31,7 @@ def test_characters_that_utf8_cannot_encode_are_replaced():
 
 def test_json_has_one_line_per_key_that_is_set_in_the_order_of_the_fields():
     job = Job(overrides=["a=1"], lr=0.1, pictures=True)
+    assert not Job().pictures
     record = Record(seconds=1.5, status="completed", rows={"train": 4}, initial=None, job=job)
     assert record.as_json() == (
         b'{\n  "status": "completed",\n  "job": {"overrides": ["a=1"], "lr": 0.1, "pictures": true},\n'

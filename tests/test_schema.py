@@ -1,6 +1,9 @@
 """Units of columns: conversion to those of training and back."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +93,8 @@ def test_a_line_in_both_units_by_hand():
         "weight": [[6 * 1 / 0.5, 6 * 2 / 4]], "bias": [3 + 6 * 0.5 - 12 * 2]
     }  # fmt: skip
     assert schema.in_file_units({"weight": [[1.0, 2.0]], "bias": None})["bias"] == [3 - 12 * 2]
+    shifted = Schema(["a"], ["y"], [0.0], [1.0], [3.0], [1.0])
+    assert shifted.in_file_units({"weight": [[2.0]], "bias": None}) == {"weight": [[2.0]], "bias": [3.0]}
     scaled = Schema(["a"], ["y"], [0.0], [0.5], [0.0], [1.0])
     assert scaled.standardized
     assert scaled.in_file_units({"weight": [[1.0]], "bias": None}) == {"weight": [[2.0]], "bias": None}
@@ -109,3 +114,20 @@ def test_units_of_columns_by_hand():
     z = standardize(torch.tensor([[3.0, 7]]), torch.tensor([1.0, 7]), torch.tensor([0.5, 0]))
     assert z.tolist() == [[4, 0]]
     assert restore(z, torch.tensor([1.0, 7]), torch.tensor([0.5, 0])).tolist() == [[3, 7]]
+
+
+@pytest.mark.parametrize("field", ["x_mean", "x_scale", "y_mean", "y_scale"])
+@pytest.mark.parametrize("value", [0.5, 3.0])
+def test_one_unit_is_enough_to_be_standardized(field, value):
+    plain = Schema.plain(2, 1)
+    assert not plain.standardized
+    assert replace(plain, **{field: [value] * len(getattr(plain, field))}).standardized
+
+
+def test_units_are_tensors_of_float64():
+    schema = Schema(["a"], ["y"], [0.1], [0.2], [0.3], [0.4])
+    found, expected = (*schema.x_units, *schema.y_units), (0.1, 0.2, 0.3, 0.4)
+    for values, number in zip(found, expected, strict=True):
+        torch.testing.assert_close(values, torch.tensor([number], dtype=torch.float64), rtol=0, atol=0)
+    with pytest.raises(AttributeError):
+        schema.x_mean = [0.0]
