@@ -56,12 +56,12 @@ def main() -> int:
     if code := subprocess.run([*MUTMUT, "run", *sys.argv[1:]]).returncode:
         return code
     equal, counts = {line for lines in EQUAL.values() for line in lines}, Counter[tuple[str, str]]()
-    survivors = []
+    noticed, survivors = ["killed", "timeout"] + (["not checked"] if sys.argv[1:] else []), []
     for line in mutmut("results", "--all", "true"):
         name, _, status = line.strip().rpartition(": ")
         if status == "survived" and changed(name) in equal:
             status = "equal"
-        elif status not in ("killed", "timeout", "not checked"):
+        elif status not in noticed:
             survivors.append(f"{name}: {status}\n    {changed(name)}")
         counts[name.partition(".x")[0], status] += 1
     for (module, status), count in sorted(counts.items()):
