@@ -4,7 +4,7 @@ INSTALLED := .venv/installed
 DEV := .venv/dev.installed
 JAX := benchmarks/peers/.venv/installed
 WHEELS := $(wildcard .gpu-wheels/*.whl)
-GROUPS := cluster dev loggers notebook
+GROUPS := cluster dev loggers mutants notebook
 FREEZE := $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude linear_lab | sed 's/+cpu//'
 ARGS ?=
 LOGDIR ?= outputs
@@ -17,7 +17,7 @@ endif
 endif
 
 # make accepts any variable: without this check, `make train lr=0.01` would train with the default learning rate.
-UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED DEV JAX FREEZE GROUPS SHELL MAKE%,\
+UNKNOWN := $(filter-out ARGS LOGDIR PYTHON BIN INSTALLED DEV JAX WHEELS FREEZE GROUPS SHELL MAKE%,\
   $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error make accepts ARGS, LOGDIR and PYTHON only; pass overrides in ARGS: \
@@ -70,6 +70,8 @@ coverage: $(DEV)  ## run all tests, and show the lines and branches of src that 
 	@$(BIN)/coverage erase
 	@$(BIN)/python -m coverage run -m pytest --slow --deselect tests/test_results.py::test_a_full_disk_is_told_and_leaves_the_rows_there_were
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+mutants: $(DEV) .venv/mutants.installed  ## change src one expression at a time, and show the changes that no test notices
+	@$(BIN)/python tests/mutants.py $(ARGS)
 
 docs: $(DEV)  ## run every command of README and docs/, and compare its output with that on the page
 	@$(BIN)/python -m pytest -m docs $(ARGS)
@@ -147,7 +149,7 @@ lock: pyproject.toml  ## write the lock files again from pyproject.toml
 	$(BIN)/pip uninstall --quiet --yes --requirement requirements-$$group.lock || exit 1; done
 
 clean:  ## delete .venv and caches, but not outputs
-	@rm -rf .venv benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv mutants benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock pyproject.toml

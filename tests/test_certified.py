@@ -6,6 +6,9 @@ from certified import LBFGS, SETS, digits
 from runs import train
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linear_lab.data.schema import units
+from linear_lab.theory.least_squares import BLOCK, least_squares
+
 
 @pytest.mark.parametrize(
     ("name", "optimum", "lbfgs"),
@@ -59,3 +62,26 @@ def test_no_step_of_float64_passes_through_float32(precision, found, tmp_path):
     with NoFloat32() as mode:
         train(tmp_path / "run", *certified.write(tmp_path), "trainer.max_epochs=3", f"trainer.precision={precision}")
     assert bool(mode.functions) == found, mode.functions
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "squares"),  # digits, and the certified sum of the squared residuals
+    [
+        ("NoInt1", 14, 127.272727272727), ("Longley", 13.5, 836424.055505915), ("Wampler1", 13, 0),
+        ("Wampler2", 12.5, 0), ("Wampler3", 12.5, 83554268), ("Wampler4", 10, 835542680000),
+        ("Wampler5", 8.5, 8355426800000000),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("center", [None, False, True])
+@pytest.mark.parametrize("block", [BLOCK, 4])
+def test_least_squares_reaches_the_certified_digits_in_any_units(name, least, squares, center, block, monkeypatch):
+    monkeypatch.setattr("linear_lab.theory.least_squares.BLOCK", block)
+    certified = SETS[name]
+    x = torch.tensor([*certified.x.values()], dtype=torch.float64).T
+    y = torch.tensor(certified.y, dtype=torch.float64)[:, None]
+    of_x, of_y = (None if center is None else units(v, center=center and certified.bias) for v in (x, y))
+    optimum = least_squares(x, y, bias=certified.bias, x_units=of_x, y_units=of_y)
+    assert certified.lre(optimum.learned()) >= least
+    assert optimum.rank == optimum.parameters == len(certified.coefficients)
+    scale = 1 if of_y is None else of_y[1].item()
+    assert optimum.loss == pytest.approx(squares / len(y) / scale**2, rel=1e-12)

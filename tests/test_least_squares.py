@@ -192,3 +192,153 @@ def test_values_below_the_last_digit_are_zero(case, standardized):
 def test_shapes_are_named(x, y):
     with pytest.raises(ValueError, match=r"x \(B, F\) and y \(B, T\) need the same B"):
         least_squares(torch.zeros(x), torch.zeros(y))
+
+
+def test_stable_rates_by_hand():
+    assert stable_lr(0.5) == 2 / 0.5
+    assert stable_lr(4.0, dampening=0.5) == 2 / 4  # PyTorch ignores dampening without momentum
+    assert stable_lr(4.0, momentum=0.5) == 2 * 1.5 / 4
+    assert stable_lr(4.0, momentum=0.5, dampening=0.2) == 2 * 1.5 / 4 / 0.8
+    assert stable_lr(4.0, momentum=0.5, nesterov=True) == 2 * 1.5 / 4 / 2
+    assert stable_lr(0.0, momentum=0.5) == stable_lr(-1e-20) == float("inf")
+
+
+def test_the_optimum_as_lists():
+    x, y = [[1.0], [2], [4]], [[1.0, 2], [3, 4], [7, 8]]
+    optimum = least_squares(torch.tensor(x), torch.tensor(y))
+    assert optimum.learned() == {"weight": optimum.weight.tolist(), "bias": optimum.bias.tolist()}
+    through_zero = least_squares(torch.tensor([[1.0], [2]]), torch.tensor([[1.0], [3]]), bias=False)
+    assert through_zero.learned() == {"weight": [[pytest.approx(7 / 5)]], "bias": None}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_excess_loss_of_a_network_by_hand(bias):
+    x, y = torch.tensor([[1.0], [2], [4]]), torch.tensor([[2.0], [4], [8]])
+    linear = nn.Linear(1, 1, bias=bias)
+    result = reference(linear, nn.MSELoss(), torch.optim.SGD(linear.parameters()), x, y)
+    with torch.no_grad():
+        linear.weight.fill_(3)
+        if bias:
+            linear.bias.fill_(0.5)
+    squares = [(3 * value + 0.5 * bias - 2 * value) ** 2 for value in (1, 2, 4)]
+    assert result.excess(linear) == pytest.approx(sum(squares) / 3)
+    assert result.excess(nn.Sequential(linear)) is None
+    assert result._replace(optimum=None).excess(linear) is None
+
+
+def test_optima_are_cached_by_weight_decay():
+    x, y, linear, optima = *draw(8, 1), nn.Linear(1, 1), {}
+    for decay in (0.0, 0.5, 0.5, 0.0):
+        optimizer = torch.optim.Adam(linear.parameters(), weight_decay=decay)
+        result = reference(linear, nn.MSELoss(), optimizer, x, y, optima=optima)
+        assert result.optimum is optima[decay]
+        assert result.weight_decay == decay
+    assert list(optima) == [0.0, 0.5]
+    cached = optima[0.5]
+    assert reference(linear, nn.MSELoss(), optimizer, x, y, optima={0.0: cached}).optimum is cached
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.LBFGS])
+def test_a_reference_has_the_units_and_the_weight_decay_of_training(kind):
+    x, y = draw(8, 2)
+    of_x, of_y = units(x, center=True), units(y, center=True)
+    linear = nn.Linear(2, 1)
+    decay = {} if kind is torch.optim.LBFGS else {"weight_decay": 0.3}
+    result = reference(linear, nn.MSELoss(), kind(linear.parameters(), **decay), x, y, of_x, of_y)
+    coupled = kind in (torch.optim.SGD, torch.optim.Adam)
+    expected = least_squares(x, y, weight_decay=0.3 if coupled else 0.0, x_units=of_x, y_units=of_y)
+    assert result.weight_decay == (0.3 if coupled else 0)
+    assert torch.equal(result.optimum.solution, expected.solution)
+    assert torch.equal(result.optimum.weight, expected.weight)
+    assert result.stable_lr == (pytest.approx(2 / expected.curvature) if kind is torch.optim.SGD else None)
+
+
+def test_sgd_that_maximizes_has_no_stable_rate():
+    x, y = draw(8, 1)
+    linear = nn.Linear(1, 1)
+    sgd = torch.optim.SGD(linear.parameters(), maximize=True, weight_decay=0.1)
+    assert reference(linear, nn.MSELoss(), sgd, x, y)[1:] == (None, 0.1)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.4])
+def test_the_excess_losses_of_many_models_are_those_of_each(decay):
+    x, y = draw(20, 2, 3)
+    optimum = least_squares(x, y, weight_decay=decay)
+    weight, bias = torch.randn(5, 3, 2, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    expected = [optimum.excess(one, shift) for one, shift in zip(weight, bias, strict=True)]
+    assert optimum.excesses(weight, bias).tolist() == pytest.approx(expected)
+    assert optimum.excesses(weight.to("meta"), bias.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_a_standardized_column_without_spread_has_no_effect(center):
+    x, y = draw(9, 2)
+    wide = torch.cat([x[:, :1], torch.full((9, 1), 0.3 if center else 0.0, dtype=torch.float64), x[:, 1:]], 1)
+    bare = least_squares(x, y, x_units=units(x, center=center))
+    optimum = least_squares(wide, y, x_units=units(wide, center=center))
+    assert (optimum.rank, optimum.parameters) == (3, 4)
+    assert optimum.weight[0, 1] == 0
+    torch.testing.assert_close(optimum.weight[:, [0, 2]], bare.weight)
+    torch.testing.assert_close(optimum.bias, bare.bias)
+    assert optimum.loss == pytest.approx(bare.loss)
+    assert optimum.curvature == pytest.approx(bare.curvature)
+
+
+def test_a_weight_without_effect_on_the_last_digit_of_y_is_zero():
+    for small, expected in ((2**-52, 0), (2**-51, 2**-51)):
+        optimum = least_squares(torch.eye(2), torch.tensor([[1.0], [small]]), bias=False)
+        assert optimum.weight.tolist() == [[1, expected]]
+        assert optimum.loss == 0
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.4])
+def test_small_blocks_of_rows_change_nothing(decay, monkeypatch):
+    x, y = draw(22, 2, 3)
+    of_x, of_y = units(x + 2, center=True), units(3 * y, center=True)
+    whole = least_squares(x + 2, 3 * y, weight_decay=decay, x_units=of_x, y_units=of_y)
+    monkeypatch.setattr("linear_lab.theory.least_squares.BLOCK", 5)
+    blocks = least_squares(x + 2, 3 * y, weight_decay=decay, x_units=of_x, y_units=of_y)
+    torch.testing.assert_close(blocks.weight, whole.weight)
+    torch.testing.assert_close(blocks.bias, whole.bias)
+    assert blocks.loss == pytest.approx(whole.loss)
+    assert blocks.curvature == pytest.approx(whole.curvature)
+
+
+@pytest.mark.parametrize(
+    ("rows", "scales", "decay", "expected"),
+    [
+        (20, (50, 50, 50), 0.0, True),
+        (21, (50, 50, 50), 0.0, False),  # more than a block of well-conditioned columns
+        (21, (500, 5, 5), 0.0, True),
+        (21, (500, 500, 5), 0.0, True),
+        (20, (50, 50, 50), 0.1, False),
+        (20, (50, 50, 0), 0.0, False),
+        (2, (50, 50, 50), 0.0, False),
+    ],
+)
+def test_what_is_refined(rows, scales, decay, expected, monkeypatch):
+    calls = []
+    monkeypatch.setattr("linear_lab.theory.least_squares.BLOCK", 20)
+    monkeypatch.setattr("linear_lab.theory.least_squares._refined", lambda *args: calls.append(args) or args[2:4])
+    x, y = draw(rows, 3)
+    least_squares(x * torch.tensor(scales), y, bias=False, weight_decay=decay)
+    assert bool(calls) == expected
+
+
+def test_a_small_loss_is_zero_only_below_the_last_digit_of_each_target():
+    x, y = torch.tensor([[1.0], [0]]), torch.tensor([[1, 1e6], [1e-12, 0]], dtype=torch.float64)
+    of_y = torch.zeros(2, dtype=torch.float64), torch.tensor([1, 1e6], dtype=torch.float64)
+    assert least_squares(x, y, bias=False, y_units=of_y).loss == pytest.approx(1e-24 / 4)
+    y[1, 0] = 1e-17
+    assert least_squares(x, y, bias=False, y_units=of_y).loss == 0
+
+
+def test_centring_gives_a_model_without_a_bias_an_intercept():
+    x, y = draw(9, 2)
+    for of_x, of_y in ((units(x + 5, center=True), None), (None, units(y + 5, center=True))):
+        optimum = least_squares(x + 5, y + 5, bias=False, x_units=of_x, y_units=of_y)
+        (mean, scale), shift = of_x or (torch.zeros(2), torch.ones(2)), of_y[0] if of_y else 0
+        z, t = ((x + 5 - mean) / scale).numpy(), (y + 5 - shift).numpy()
+        weight = np.linalg.lstsq(z, t)[0][:, 0] / scale.numpy()
+        np.testing.assert_allclose(optimum.weight[0], weight, rtol=1e-10)
+        np.testing.assert_allclose(optimum.bias, shift - weight @ mean.numpy(), rtol=1e-10)

@@ -35,7 +35,7 @@ from linear_lab.fitting.checks import check, within
 from linear_lab.models import LinearModule, MLPModule, SupervisedModule
 from linear_lab.stacked import loop, step
 from linear_lab.stacked.losses import LOSSES
-from linear_lab.stacked.optimizers import MODES, OPTIONAL, RULES
+from linear_lab.stacked.optimizers import BOUNDS, MODES, OPTIONAL, RULES
 from linear_lab.sweep import best_jobs, page, plan, results, stackable, stacks
 from linear_lab.sweep import job as sweep_job
 from linear_lab.sweep.stackable import obstacles
@@ -48,6 +48,7 @@ OPTIMIZERS = [
     (Adam, [{"lr": 0.1}, {"lr": 0.01, "betas": (0.5, 0.9), "weight_decay": 0.1, "eps": 1e-5}]),
     (Adam, [{"lr": 0.1, "amsgrad": True, "maximize": True}, {"lr": 0.01, "amsgrad": True, "maximize": True}]),
     (AdamW, [{"lr": 0.1, "weight_decay": 0.1}, {"lr": 0.01, "betas": (0.5, 0.9), "weight_decay": 0.0}]),
+    (AdamW, [{"lr": lr, "weight_decay": 0.0, "maximize": True} for lr in (0.1, 0.01)]),
     (RMSprop, [{"lr": 0.01}, {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}]),
     (RMSprop, [{"lr": 0.01, "centered": True}, {"lr": 0.02, "centered": True, "alpha": 0.5}]),
 ]  # fmt: skip
@@ -112,8 +113,6 @@ def test_losses_are_those_of_torch(loss, specs, dtype):
 
 def test_bounds_are_where_torch_refuses():
     kinds = {"momentum": SGD, "weight_decay": SGD, "betas.0": Adam, "betas.1": Adam, "eps": Adam, "alpha": RMSprop}
-    from linear_lab.stacked.optimizers import BOUNDS
-
     for name, kind in kinds.items():
         for value in (-1.0, -1e-9, 0.0, 0.5, 1.0, 2.0):
             parameters = [torch.zeros(1, requires_grad=True)]
@@ -1038,3 +1037,29 @@ def test_limits_of_epochs_and_steps_are_those_of_lightning():
         (-1, 30): (without, 30), (7, -1): (7, without), (7, 30.5): (7, 30)}  # fmt: skip
     for (epochs, steps), expected in limits.items():
         assert step.epoch_and_step_limits({"max_epochs": epochs, "max_steps": steps}) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_stack_on_a_gpu_agrees_with_the_cpu(whole, monkeypatch, tmp_path, without_page):
+    code, said = sweep(monkeypatch, tmp_path, *GRID, "trainer=gpu")
+    assert code == 0, said
+    for name, found in same(tmp_path).items():
+        close(found["parameters"], whole[name]["parameters"], 1e-4, name)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), OPTIMIZERS)
+def test_buffers_are_those_of_torch(kind, arguments):
+    for own in arguments:
+        parameter = nn.Parameter(torch.zeros(1))
+        parameter.grad = torch.ones(1)
+        optimizer = kind([parameter], **own)
+        optimizer.step()
+        buffers = {name for name, value in optimizer.state[parameter].items() if value is not None} - {"step"}
+        rule, group = RULES[f"torch.optim.{kind.__name__}"], optimizer.param_groups[0]
+        modes = {name: group.get(name, False) for name in MODES}
+        assert {*rule.state(modes, as_columns([group], rule.numbers))} == buffers
+
+
+def test_any_finite_dampening_is_within_its_bounds():
+    values = torch.tensor([-1e9, -1.0, 0.0, 1.0, 1e9, torch.inf, -torch.inf, torch.nan])
+    assert within(values, *BOUNDS["dampening"]).tolist() == [True] * 5 + [False] * 3

@@ -104,3 +104,56 @@ def test_the_curves_of_a_run_agree_with_its_summary(tmp_path):
     assert dict(curves["hp/steps_above_1_percent"])[steps] == small
     after = [value for step, value in curves["val/loss"] if step]
     assert curves["hp/best_val_loss"][-1][1] == min(after)
+
+
+@pytest.mark.parametrize(("mode", "worst"), [("min", math.inf), ("max", -math.inf)])
+def test_a_new_summary_has_no_values(mode, worst):
+    summary = Summary(2, "val/loss", mode)
+    summary.note_small(3, numbers(0, 0))  # there is no first loss yet
+    assert summary.best.tolist() == [worst] * 2
+    assert summary.diverged_value.isnan().all()
+    for steps in (summary.best_step, summary.small_at, summary.diverged_at, summary.diverged_by):
+        assert steps.tolist() == [-1, -1]
+    assert (summary.first, summary.parameters, summary.bound, summary.metrics) == ({}, {}, None, [])
+    elsewhere = Summary(2, "val/loss", mode, "meta")
+    assert (elsewhere.best.dtype, elsewhere.diverged_value.dtype) == (torch.float64, torch.float64)
+    assert {values.device.type for values in vars(elsewhere).values() if isinstance(values, torch.Tensor)} == {"meta"}
+
+
+def test_the_metric_that_showed_a_divergence_is_named():
+    summary = Summary(3, None, "min")
+    first = {"train/loss": numbers(1, 1, 1), "val/loss": numbers(1, 1, 1), "val/accuracy": numbers(1, math.nan, 1)}
+    assert not summary.after_validation(0, first, numbers(1, 1, 1))  # accuracy is no loss
+    assert not summary.after_step(3, numbers(1, 1, 1))
+    assert summary.after_step(4, numbers(1, math.inf, 1))
+    assert summary.metrics == ["train/loss"]
+    assert summary.after_validation(5, first | {"val/loss": numbers(1, 1, math.inf)}, numbers(1, 1, 1))
+    assert summary.metrics == ["train/loss", "val/loss"]
+    assert summary.after_step(6, numbers(math.nan, 1, 1))
+    assert summary.metrics == ["train/loss", "val/loss"]
+    assert summary.diverged_by.tolist() == [0, 0, 1]
+    assert summary.diverged_at.tolist() == [6, 4, 5]
+    assert not summary.alive.any()
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_of_equal_values_the_first_is_best_with_all_its_parameters(mode):
+    summary = Summary(2, "metric", mode)
+    matrices = [torch.full((2, 3, 2), step, dtype=torch.float64) for step in range(3)]
+    for step, (values, matrix) in enumerate(zip([numbers(0, 0), numbers(7, 7), numbers(7, 7)], matrices, strict=True)):
+        summary.after_validation(step, {"metric": values}, numbers(1, 1), {"weight": matrix, "scale": values})
+    assert summary.best_step.tolist() == [1, 1]
+    assert torch.equal(summary.parameters["weight"], matrices[1])
+    better = numbers(8, 6) if mode == "max" else numbers(6, 8)
+    summary.after_validation(4, {"metric": better}, numbers(1, 1), {"weight": 9 * matrices[1], "scale": better})
+    assert summary.best_step.tolist() == [4, 1]
+    assert torch.equal(summary.parameters["weight"], torch.stack([9 * matrices[1][0], matrices[1][1]]))
+    assert summary.parameters["scale"].tolist() == [better[0], 7]
+
+
+def test_the_step_at_which_a_loss_became_small_is_the_first_one():
+    summary = Summary(2, None, "min")
+    summary.after_validation(0, {}, numbers(0, 100))
+    for step, loss in ((0, 100.0), (1, 1.01), (5, 1.0), (6, 0.5)):
+        summary.note_small(step, numbers(0, loss))
+    assert summary.small_at.tolist() == [0, 5]

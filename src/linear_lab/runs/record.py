@@ -113,7 +113,7 @@ class Record(Strict):
 
     def as_json(self) -> bytes:
         """Return the record as JSON, with one line per key."""
-        fields = self.model_dump(mode="json", exclude_unset=True)
+        fields = self.model_dump(exclude_unset=True)
         lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in fields.items()]
         return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 

@@ -42,7 +42,7 @@ def sgd_numbers(n: Numbers, t: Tensor) -> Numbers:
     dampening = n.get("dampening", torch.zeros_like(n["lr"]))
     # without momentum, the buffer is the gradient itself
     share = torch.where((t == 1) | (n["momentum"] == 0), 1.0, 1 - dampening)
-    return n | {"share": share, "decay": torch.where(t == 1, 0.0, n["momentum"])}
+    return n | {"share": share}
 
 
 def sgd(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -> tuple[Tensor, State]:
@@ -50,7 +50,7 @@ def sgd(p: Tensor, g: Tensor, state: State, n: Numbers, modes: dict[str, Any]) -
     g = with_weight_decay(p, g, n, modes)
     if "momentum" not in n:
         return torch.addcmul(p, g, -n["lr"]), state
-    buffer = torch.addcmul(n["decay"] * state["momentum_buffer"], g, n["share"])
+    buffer = torch.addcmul(n["momentum"] * state["momentum_buffer"], g, n["share"])
     direction = torch.addcmul(g, buffer, n["momentum"]) if modes.get("nesterov") else buffer
     return torch.addcmul(p, direction, -n["lr"]), {"momentum_buffer": buffer}
 

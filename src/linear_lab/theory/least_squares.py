@@ -126,15 +126,15 @@ def least_squares(
 
 
 def _identity(values: Tensor) -> Units:
-    return torch.zeros(values.shape[1], dtype=torch.float64), torch.ones(values.shape[1], dtype=torch.float64)
+    return torch.zeros_like(values[0]), torch.ones_like(values[0])
 
 
 def _triangle(x: Tensor, y: Tensor, x_units: Units, y_units: Units, *, bias: bool) -> Tensor:
     """Return R of ``[z, 1, t] = Q R``, t being standardized y, divided by sqrt(B T / 2)."""
-    triangle = torch.zeros(0, x.shape[1] + bias + y.shape[1], dtype=torch.float64)
+    triangle = torch.empty(0)  # torch.cat skips it
     for x_block, y_block in zip(torch.split(x, BLOCK), torch.split(y, BLOCK), strict=True):
         z = torch.where(x_units[1] > 0, (x_block - x_units[0]) / x_units[1], 0.0)
-        ones = torch.ones(len(z), int(bias), dtype=torch.float64)
+        ones = torch.ones(len(z), int(bias))
         block = torch.cat([z, ones, (y_block - y_units[0]) / y_units[1]], 1)
         triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
     scale: float = (2 / y.numel()) ** 0.5
@@ -169,15 +169,14 @@ def _without_rounding(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Uni
 
 def _residuals(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[Any, Any]]:
     """Yield blocks of x and of ``y - x weight^T - bias``, in extended precision where the machine has it."""
-    w, b = (values.numpy().astype(np.longdouble) for values in (weight, bias))
     for x_block, y_block in zip(torch.split(x, BLOCK), torch.split(y, BLOCK), strict=True):
         block = x_block.numpy().astype(np.longdouble)
-        yield block, y_block.numpy().astype(np.longdouble) - block @ w.T - b
+        yield block, y_block.numpy() - block @ weight.numpy().T - bias.numpy()
 
 
 def _gradient(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, x_units: Units) -> Tensor:
     """Return ``2 / (B T) [z, 1]^T (y - x weight^T - bias)``, ``(F + 1, T)``."""
-    mean, scale = (values.numpy().astype(np.longdouble) for values in x_units)
+    mean, scale = (values.numpy() for values in x_units)
     total = np.zeros((x.shape[1] + 1, y.shape[1]), np.longdouble)
     for block, residual in _residuals(x, y, weight, bias):
         total[:-1] += ((block - mean) / scale).T @ residual
