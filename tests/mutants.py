@@ -30,6 +30,7 @@ EQUAL = {
         "triangle = torch.linalg.qr(torch.cat([triangle, block]), ).R",
     ],
     "a third step of refinement changes the last digit only": ["for _ in range(3):"],
+    "only tensors on a GPU show the difference": ["curved = distance @ self._factor.T.to(None)"],
     "rounding decides whether a number equals its bound": [
         "return weight, torch.where(bias.abs() < EPS * torch.maximum(y, weight.abs() @ x), 0.0, bias)",
         "loss = 0.0 if loss < (EPS * y.abs().amax(0) / y_units[1]).square().mean() else loss",
