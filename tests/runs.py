@@ -30,9 +30,10 @@ class Noted(Callback):
         self.note = note
 
 
-def slow(reason, *cases):
-    """Mark cases of a test, for `pytest.mark.parametrize`, as slow for a reason."""
-    return [pytest.param(case, marks=pytest.mark.slow(reason)) for case in cases]
+def slow(reason, *cases, several=False):
+    """Mark cases for `pytest.mark.parametrize` as slow for a reason; with ``several``, each has several arguments."""
+    mark = pytest.mark.slow(reason)
+    return [pytest.param(*(case if several else (case,)), marks=mark) for case in cases]
 
 
 def compose(*overrides, name="train"):

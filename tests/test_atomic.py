@@ -68,6 +68,7 @@ def test_what_fails_leaves_the_old_file_and_no_other(error, tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
+@pytest.mark.slow("like test_a_kill_leaves_the_old_file_or_the_new_one")
 def test_what_killed_processes_left_does_not_pile_up(tmp_path, precious):
     def killed():
         with atomic.writing(tmp_path / "a") as file:

@@ -26,6 +26,8 @@ from test_tracker import cells
 
 from linear_lab.tracking import hparams
 
+pytestmark = pytest.mark.slow("drives Chromium; test_tracker and test_dashboard read what it shows")
+
 SIZE = 1500, 2400  # of the window: what is out of sight is not drawn
 KILLED = "killed-adam"
 EVERY_ROW = {

@@ -56,6 +56,7 @@ VARIANTS = {
 }
 
 
+QUICK = ("adam, mini-batches", "plateau", "accumulated gradients, validation within the step")
 INTERRUPTED = "an interrupted run is resumed by the same checkpoints; test_faults kills one"
 
 
@@ -92,7 +93,10 @@ def assert_same(folder, reference):
         assert one.get(key) == two.get(key), key
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [*QUICK, *slow("each variant resumes by the same code", *(name for name in VARIANTS if name not in QUICK))],
+)
 @pytest.mark.parametrize("how", ["interrupted", *slow(INTERRUPTED, "killed", "killed before its checkpoint")])
 def test_resumed_run_ends_with_the_same_bits(variant, how, once, tmp_path, monkeypatch):
     reference = once(f"whole, {variant}", lambda folder: train(folder, *VARIANTS[variant]))
@@ -113,8 +117,8 @@ def test_resumed_run_ends_with_the_same_bits(variant, how, once, tmp_path, monke
         assert_same(folder, reference)
 
 
-@pytest.mark.parametrize("validation", ["true", "0"])
-@pytest.mark.parametrize("changed", ["trainer.max_epochs", "trainer.max_steps"])
+@pytest.mark.parametrize("validation", ["0", *slow("validation draws no number", "true")])
+@pytest.mark.parametrize("changed", ["trainer.max_steps", *slow("the other limit is quick", "trainer.max_epochs")])
 def test_more_epochs_on_resume_equal_as_many_at_once(changed, validation, tmp_path):
     overrides = (*MINI_BATCH[:-2], "trainer.check_val_every_n_epoch=5", "optimizer=adam", "scheduler=step")
     overrides += ("trainer.limit_val_batches=0",) if validation == "0" else ()
@@ -174,6 +178,7 @@ def test_curves_start_with_the_initial_and_end_with_the_final_model(overrides, s
     assert last["state_dict"]["network.weight"].tolist() == result["parameters"]["weight"]
 
 
+@pytest.mark.slow("like test_a_run_leaves_no_file_open")
 def test_max_time_ends_with_the_final_model_too(tmp_path):
     result = train(tmp_path, "trainer.max_epochs=-1", "trainer.max_time=00:00:00:01")
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == result["steps"] > 0
@@ -188,6 +193,7 @@ def test_a_resumed_cosine_schedule_keeps_its_length(tmp_path):
     assert "T_max: 6" in (tmp_path / ".hydra" / "config.yaml").read_text()
 
 
+@pytest.mark.slow("like test_the_best_value_is_that_of_the_best_checkpoint")
 def test_best_checkpoint_has_the_lowest_val_loss(tmp_path):
     overrides = ("optimizer=adam", "optimizer.lr=1", "trainer.max_epochs=60", "trainer.check_val_every_n_epoch=1")
     result = train(tmp_path, *overrides)
@@ -199,6 +205,7 @@ def test_best_checkpoint_has_the_lowest_val_loss(tmp_path):
     assert best["state_dict"]["network.bias"].tolist() == result["best"]["parameters"]["bias"]
 
 
+@pytest.mark.slow("like test_a_resumed_run_logs_the_rates_of_its_schedule")
 def test_the_best_score_outlives_a_move_of_the_folder(tmp_path):
     overrides = ("optimizer=adam", "optimizer.lr=1", "trainer.check_val_every_n_epoch=1")
     once = train(tmp_path / "once", *overrides, "trainer.max_epochs=60")
@@ -354,6 +361,7 @@ def test_a_run_that_has_nothing_left_to_train_says_why(first, warning, tmp_path,
 
 @pytest.mark.parametrize("scheduler", ["scheduler.patience=0", "scheduler.patience=2"])
 @pytest.mark.parametrize(("changed", "cut"), [("max_epochs", 7), ("max_epochs", 8), ("max_steps", 19)])
+@pytest.mark.slow("like test_resumed_run_ends_with_the_same_bits")
 def test_plateau_of_a_resumed_run_equals_that_of_one_run(scheduler, changed, cut, tmp_path):
     given = (*MINI_BATCH[:-2], "trainer.check_val_every_n_epoch=3", "scheduler=plateau", scheduler, "loss=mae")
     given += ("optimizer.lr=2", "logger=none")

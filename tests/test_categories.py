@@ -104,6 +104,7 @@ def cities(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow("like test_rows_are_predicted_in_the_units_of_the_file")
 def test_a_run_learns_predicts_and_is_measured_with_its_categories(cities, tmp_path, capsys):
     assert record(cities)["columns"]["x"] == ["a", "city=Bern", "city=Oslo", "city=Rome"]
     assert record(cities)["optimum"]["train/loss"] == pytest.approx(0, abs=1e-20)

@@ -14,6 +14,7 @@ from linear_lab.theory.least_squares import BLOCK, least_squares
     ("name", "optimum", "lbfgs"),
     [("NoInt1", 13, 13), ("Longley", 13, 12), ("Wampler1", 12, 9), ("Wampler2", 12, 12), ("Wampler4", 10, 7.5)],
 )
+@pytest.mark.slow("test_least_squares_reaches_the_certified_digits_in_any_units is quick")
 def test_float64_reaches_the_certified_digits(name, optimum, lbfgs, tmp_path):
     certified = SETS[name]
     result = train(
@@ -25,6 +26,7 @@ def test_float64_reaches_the_certified_digits(name, optimum, lbfgs, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.slow("test_least_squares_reaches_the_certified_digits_in_any_units is quick")
 def test_float32_reaches_four_digits(optimizer, tmp_path):
     certified = SETS["NoInt1"]
     result = train(tmp_path / "run", *certified.write(tmp_path), f"optimizer={optimizer}", "logger=none")
@@ -32,6 +34,7 @@ def test_float32_reaches_four_digits(optimizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["NoInt1", "synthetic"])
+@pytest.mark.slow("like test_digits_of_the_table")
 def test_the_table_has_the_digits_of_a_data_set(name, tmp_path):
     assert min(digits(name, LBFGS, tmp_path / "set")) > 13
 

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from runs import command, composer, load, loader
+from runs import command, composer, load, loader, slow
 
 from linear_lab import UserError
 from linear_lab import train as entry
@@ -117,12 +117,14 @@ def typed_grids(draw, values=VALUES):
 @settings(max_examples=settings().max_examples // 4)  # each composes many configs
 @example(["seed=[0.8,'${optimizer.lr}']", "optimizer.lr=0"])  # without the seed, no leaf has the rate
 @given(typed_grids())
+@pytest.mark.slow("draws many grids; test_each_kind_of_value has one of each kind")
 def test_fingerprints_of_a_grid_are_those_of_its_jobs(typed):
     check(combinations(*typed))
 
 
 @settings(max_examples=settings().max_examples // 4)
 @given(typed_grids(NUMBERS), st.randoms(use_true_random=False))
+@pytest.mark.slow("draws many grids; test_each_kind_of_value has one of each kind")
 def test_fingerprints_do_not_depend_on_the_order_in_which_keys_are_typed(typed, order):
     names = [item.partition("=")[0] for item in typed]
     if any(one != other and one.startswith(f"{other}.") for one in names for other in names):
@@ -144,6 +146,7 @@ def quoted(text):
 
 @settings(max_examples=settings().max_examples // 2)
 @given(st.lists(TEXT, min_size=1, max_size=4), st.lists(TEXT, min_size=1, max_size=2), st.booleans())
+@pytest.mark.slow("draws many texts; test_each_kind_of_value has some")
 def test_hostile_texts(ones, others, structural):
     added = "+note" if structural and len(ones) == 1 else "metric"
     lines = [[f"{added}={quoted(one)}", f"data.batch_size=[{quoted(two)}]", "seed=1"] for one in ones for two in others]
@@ -193,7 +196,9 @@ GRIDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "name", [*[*GRIDS][::3], *slow("a third of the kinds is quick", *[*GRIDS][1::3], *[*GRIDS][2::3])]
+)
 def test_each_kind_of_value(name):
     found = check(combinations(*GRIDS[name].split()))
     assert (found is None) == name.startswith("no such")

@@ -21,6 +21,7 @@ COMMANDS = {
     "resume": (train_entry, "resume={}", "trainer.max_epochs=501"),
 }
 KINDS = ["resume", *slow("the same function reads the file for resume", "evaluate", "predict", "export")]
+PARTS = "two of the parts are quick"
 DEEP = 20_000  # levels
 
 
@@ -137,7 +138,9 @@ def test_a_run_that_failed_on_its_data_is_not_to_be_resumed(kind, tmp_path):
     assert said.endswith("; train a new run\n")
 
 
-@pytest.mark.parametrize("lost", ["initial", "first_step", "columns", "config_hash", "rows", "best", "seed", "metrics"])
+@pytest.mark.parametrize(
+    "lost", ["best", "config_hash", *slow(PARTS, "initial", "first_step", "columns", "rows", "seed", "metrics")]
+)
 @pytest.mark.parametrize("status", ["running", "completed"])
 def test_a_record_that_was_written_in_part_is_completed_by_resume(status, lost, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
@@ -150,6 +153,7 @@ def test_a_record_that_was_written_in_part_is_completed_by_resume(status, lost, 
 
 
 @pytest.mark.parametrize("left", [(), (".hydra/config.yaml",), (".hydra/config.yaml", "result.json")])
+@pytest.mark.slow("like test_a_job_that_goes_on_brings_page_and_leaderboard_up_to_date")
 def test_a_job_that_was_killed_as_it_began_goes_on(left, swept, tmp_path):
     sweep = shutil.copytree(swept, tmp_path / "sweeps" / swept.name)
     job = sweep / "sgd-lr=0.1"
@@ -220,6 +224,7 @@ def test_a_damaged_plan_costs_only_the_jobs_that_never_started(damage, swept, tm
 
 
 @pytest.mark.parametrize("damage", SETTINGS)
+@pytest.mark.slow("like test_the_leaderboard_of_the_latest_sweep")
 def test_damaged_settings_of_a_sweep_are_taken_from_its_jobs(damage, swept, tmp_path):
     sweep = shutil.copytree(swept, tmp_path / swept.name)
     before = rank(sweep)[1]

@@ -48,6 +48,7 @@ def losses_of_steps(folder):
     return scalars(folder)["train/loss_of_step"]
 
 
+@pytest.mark.slow("like test_a_diverging_run_stops_at_once_and_says_why")
 def test_the_losses_of_the_last_fifty_steps_show_how_it_grew(tmp_path):
     rate = 0.1265  # slightly above the largest stable rate, so divergence takes more than fifty steps
     shared = (f"optimizer.lr={rate}", "trainer.max_epochs=500")
@@ -135,6 +136,7 @@ def test_a_large_start_is_no_divergence(tmp_path):
     assert train(tmp_path, *overrides)["status"] == "completed"
 
 
+@pytest.mark.slow("like test_an_old_run_with_a_single_logger_spec_is_resumed")
 def test_a_resumed_run_keeps_its_bound(tmp_path):
     train(tmp_path, "trainer.max_epochs=2")
     bound = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["StopOnDivergence"]

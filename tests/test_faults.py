@@ -61,7 +61,7 @@ def test_a_disk_that_takes_nothing_is_named(make_useless, disk, finished):
     assert command(evaluate_entry, f"run={folder}")[0] == 0
 
 
-@pytest.mark.parametrize("logger", ["none", "tensorboard"])
+@pytest.mark.parametrize("logger", ["tensorboard", *slow("a logger opens more files", "none")])
 @pytest.mark.parametrize("what", ["fill", "delete"])
 def test_a_disk_that_fills_up_and_a_folder_that_is_deleted_while_training(what, logger, disk, monkeypatch):
     show, folder = run.ProgressBar.on_train_batch_end, disk / "run"
@@ -95,9 +95,8 @@ def uninterrupted(once):
     return once("uninterrupted", lambda folder: train(folder, *OVERRIDES, "logger=tensorboard"))
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGKILL, signal.SIGTERM, *slow("SIGTERM is quick", signal.SIGINT, signal.SIGHUP)]
-)
+@pytest.mark.slow("compares all curves; test_resumed_run_ends_with_the_same_bits resumes in one process")
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(signum, uninterrupted, tmp_path):
     process = processes.start("linear_lab.train", f"output_root={tmp_path}", *OVERRIDES)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/last.ckpt")), process)

@@ -74,6 +74,7 @@ def test_none_is_there_below_another_root(tmp_path):
         with_latest(["resume=latest"], str(tmp_path))
 
 
+@pytest.mark.slow("like test_a_checkpoint_of_odd_content_is_replaced_by_the_other_one")
 def test_commands_on_the_latest_run(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second"):

@@ -185,6 +185,7 @@ def test_each_launch_composes_and_says_what_a_job_wants(launch):
         assert wanted("trainer=gpu", "trainer.devices=2") == 2
 
 
+@pytest.mark.slow("like test_jobs_whose_names_would_be_alike_have_their_fingerprints_in_them")
 def test_local_gives_each_job_the_config_that_hydra_would(monkeypatch):
     cli.register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -212,6 +213,7 @@ def test_local_gives_each_job_the_config_that_hydra_would(monkeypatch):
     assert len(loaded) == 2  # one per experiment
 
 
+@pytest.mark.slow("like test_without_a_checkout_help_explains_the_words")
 def test_local_under_the_sweeper_of_hydra(tmp_path):
     arguments = ("hydra/sweeper=basic", "name=study", "trainer.max_epochs=2", "logger=none", "optimum=false")
     code, _, errors = command(entry, "-m", f"output_root={tmp_path}", *arguments, "seed=3,4")

@@ -664,6 +664,7 @@ def test_a_mistake_ends_with_one_message_and_writes_nothing(arguments, said, tmp
     assert [path.name for path in (tmp_path / "plain").iterdir()] == ["run"]
 
 
+@pytest.mark.slow("like test_a_column_that_cannot_be_read_is_noted_and_costs_no_new_row")
 def test_it_answers_without_torch(tmp_path):
     """Neither the command, nor writing between jobs, imports a package that takes long to import."""
     plan(tmp_path, {"a": ["seed=1"], "b": ["seed=2"], "c": ["seed=3"]})

@@ -242,6 +242,7 @@ def test_the_message_of_a_full_disk_stays(tmp_path, monkeypatch):
         train(tmp_path, "logger=[tensorboard,csv]", *SHORT)
 
 
+@pytest.mark.slow("like test_a_page_builds_nothing_that_is_not_allowed")
 def test_jobs_of_a_sweep_have_their_own_numbers(tmp_path):
     arguments = (f"output_root={tmp_path}", "name=study", "seed=0,1", "logger=[tensorboard,csv]", *SHORT)
     assert command(train_entry, "-m", *arguments)[0] == 0

@@ -6,7 +6,7 @@ import own
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import command, compose, record, scalars
+from runs import command, compose, record, scalars, slow
 from torch import nn
 from torchmetrics.classification import MulticlassF1Score
 
@@ -77,10 +77,9 @@ def test_its_metric_decides_which_weights_are_best(tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        ["data.workers=2"],
+        *slow("a part of the last case", ["data.workers=2"], ["model.scheduler=one_cycle"]),
         ["trainer.accumulate_grad_batches=4", "trainer.gradient_clip_val=0.5"],
         ["model.scheduler=plateau"],
-        ["model.scheduler=one_cycle"],
         ["model.scheduler=one_cycle", "data.workers=2", "trainer.max_steps=25"],
         ["trainer.val_check_interval=0.5"],
     ],
@@ -103,6 +102,7 @@ def test_a_run_that_fails_within_an_epoch_goes_on_to_the_same_bits(more, tmp_pat
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.slow("like test_a_run_that_fails_within_an_epoch_goes_on_to_the_same_bits")
 def test_goes_on_to_the_same_bits(epochs, tmp_path):
     overrides = ("trainer.max_epochs=5",)
     expected = train(tmp_path / "whole", *overrides)
@@ -114,6 +114,7 @@ def test_goes_on_to_the_same_bits(epochs, tmp_path):
     assert all(map(torch.equal, weights(folder).values(), weights(tmp_path / "whole").values()))
 
 
+@pytest.mark.slow("like test_a_run_that_fails_within_an_epoch_goes_on_to_the_same_bits")
 def test_a_kill_within_an_epoch_goes_on_from_its_beginning(tmp_path):
     expected = train(tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -137,6 +138,7 @@ def test_without_validation_the_training_loss_decides(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["BoringModel", "DemoModel", "ManualOptimBoringModel"])
+@pytest.mark.slow("like test_without_validation_the_training_loss_decides")
 def test_demo_classes_of_lightning(name, tmp_path):
     data = {"_target_": f"{BORING}BoringDataModule"}
     result = train(tmp_path, "metric=null", model={"_target_": BORING + name}, data=data)
@@ -237,6 +239,7 @@ class Six(SupervisedModule):
         super().__init__(nn.Linear(in_features, out_features), **training)
 
 
+@pytest.mark.slow("like test_no_logger_leaves_no_events")
 def test_a_network_of_ones_own_on_a_table(tmp_path):
     (tmp_path / "table.csv").write_text("a,c\n" + "".join(f"{k},{2 * k + 3}\n" for k in range(20)))
     cfg = compose("data=table", f"data.path={tmp_path}/table.csv", "data.y=[c]", "logger=none", "optimizer.lr=0.3")
@@ -313,6 +316,7 @@ def test_a_supervised_module_on_data_of_ones_own(tmp_path):
         predict(str(tmp_path), x=[1, 2], trust="own.Clouds")
 
 
+@pytest.mark.slow("like test_without_a_metric_none_is_ranked")
 def test_demo_classes_of_lightning_are_swept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("BoringDataModule", "BoringModel", "DemoModel", "ManualOptimBoringModel"):

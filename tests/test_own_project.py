@@ -81,6 +81,7 @@ def is_ranked_by_f1(project):
 RATES = (*SHORT, "-m", "name=rates", "optimizer=sgd,nadam", "optimizer.lr=0.01")
 
 
+@pytest.mark.slow("like test_without_a_metric_none_is_ranked")
 def test_it_is_swept_and_ranked_by_its_own_metric(project):
     code, out, err = command(train_entry, *RATES)
     assert code == 0, err

@@ -9,7 +9,7 @@ import sys
 import polars as pl
 import pytest
 import torch
-from runs import record, train
+from runs import record, slow, train
 from test_table import table
 
 from linear_lab import UserError
@@ -235,6 +235,7 @@ def test_what_a_run_left_is_never_overwritten(trees, tmp_path):
         predict(str(run), x=[1, 2, 3], output=str(tmp_path / "out.csv"))
 
 
+@pytest.mark.slow("like test_rows_are_predicted_in_the_units_of_the_file")
 def test_a_feature_may_be_called_as_a_prediction(tmp_path, capsys):
     (tmp_path / "my.csv").write_text("c_hat,c\n" + "".join(f"{k},{2 * k}\n" for k in range(20)))
     train(tmp_path / "run", "data=table", f"data.path={tmp_path / 'my.csv'}", "data.y=c", "optimizer.lr=0.5")
@@ -317,7 +318,7 @@ def test_two_predictions_at_once_leave_the_rows_of_one(trees, tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "out.csv", "two.csv"]
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("kind", ["pt2", *slow("the other format is quick", "onnx")])
 def test_two_exports_at_once_leave_the_file_of_one(kind, trees, kinds, tmp_path, monkeypatch):
     target, write, begun = str(tmp_path / f"model.{kind}"), programs.EXPORTS[kind], []
 

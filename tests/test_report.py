@@ -29,6 +29,7 @@ def shown(tmp_path, monkeypatch, *overrides, **options):
     return file.getvalue()
 
 
+@pytest.mark.slow("like test_a_run_leaves_no_file_open")
 def test_three_parts_and_nothing_else(tmp_path, capsys):
     train(tmp_path)
     captured = capsys.readouterr()
@@ -54,6 +55,7 @@ def test_three_parts_and_nothing_else(tmp_path, capsys):
         (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"], "max_time 00:00:00:01", ["max_time"]),
     ],
 )
+@pytest.mark.slow("like test_no_logger_leaves_no_events")
 def test_the_limit_that_ended_the_run_is_the_one_to_raise(given, plan, more, tmp_path, capsys):
     train(tmp_path, *given, "logger=none")
     out = capsys.readouterr().out
@@ -112,6 +114,7 @@ def test_a_terminal_has_one_bar(tmp_path, monkeypatch):
     assert "━" in text
 
 
+@pytest.mark.slow("like test_a_run_leaves_no_file_open")
 def test_a_narrow_terminal_keeps_every_word_and_pasteable_commands(tmp_path, monkeypatch):
     text = shown(tmp_path, monkeypatch, width=30)
     kinds = ("python -m", "make dashboard")
@@ -194,6 +197,7 @@ def test_no_address_where_tensorboard_shows_other_runs(tmp_path, listening):
 
 
 @pytest.mark.parametrize("shown", [".", "runs", "runs/a"])
+@pytest.mark.slow("like test_no_address_where_nothing_listens")
 def test_the_address_where_tensorboard_shows_the_run(shown, tmp_path, monkeypatch):
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)

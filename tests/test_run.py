@@ -13,7 +13,7 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
-from runs import command, compose, record, resume, train
+from runs import command, compose, record, resume, slow, train
 from torch import nn
 
 from linear_lab import UserError
@@ -118,6 +118,7 @@ def test_a_checkpoint_cut_in_half_is_replaced_by_the_other_one(cut, left, tmp_pa
     assert f"taking {folder}/checkpoints/{left}.ckpt instead" in caplog.text
 
 
+@pytest.mark.slow("like test_an_old_run_with_a_single_logger_spec_is_resumed")
 def test_a_run_resumes_from_the_other_checkpoint_too(tmp_path):
     overrides = ("trainer.max_epochs=40", "optimizer.lr=0.02")
     expected = train(tmp_path / "whole", *overrides)
@@ -142,7 +143,7 @@ def no_checkpoint(kind, path):
             torch.save(step | {"state_dict": {}, "pytorch-lightning_version": 2}, path)
 
 
-@pytest.mark.parametrize("kind", ["empty", "list", "without weights", "no version"])
+@pytest.mark.parametrize("kind", ["empty", *slow("one kind is quick", "list", "without weights", "no version")])
 @pytest.mark.parametrize(("lost", "left"), [("best", "last"), ("last", "best")])
 def test_the_other_checkpoint_replaces_a_file_that_is_not_one(lost, left, kind, tmp_path, finished, caplog):
     folder = shutil.copytree(finished, tmp_path / "run")
@@ -179,7 +180,9 @@ def with_odd_content(run, folder, key, value, names=("best", "last")):
     return folder
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(
+    "odd", [*[*ODD][::4], *slow("like the others", *(name for name in ODD if name not in [*ODD][::4]))]
+)
 def test_a_checkpoint_of_odd_content_is_replaced_by_the_other_one(odd, tmp_path, finished, caplog):
     folder = with_odd_content(finished, tmp_path / "run", *ODD[odd], ["last"])
     assert resume(folder, "trainer.max_epochs=501")["steps"] == 501
@@ -404,6 +407,7 @@ def test_a_mistake_is_named_and_recorded(overrides, message, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow("like test_an_old_run_with_a_single_logger_spec_is_resumed")
 def test_a_resumed_run_keeps_its_config(tmp_path):
     train(tmp_path, *SHORT)
     config, before = (tmp_path / ".hydra" / "config.yaml").read_text(), record(tmp_path)
@@ -494,6 +498,7 @@ def test_result_is_strict_json(finished):
     json.loads((finished / "result.json").read_text(), parse_constant=pytest.fail)
 
 
+QUICK = ("fewer steps", "an unknown metric")
 RESUMED = {  # a run of five epochs, and a resume that fails before its first step
     "a scheduler that ends before": (
         ["scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "~scheduler.gamma",
@@ -515,7 +520,13 @@ RESUMED = {  # a run of five epochs, and a resume that fails before its first st
 
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using")
 @pytest.mark.parametrize(
-    ("case", "status"), [*((case, "completed") for case in RESUMED), ("a rare validation", "running")]
+    ("case", "status"),
+    [
+        ("fewer steps", "completed"),
+        ("an unknown metric", "completed"),
+        ("a rare validation", "running"),
+        *slow("three cases are quick", *((case, "completed") for case in RESUMED if case not in QUICK), several=True),
+    ],
 )
 def test_a_resume_that_fails_before_its_first_step_changes_nothing(case, status, tmp_path):
     first, changed, message = RESUMED[case]
@@ -552,6 +563,7 @@ def test_the_error_for_a_missing_class_has_one_line():
     assert str(refused.value) == "optimizer: no module x"
 
 
+@pytest.mark.slow("like test_an_old_run_with_a_single_logger_spec_is_resumed")
 def test_a_run_starts_from_the_weights_of_a_checkpoint(tmp_path):
     first = train(tmp_path / "first", *SHORT)
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"

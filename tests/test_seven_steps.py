@@ -81,6 +81,7 @@ def test_the_update_says_how_an_optimizer_computes_the_change(given, said, tmp_p
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.slow("like test_the_update_says_how_an_optimizer_computes_the_change")
 def test_no_line_of_the_steps_is_wrapped_in_80_columns(loss, optimizer, tmp_path, monkeypatch):
     given = ("data=synthetic", "optimizer.weight_decay=0.1", "console.steps=1", "trainer.max_epochs=1", "logger=none")
     shown = {}
@@ -130,6 +131,7 @@ class Looks(Callback):
 
 
 @pytest.mark.parametrize("given", [["logger=tensorboard"], [f"+callbacks.looks._target_={__name__}.Looks"]])
+@pytest.mark.slow("like test_a_batch_that_takes_no_step_adds_no_point_and_no_picture")
 def test_forward_passes_that_others_make_are_not_those_of_the_step(given, tmp_path, capsys):
     plain = train(tmp_path / "plain", "console.steps=4", "trainer.max_epochs=4", "logger=none")
     expected = capsys.readouterr().out

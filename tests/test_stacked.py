@@ -177,7 +177,7 @@ def vector(parameters):
 CONVERGED = "sgd, converged"  # rounding, which depends on the processor, decides which step is best
 MLP = ("model=mlp", "model.hidden=[5]", "data=synthetic", "data.samples=60", "data.features=2")
 CASES = {
-    "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002", "seed=0,1", "optimizer.weight_decay=0,0.1",
+    "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002", "seed=1", "optimizer.weight_decay=0,0.1",
         "data=synthetic", "data.samples=100"),
     CONVERGED: ("optimizer.momentum=0,0.9", "optimizer.lr=0.01,0.1", "optimizer.weight_decay=0,0.1"),
     "dampening": ("+optimizer.dampening=0.3", "optimizer.momentum=0.5,0.9", "optimizer.lr=0.01,0.02"),
@@ -224,7 +224,8 @@ ALIKE = ("status", "seed", "steps", "config_hash", "excess_loss", "metrics", "st
 RULES_ALONE = "test_optimizers_take_the_steps_of_torch and test_losses_are_those_of_torch check the same rules"
 SLOW = (
     CONVERGED, "dampening", "nesterov", "amsgrad", "a reference", "betas", "adamw", "double, full batch", "centered",
-    "diverging at once", "cosine", "exponential", "constant", "train alone", "mlp", "mlp, double", "mlp, classes",
+    "diverging at once", "cosine", "many", "several starts", "double", "exponential", "constant",
+    "train alone", "mlp", "mlp, double", "mlp, classes",
 )  # fmt: skip
 
 
@@ -305,6 +306,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(stacks, "CHUNK", 2)
 
 
+@pytest.mark.slow("like test_a_checkpoint_cut_in_half_is_trained_from_the_start")
 def test_a_stack_leaves_a_table_and_no_folder(whole, monkeypatch, tmp_path, without_page):
     assert sweep(monkeypatch, tmp_path, *GRID)[0] == 0
     assert len(whole) == 8
@@ -316,6 +318,7 @@ def test_a_stack_leaves_a_table_and_no_folder(whole, monkeypatch, tmp_path, with
     assert (tmp_path / "outputs/sweeps/study/results.parquet").stat().st_mtime_ns == before  # no job was trained twice
 
 
+@pytest.mark.slow("like test_a_checkpoint_cut_in_half_is_trained_from_the_start")
 def test_chunks_give_the_same(whole, monkeypatch, tmp_path, without_page, small_chunks):
     code, said = sweep(monkeypatch, tmp_path, *GRID)
     assert code == 0, said
@@ -406,6 +409,7 @@ def test_a_stack_killed_at_ten_moments_ends_as_one_that_was_not(whole, monkeypat
     assert not [path.name for path in folder.iterdir() if path.name.endswith((".ckpt", ".part"))]
 
 
+@pytest.mark.slow("like test_data_that_have_changed_are_not_mixed_with_what_was_trained_on_others")
 def test_other_data_do_not_take_up_a_checkpoint(monkeypatch, tmp_path, without_page):
     path = tmp_path / "rows.csv"
     overrides = ("data=table", f"data.path={path}", "data.y=[y]", "seed=0,1", "trainer.max_epochs=30", "logger=none")
@@ -473,6 +477,7 @@ def test_a_full_disk_ends_the_sweep_by_one_message(whole, monkeypatch, tmp_path,
     assert same(tmp_path) == whole
 
 
+@pytest.mark.slow("three sweeps; test_each_obstacle_is_named has the reasons")
 def test_what_cannot_be_stacked_runs_alone_and_says_why(monkeypatch, tmp_path, without_page):
     overrides = ("optimizer=sgd,adam,lbfgs", "seed=0,1", "trainer.max_epochs=4", "logger=none")
     code, said = sweep(monkeypatch, tmp_path, *overrides)
@@ -491,6 +496,7 @@ def test_what_cannot_be_stacked_runs_alone_and_says_why(monkeypatch, tmp_path, w
     assert "3 jobs: 2 completed, 1 failed" in said
 
 
+@pytest.mark.slow("like test_agrees_with_single_training[plateau]")
 def test_jobs_of_a_stack_have_tags(monkeypatch, tmp_path, without_page):
     typed = ("optimizer.lr=0.1,0.05", "seed=0,1", "trainer.max_epochs=4", "logger.tensorboard.pictures=false")
     code, said = sweep(monkeypatch, tmp_path, *typed, "tags=[a,b]", "hydra.launcher.keep=1")
@@ -543,9 +549,13 @@ class PlainLinear(SupervisedModule):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("WithDropout", "its model cannot be vectorized"),
         ("WithDropout,+model.norm=true", "its model cannot be vectorized"),
-        ("OwnStep", "OwnStep has a training_step of its own"),
+        *slow(
+            "one obstacle is quick",
+            ("WithDropout", "its model cannot be vectorized"),
+            ("OwnStep", "OwnStep has a training_step of its own"),
+            several=True,
+        ),
     ],
 )
 def test_networks_that_cannot_be_vectorized_run_alone(model, reason, monkeypatch, tmp_path, without_page):
@@ -558,6 +568,7 @@ def test_networks_that_cannot_be_vectorized_run_alone(model, reason, monkeypatch
 
 
 @pytest.mark.parametrize("model", ["Custom", *slow("Custom has more layers", "PlainLinear")])
+@pytest.mark.slow("like test_a_changed_config_is_refused_where_a_stack_was_trained")
 def test_a_network_of_ones_own_is_stacked(model, monkeypatch, tmp_path, without_page):
     (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{x},{3 * x + 20}\n" for x in range(40)))
     given = (f"model._target_={__name__}.{model}", "seed=0,1,2", "trainer.max_epochs=20", "optimizer.lr=0.01,0.02",
@@ -607,10 +618,14 @@ def test_each_obstacle_is_named(override, reason):
     ("good", "bad", "said"),
     [
         ("loss.delta=0.5,2", "loss.delta=-1", "huber_loss does not support non-positive values for delta"),
-        ("scheduler.step_size=5,10", "scheduler.step_size=0", "step_size must be a whole number"),
         ("model.weight=1,2", "model.weight=[[1,2]]", "weight has shape (1, 2)"),
-        ("data.order_seed=0,1", "data.order_seed=abc", "order_seed"),
-        ("trainer.max_epochs=4,5", "trainer.max_epochs=0", None),
+        *slow(
+            "two mistakes are quick",
+            ("scheduler.step_size=5,10", "scheduler.step_size=0", "step_size must be a whole number"),
+            ("data.order_seed=0,1", "data.order_seed=abc", "order_seed"),
+            ("trainer.max_epochs=4,5", "trainer.max_epochs=0", None),
+            several=True,
+        ),
     ],
 )
 def test_a_bad_job_fails_alone(good, bad, said, monkeypatch, tmp_path, without_page):
@@ -662,6 +677,7 @@ def test_jobs_for_which_memory_is_missing_run_alone(monkeypatch, tmp_path, witho
     assert "one by one  2 jobs: hydra.launcher.memory has room for one model only" in said
 
 
+@pytest.mark.slow("like test_data_that_have_changed_are_not_mixed_with_what_was_trained_on_others")
 def test_data_that_are_not_there_fail_each_job(monkeypatch, tmp_path, without_page):
     grid = ("data=table", "data.path=no.csv", "data.y=[y]", "seed=0,1")
     code, said = sweep(monkeypatch, tmp_path, *grid)
@@ -723,6 +739,7 @@ def test_what_asks_for_a_run_folder_names_the_command_that_makes_one(monkeypatch
     assert "there is no such folder" in errors
 
 
+@pytest.mark.slow("like test_the_winner_has_a_folder_whatever_rounding_does_to_ties")
 def test_the_best_are_trained_alone(monkeypatch, tmp_path, without_page):
     given = ("optimizer.lr=0.01,0.02,0.05", "seed=0,1", "trainer.max_epochs=30", "hydra.launcher.keep=2")
     code, said = sweep(monkeypatch, tmp_path, *given)
@@ -743,6 +760,7 @@ def test_the_best_are_trained_alone(monkeypatch, tmp_path, without_page):
     assert {name: (folder / name / "result.json").stat().st_mtime_ns for name in alone} == stamps
 
 
+@pytest.mark.slow("like test_the_winner_has_a_folder_whatever_rounding_does_to_ties")
 def test_a_stack_that_learned_otherwise_than_one_run_is_told(monkeypatch, tmp_path, without_page):
     after = loop.Loop.run
 
@@ -768,6 +786,7 @@ def test_the_winner_has_a_folder_whatever_rounding_does_to_ties(monkeypatch, tmp
         assert (folder / "leaderboard.csv").read_text().splitlines()[1].split(",")[1] == alone
 
 
+@pytest.mark.slow("like test_the_winner_has_a_folder_whatever_rounding_does_to_ties")
 def test_a_kept_job_that_goes_on_stays_out_of_the_sweep(monkeypatch, tmp_path, without_page):
     given = ("optimizer.lr=0.01,0.05", "trainer.max_epochs=5", "hydra.launcher.keep=1")
     assert sweep(monkeypatch, tmp_path, *given)[0] == 0

@@ -64,6 +64,7 @@ def trained(monkeypatch):
     return folders
 
 
+@pytest.mark.slow("like test_jobs_that_begin_after_a_failure_elsewhere_do_not_train")
 def test_a_grid_that_grows_and_jobs_that_change(trained, tmp_path):
     one, two, grown, other = "sgd-lr=0.1", "sgd-lr=0.01", "sgd-lr=0.1-seed=1", "sgd-lr=0.01-seed=1"
     done = dict.fromkeys([one, two], "completed")
@@ -123,12 +124,14 @@ def test_failures_are_told_tried_again_and_stop_the_rest_if_asked(trained, monke
     assert trained == [bad]
 
 
+@pytest.mark.slow("like test_jobs_that_begin_after_a_failure_elsewhere_do_not_train")
 def test_what_failed_before_it_began_is_no_trained_job(trained, tmp_path):
     failed, done = (dict.fromkeys(("sgd-seed=0", "sgd-seed=1"), status) for status in ("failed", "completed"))
     check(tmp_path, "seed=0,1", "metric=foo", jobs=failed, code=1)
     check(tmp_path, "seed=0,1", jobs=done)
 
 
+@pytest.mark.slow("like test_a_signal_between_two_jobs")
 def test_an_interrupted_overwrite_goes_on(trained, monkeypatch, tmp_path):
     check(tmp_path, "seed=0,1", jobs={"sgd-seed=0": "completed", "sgd-seed=1": "completed"})
     monkeypatch.setattr(page, "write_page", lambda folder, if_due=False: if_due and os.kill(os.getpid(), 15))
@@ -157,6 +160,7 @@ def test_jobs_that_begin_after_a_failure_elsewhere_do_not_train(trained, monkeyp
     check(tmp_path, "seed=0,1,2", "fail_fast=true", jobs=dict.fromkeys(jobs, "completed"))
 
 
+@pytest.mark.slow("like test_jobs_that_begin_after_a_failure_elsewhere_do_not_train")
 def test_a_folder_that_cannot_be_made_costs_its_job(trained, tmp_path):
     (tmp_path / "sweeps/study").mkdir(parents=True)
     (tmp_path / "sweeps/study/sgd-seed=1").touch()
@@ -165,6 +169,7 @@ def test_a_folder_that_cannot_be_made_costs_its_job(trained, tmp_path):
     assert "\nwaiting  sgd-seed=1: FileExistsError" in said
 
 
+@pytest.mark.slow("like test_a_job_that_another_process_begins_first_keeps_its_config")
 def test_another_folder_for_the_sweep(trained, tmp_path):
     folder = tmp_path / "a folder" / "it's \\ mine"
     place = f"hydra.sweep.dir={layout.in_quotes(str(folder))}"
@@ -206,6 +211,7 @@ def test_a_job_that_another_process_begins_first_keeps_its_config(trained, monke
 
 
 @pytest.mark.parametrize("looked", ["before", "after"])
+@pytest.mark.slow("like test_jobs_that_begin_after_a_failure_elsewhere_do_not_train")
 def test_a_job_that_another_process_leaves_unfinished_is_trained_in_the_end(looked, trained, monkeypatch, tmp_path):
     counted, folder = job.train_in, tmp_path / "sweeps/study/sgd-seed=0"
     folder.mkdir(parents=True)
@@ -284,6 +290,7 @@ def test_what_a_sweep_refuses_before_anything_is_trained(overrides, message, tra
     assert not [*tmp_path.glob("sweeps/*")]
 
 
+@pytest.mark.slow("like test_jobs_that_begin_after_a_failure_elsewhere_do_not_train")
 def test_tags_are_on_the_leaderboard_and_change_no_job(trained, tmp_path):
     done = dict.fromkeys(["sgd-lr=0.1", "sgd-lr=0.01"], "completed")
     check(tmp_path, "optimizer.lr=0.1,0.01", jobs=done)
@@ -302,6 +309,7 @@ def test_tags_are_on_the_leaderboard_and_change_no_job(trained, tmp_path):
     assert record(tmp_path / "sweeps/study/sgd")["job"]["tags"] == "other"
 
 
+@pytest.mark.slow("like test_a_job_that_another_process_begins_first_keeps_its_config")
 def test_each_job_starts_from_the_checkpoint(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = dict.fromkeys(["sgd-lr=0.1", "sgd-lr=0.01"], "completed")
@@ -323,6 +331,7 @@ def test_each_job_starts_from_the_checkpoint(trained, tmp_path, monkeypatch):
     assert "2 of 2 jobs were trained with another config" in said
 
 
+@pytest.mark.slow("like test_a_job_that_another_process_begins_first_keeps_its_config")
 def test_hostile_values(trained, tmp_path):
     values = ("../../x", "a b=größe", "x" * 300, "x" * 300 + "y")
     typed = ",".join(f"'{value}'" for value in values)
@@ -400,6 +409,7 @@ def planned(names, hashes=None, **typed):
     return pl.DataFrame(columns | typed)
 
 
+@pytest.mark.slow("like test_jobs_that_begin_after_a_failure_elsewhere_do_not_train")
 def test_an_interrupted_overwrite_gives_no_two_jobs_one_name(trained, tmp_path):
     check(tmp_path, "seed=1,2", "trainer.max_epochs=2", jobs=dict.fromkeys(["sgd-seed=1", "sgd-seed=2"], "completed"))
     folder = tmp_path / "sweeps/study"
@@ -442,6 +452,7 @@ def results_file(root):
     return path.read_bytes(), path.stat().st_mtime_ns
 
 
+@pytest.mark.slow("like test_a_changed_config_is_refused_where_a_stack_was_trained")
 def test_jobs_trained_one_by_one_are_not_trained_again_in_a_stack(trained, tmp_path):
     check(tmp_path, *GRID, jobs=FOUR)
     before = stamps(tmp_path)
@@ -456,6 +467,7 @@ def test_jobs_trained_one_by_one_are_not_trained_again_in_a_stack(trained, tmp_p
     assert stamps(tmp_path) == before
 
 
+@pytest.mark.slow("like test_a_changed_config_is_refused_where_a_stack_was_trained")
 def test_jobs_trained_in_a_stack_are_not_trained_again_one_by_one(trained, tmp_path):
     check(tmp_path, *GRID, *STACKED, jobs=FOUR)
     assert stacked(tmp_path) == [*FOUR]
@@ -472,6 +484,7 @@ def test_jobs_trained_in_a_stack_are_not_trained_again_one_by_one(trained, tmp_p
     assert sorted(row.split(",")[1] for row in rows) == sorted([*FOUR, *grown])
 
 
+@pytest.mark.slow("like test_a_changed_config_is_refused_where_a_stack_was_trained")
 def test_the_best_of_a_stack_get_run_folders_once(trained, tmp_path):
     grid = (*GRID, "launch=stacked", "hydra.launcher.keep=2")
     check(tmp_path, *grid, jobs=FOUR)
@@ -530,6 +543,7 @@ def begun(root, *overrides):
     return fork(run)
 
 
+@pytest.mark.slow("like test_a_job_that_is_a_link_is_not_trained")
 def test_two_stacks_of_one_name_at_once(trained, tmp_path):
     (tmp_path / "sweeps/study").mkdir(parents=True)
     with results.stacking(tmp_path / "sweeps/study"):  # makes both processes wait, so that they run at the same time
@@ -547,6 +561,7 @@ def test_two_stacks_of_one_name_at_once(trained, tmp_path):
     assert results_file(tmp_path) == before
 
 
+@pytest.mark.slow("like test_a_checkpoint_cut_in_half_is_trained_from_the_start")
 def test_jobs_one_by_one_wait_for_a_stack_and_train_nothing_twice(trained, tmp_path):
     folder = tmp_path / "sweeps/study"
     check(tmp_path / "other", *GRID, *STACKED, jobs=FOUR)
@@ -568,6 +583,7 @@ def test_jobs_one_by_one_wait_for_a_stack_and_train_nothing_twice(trained, tmp_p
     assert stacked(tmp_path) == [*FOUR]
 
 
+@pytest.mark.slow("like test_a_checkpoint_cut_in_half_is_trained_from_the_start")
 def test_what_a_lost_stack_has_not_trained_is_trained_one_by_one(trained, tmp_path):
     folder = tmp_path / "sweeps/study"
     check(tmp_path / "other", *GRID, *STACKED, jobs=FOUR)
@@ -582,6 +598,7 @@ def test_what_a_lost_stack_has_not_trained_is_trained_one_by_one(trained, tmp_pa
     assert set(stamps(tmp_path)) == {*[*FOUR][2:]}
 
 
+@pytest.mark.slow("like test_a_job_that_another_process_begins_first_keeps_its_config")
 def test_a_sweep_of_which_nothing_was_typed(trained, tmp_path):
     code, said = sweep(tmp_path, "name=study", "logger=none", "optimum=false")
     assert code == 0, said

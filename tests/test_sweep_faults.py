@@ -132,6 +132,7 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tm
             before, count = {}, count + 1
 
 
+@pytest.mark.slow("like test_a_signal_between_two_jobs")
 def test_signals_save_and_say_how_to_go_on(whole, without_page, tmp_path):
     folder, typed, before = tmp_path / "sweeps/study", [*GRID, "name=study"], {}
     for signum, number in ((signal.SIGINT, 1), (signal.SIGTERM, 3)):
@@ -156,6 +157,7 @@ def test_signals_save_and_say_how_to_go_on(whole, without_page, tmp_path):
     check(folder, whole)
 
 
+@pytest.mark.slow("a sweep that is stopped in between; test_folder has the lock")
 def test_two_sweeps_of_one_name_share_the_jobs(whole, without_page, tmp_path):
     folder, command = tmp_path / "sweeps/study", (*GRID, "name=study")
     one = start(tmp_path, *command)
@@ -239,6 +241,7 @@ def scarce(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow("like test_two_sweeps_of_one_name_share_the_jobs")
 def test_a_disk_that_fills_up(scarce, whole, without_page):
     root, fill, make_room = scarce
 
@@ -297,6 +300,7 @@ def test_damaged_files_cost_no_more_than_their_job(whole, without_page, once, tm
     assert not set(ended(folder).items()) & set(before.items())
 
 
+@pytest.mark.slow("like test_two_sweeps_of_one_name_share_the_jobs")
 def test_a_job_alone_and_in_another_order_is_the_same(whole, without_page, tmp_path):
     again = ("optimizer=adam,sgd", "optimizer.lr=0.01,0.1")
     assert sweep(tmp_path, *[item for item in GRID if "optimizer" not in item], *again, "name=study")[0] == 0

@@ -159,6 +159,7 @@ def test_a_class_that_train_does_not_have_is_named(csv):
     assert data.out_features == 3
 
 
+@pytest.mark.slow("like test_no_step_of_float64_passes_through_float32")
 def test_a_constant_target_is_learned_as_it_is(tmp_path):
     (tmp_path / "my.csv").write_text("a,c\n" + "".join(f"{k},7\n" for k in range(20)))
     result = train(tmp_path / "run", "data=table", f"data.path={tmp_path / 'my.csv'}", "data.y=c")
@@ -259,6 +260,7 @@ def table(folder, rows=60, seed=0):
     return frame, ["data=table", f"data.path={folder / 'my.csv'}", "data.y=[c]"]
 
 
+@pytest.mark.slow("like test_several_targets_and_fewer_rows_than_features")
 def test_the_learned_line_is_shown_in_the_units_of_the_file(tmp_path, capsys):
     frame, overrides = table(tmp_path)
     result = train(tmp_path / "run", *overrides, "data.fractions=[1,0,0]", "trainer.precision=64-true")
@@ -326,6 +328,7 @@ def test_a_file_that_has_changed_is_refused(tmp_path):
     assert record(tmp_path / "run") == before
 
 
+@pytest.mark.slow("like test_several_targets_and_fewer_rows_than_features")
 def test_cross_entropy_on_a_table(tmp_path, capsys):
     lines = [f"{k},{'oak' if k > 20 else 'ash'}" for k in range(40)]
     (tmp_path / "my.csv").write_text("\n".join(["a,kind", *lines]))

@@ -348,6 +348,7 @@ def test_logging_does_not_change_training(module, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
+@pytest.mark.slow("like test_a_batch_that_takes_no_step_adds_no_point_and_no_picture")
 def test_half_precision_is_logged_too(precision, tmp_path):
     train(tmp_path, f"trainer.precision={precision}", "trainer.max_epochs=1", "logger=tensorboard")
     assert set(events(tmp_path).Tags()["images"]) == {"pictures/fit", "pictures/loss_surface"}
@@ -361,6 +362,7 @@ def test_an_optimizer_without_a_rate(tmp_path):
     assert "optim/lr" not in scalars(tmp_path)
 
 
+@pytest.mark.slow("like test_a_batch_that_takes_no_step_adds_no_point_and_no_picture")
 def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
     train(tmp_path, "trainer.max_epochs=70", "logger=tensorboard")
     path = tmp_path / "checkpoints" / "last.ckpt"
@@ -384,6 +386,7 @@ def test_a_run_whose_checkpoint_has_no_state_of_the_tracker_goes_on(tmp_path):
         ("seed=0", "-", []),
     ],
 )
+@pytest.mark.slow("like test_seed_zero_is_a_seed")
 def test_tags_are_a_column_of_the_row(typed, shown, saved, tmp_path):
     folder = tmp_path / "run"
     code, _, err = command(train_entry, typed, f"hydra.run.dir={folder}", "logger.tensorboard.pictures=false", *SHORT)
@@ -392,6 +395,7 @@ def test_tags_are_a_column_of_the_row(typed, shown, saved, tmp_path):
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").tags == saved
 
 
+@pytest.mark.slow("like test_a_resumed_run_keeps_counting_batches_across_epochs")
 def test_a_run_resumed_with_another_config_logs_it(tmp_path):
     mini_batches = ("data=synthetic", "data.samples=20", "data.batch_size=5", "trainer.accumulate_grad_batches=2")
     train(tmp_path, *mini_batches, "trainer.max_epochs=2")
@@ -434,6 +438,7 @@ def fail():
 
 
 @pytest.mark.parametrize(("action", "ended"), [(interrupt, None), (fail, "FAILURE")])
+@pytest.mark.slow("like test_a_batch_that_takes_no_step_adds_no_point_and_no_picture")
 def test_a_resumed_run_has_one_row_with_one_end(action, ended, tmp_path, monkeypatch):
     overrides = ("trainer.max_epochs=7", "trainer.check_val_every_n_epoch=3", "logger=tensorboard")
     train(tmp_path / "whole", *overrides)

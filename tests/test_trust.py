@@ -70,7 +70,14 @@ EVIL = {
 }
 
 
-@pytest.mark.parametrize("group", EVIL)
+@pytest.mark.parametrize(
+    "group",
+    [
+        "logger",
+        "trainer",
+        *slow("the same function checks all", *(name for name in EVIL if name not in ("logger", "trainer"))),
+    ],
+)
 def test_a_config_from_disk_builds_only_classes_of_the_right_kind(group, stranger):
     change(stranger, **{group: EVIL[group]})
     for entry, *arguments in (
@@ -123,6 +130,7 @@ def test_targets_are_refused_before_anything_is_called(node, words, tmp_path):
     assert words in str(refused.value)
 
 
+@pytest.mark.slow("eight commands; test_a_checkpoint_cannot_name_other_classes checks the same list")
 def test_classes_that_the_user_names_are_built(tmp_path, monkeypatch):
     own = f"{__name__}.OwnModule"
     code, out, _ = command(train_entry, f"output_root={tmp_path}", f"model._target_={own}", *SHORT)
@@ -168,7 +176,7 @@ def test_a_checkpoint_cannot_name_other_classes(stranger):
 
 
 @pytest.mark.parametrize(
-    "value", ["${new_folder:made}", "${oc.env:HOME}", "a${oc.env:HOME}", "${${x}:1}", "${x:${seed}}"]
+    "value", ["${new_folder:made}", *slow("the same", "${oc.env:HOME}", "a${oc.env:HOME}", "${${x}:1}", "${x:${seed}}")]
 )
 @pytest.mark.parametrize("key", ["data.path", "output_root", "trainer.max_epochs", "callbacks.a.b"])
 def test_a_config_from_disk_resolves_no_interpolation(key, value, stranger, tmp_path):
@@ -221,6 +229,7 @@ def test_typed_interpolations_are_resolved_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "[]", "data: {_target_: 1", "\0", "- 1", "${x}", "a: b: c", "[" * 5000])
+@pytest.mark.slow("like test_a_damaged_config")
 def test_a_config_that_cannot_be_read(text, stranger):
     (stranger / ".hydra" / "config.yaml").write_text(text)
     for entry, argument in ((evaluate_entry, "run="), (train_entry, "resume=")):

@@ -134,7 +134,7 @@ def _triangle(x: Tensor, y: Tensor, x_units: Units, y_units: Units, *, bias: boo
     triangle = torch.empty(0)  # torch.cat skips it
     for x_block, y_block in zip(torch.split(x, BLOCK), torch.split(y, BLOCK), strict=True):
         z = torch.where(x_units[1] > 0, (x_block - x_units[0]) / x_units[1], 0.0)
-        ones = torch.ones(len(z), int(bias))
+        ones = torch.ones(len(z), int(bias), dtype=torch.float64)
         block = torch.cat([z, ones, (y_block - y_units[0]) / y_units[1]], 1)
         triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
     scale: float = (2 / y.numel()) ** 0.5
