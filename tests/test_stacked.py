@@ -225,7 +225,7 @@ RULES_ALONE = "test_optimizers_take_the_steps_of_torch and test_losses_are_those
 SLOW = (
     CONVERGED, "dampening", "nesterov", "amsgrad", "a reference", "betas", "adamw", "double, full batch", "centered",
     "diverging at once", "cosine", "many", "several starts", "double", "exponential", "constant",
-    "train alone", "mlp", "mlp, double", "mlp, classes",
+    "train alone", "mlp", "mlp, double", "mlp, classes", "sgd", "huber", "diverging",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from processes import end, fork, has_ended
-from runs import command, compose, composer, record
+from runs import command, compose, composer, record, slow
 
 from linear_lab import UserError
 from linear_lab import train as entry
@@ -501,7 +501,7 @@ def test_the_best_of_a_stack_get_run_folders_once(trained, tmp_path):
     assert (stamps(tmp_path), results_file(tmp_path)) == (records, table)
 
 
-@pytest.mark.parametrize("launch", [STACKED, ("launch=local",)], ids=["stacked", "local"])
+@pytest.mark.parametrize("launch", [STACKED, *slow("stacked is quick", ("launch=local",))])
 def test_a_changed_config_is_refused_where_a_stack_was_trained(launch, trained, tmp_path):
     check(tmp_path, *GRID, *STACKED, jobs=FOUR)
     before = results_file(tmp_path)

@@ -280,6 +280,7 @@ def damage(folder, names, content):
         path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2] if content is None else content)
 
 
+@pytest.mark.slow("trains a sweep twice; test_damage has the same files")
 def test_damaged_files_cost_no_more_than_their_job(whole, without_page, once, tmp_path):
     folder = tmp_path / "sweeps/whole"
     shutil.copytree(once("whole", None) / "sweeps/whole", folder)
