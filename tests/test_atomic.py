@@ -68,7 +68,7 @@ def test_what_fails_leaves_the_old_file_and_no_other(error, tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
-@pytest.mark.slow("like test_a_kill_leaves_the_old_file_or_the_new_one")
+@pytest.mark.slow("kills for seconds; the other tests write at each step")
 def test_what_killed_processes_left_does_not_pile_up(tmp_path, precious):
     def killed():
         with atomic.writing(tmp_path / "a") as file:
@@ -97,6 +97,7 @@ def test_of_two_writers_of_one_file_each_writes_its_own(tmp_path):
     assert set((tmp_path / "a").read_text().split()) in ({"one"}, {"two"})
 
 
+@pytest.mark.slow("kills for seconds; the other tests write at each step")
 def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "a"
 

@@ -118,6 +118,7 @@ def test_a_run_learns_predicts_and_is_measured_with_its_categories(cities, tmp_p
     assert lines == [["a", "city", "c_hat"], ["1", "Oslo", "22"], ["2.5", "Rome", "15"]]
 
 
+@pytest.mark.slow("types what is shown; test_report has the text")
 def test_the_suggested_predict_command_fits_the_categories(cities, capsys):
     show_outcome(layout.screen(), Run.open(cities).record, cities, has_events=False, limits={})
     assert "linear_lab.predict" in (out := capsys.readouterr().out)

@@ -28,7 +28,6 @@ from linear_lab.runs import folder as run_folder
 from linear_lab.runs.folder import Run
 from linear_lab.terminal import layout, signals
 
-OTHERS = "other texts of this kind are quick"
 SHORT = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
 
 
@@ -203,14 +202,12 @@ def test_ctrl_c_while_the_config_is_composed(arguments, when, monkeypatch, tmp_p
 @pytest.mark.parametrize(
     "typed",
     [
+        ("optimizer=adam", "-m", "seed=1,2"),
         ("optimizer=adam", "seed=1,2", "--multirun"),
-        *slow(
-            "test_flags_may_stand_anywhere_and_a_group_may_have_a_plus sorts the same arguments",
-            ("optimizer=adam", "-m", "seed=1,2"),
-            ("-m", "optimizer=adam", "seed=1,2"),
-        ),
+        ("-m", "optimizer=adam", "seed=1,2"),
     ],
 )
+@pytest.mark.slow("test_flags_may_stand_anywhere_and_a_group_may_have_a_plus sorts the same arguments")
 def test_a_sweep_may_be_asked_for_anywhere(typed, tmp_path):
     code, _, err = command(train_entry, f"output_root={tmp_path}", "name=study", *typed, *SHORT)
     assert (code, err) == (0, "")
@@ -340,9 +337,8 @@ def test_full_error_shows_the_traceback(tmp_path, monkeypatch):
         command(train_entry, "optimizer.lr=-1", f"output_root={tmp_path}")
 
 
-@pytest.mark.parametrize(
-    "name", ["a=b", *slow(OTHERS, "695e0514", "123e4567", "1e3", "ünï", "true", "7", "0x1f", "nan", "研究")]
-)
+@pytest.mark.parametrize("name", ["695e0514", "123e4567", "1e3", "ünï", "true", "7", "0x1f", "nan", "研究", "a=b"])
+@pytest.mark.slow("three commands per text; test_output and test_overrides have such texts")
 def test_the_name_of_a_sweep_is_a_text_as_typed(name, tmp_path):
     code, _, err = command(train_entry, "-m", f"output_root={tmp_path}", f"name={name}", "seed=1", *SHORT)
     assert (code, err) == (0, "")
@@ -353,7 +349,8 @@ def test_the_name_of_a_sweep_is_a_text_as_typed(name, tmp_path):
     assert command(leaderboard_entry, f"sweep={tmp_path / 'sweeps' / name}")[0] == 0
 
 
-@pytest.mark.parametrize("text", ["ünï", "007", "a=b, c", *slow(OTHERS, "695e0514", "1e3", "true", "1_0", "nan")])
+@pytest.mark.parametrize("text", ["695e0514", "1e3", "ünï", "true", "007", "1_0", "nan", "a=b, c"])
+@pytest.mark.slow("six commands per text; test_output and test_overrides have such texts")
 def test_other_texts_are_as_typed(text, tmp_path):
     keys = ["output_root", "hydra.run.dir", "data.path"]
     if "," not in text:  # else it is a sweep
@@ -584,8 +581,9 @@ def hints(text):
     }
 
 
-@pytest.mark.parametrize("where", [("hydra.job.chdir=true",), *slow("the other place is harder", ())])
+@pytest.mark.parametrize("where", [(), ("hydra.job.chdir=true",)])
 @pytest.mark.parametrize("sweep", [(), ("-m", "name=study")])
+@pytest.mark.slow("types what is shown; test_a_run_is_trained_where_the_command_was_typed_or_in_its_folder is quick")
 def test_commands_to_type_next_work_where_the_command_was_typed(sweep, where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)

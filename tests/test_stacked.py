@@ -464,6 +464,7 @@ def test_a_checkpoint_cut_in_half_is_trained_from_the_start(whole, monkeypatch, 
     assert "cannot read" in (folder / "stacks.log").read_text()
 
 
+@pytest.mark.slow("like test_a_full_disk_is_told_and_leaves_the_rows_there_were")
 def test_a_full_disk_ends_the_sweep_by_one_message(whole, monkeypatch, tmp_path, without_page):
     def full(*_):
         raise UserError("cannot write somewhere: No space left on device; make room")
@@ -739,7 +740,7 @@ def test_what_asks_for_a_run_folder_names_the_command_that_makes_one(monkeypatch
     assert "there is no such folder" in errors
 
 
-@pytest.mark.slow("like test_the_winner_has_a_folder_whatever_rounding_does_to_ties")
+@pytest.mark.slow("like test_ctrl_c_while_the_best_are_trained_alone")
 def test_the_best_are_trained_alone(monkeypatch, tmp_path, without_page):
     given = ("optimizer.lr=0.01,0.02,0.05", "seed=0,1", "trainer.max_epochs=30", "hydra.launcher.keep=2")
     code, said = sweep(monkeypatch, tmp_path, *given)
@@ -760,7 +761,7 @@ def test_the_best_are_trained_alone(monkeypatch, tmp_path, without_page):
     assert {name: (folder / name / "result.json").stat().st_mtime_ns for name in alone} == stamps
 
 
-@pytest.mark.slow("like test_the_winner_has_a_folder_whatever_rounding_does_to_ties")
+@pytest.mark.slow("like test_ctrl_c_while_the_best_are_trained_alone")
 def test_a_stack_that_learned_otherwise_than_one_run_is_told(monkeypatch, tmp_path, without_page):
     after = loop.Loop.run
 
@@ -775,6 +776,7 @@ def test_a_stack_that_learned_otherwise_than_one_run_is_told(monkeypatch, tmp_pa
     assert "more than 1e-05" in said
 
 
+@pytest.mark.slow("like test_ctrl_c_while_the_best_are_trained_alone")
 def test_the_winner_has_a_folder_whatever_rounding_does_to_ties(monkeypatch, tmp_path, without_page):
     given = ("model.weight=2", "model.bias=1e-8,2e-8,3e-8,4e-8,5e-8,6e-8", "trainer.max_epochs=3",
         "hydra.launcher.keep=1")  # fmt: skip
@@ -786,7 +788,7 @@ def test_the_winner_has_a_folder_whatever_rounding_does_to_ties(monkeypatch, tmp
         assert (folder / "leaderboard.csv").read_text().splitlines()[1].split(",")[1] == alone
 
 
-@pytest.mark.slow("like test_the_winner_has_a_folder_whatever_rounding_does_to_ties")
+@pytest.mark.slow("like test_ctrl_c_while_the_best_are_trained_alone")
 def test_a_kept_job_that_goes_on_stays_out_of_the_sweep(monkeypatch, tmp_path, without_page):
     given = ("optimizer.lr=0.01,0.05", "trainer.max_epochs=5", "hydra.launcher.keep=1")
     assert sweep(monkeypatch, tmp_path, *given)[0] == 0

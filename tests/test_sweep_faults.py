@@ -104,7 +104,7 @@ def check(folder, whole):
         assert len(file.readlines()) == len(JOBS) + 1
 
 
-@pytest.mark.slow("ten kills; test_signals_save_and_say_how_to_go_on interrupts the same jobs")
+@pytest.mark.slow("ten kills; test_sweep has jobs that were interrupted")
 def test_a_sweep_killed_at_ten_random_moments_ends_as_one_that_was_not(whole, tmp_path):
     moments = random.Random(0)
     kills = count = 0
@@ -178,7 +178,7 @@ def test_two_sweeps_of_one_name_share_the_jobs(whole, without_page, tmp_path):
     check(folder, whole)
 
 
-@pytest.mark.slow("test_two_sweeps_of_one_name_share_the_jobs has the same locks")
+@pytest.mark.slow("test_folder has the same lock")
 def test_two_sweeps_begun_in_the_same_moment(whole, without_page, tmp_path):
     assert [end(pid) for pid in [start(tmp_path, *GRID, "name=study") for _ in range(2)]] == [0, 0]
     assert [len(event_files(tmp_path / "sweeps/study" / name)) for name in JOBS] == [1, 1, 1, 1]
@@ -241,7 +241,7 @@ def scarce(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.slow("like test_two_sweeps_of_one_name_share_the_jobs")
+@pytest.mark.slow("trains a sweep again; test_sweep has smaller ones")
 def test_a_disk_that_fills_up(scarce, whole, without_page):
     root, fill, make_room = scarce
 
@@ -301,7 +301,7 @@ def test_damaged_files_cost_no_more_than_their_job(whole, without_page, once, tm
     assert not set(ended(folder).items()) & set(before.items())
 
 
-@pytest.mark.slow("like test_two_sweeps_of_one_name_share_the_jobs")
+@pytest.mark.slow("trains a sweep again; test_sweep has smaller ones")
 def test_a_job_alone_and_in_another_order_is_the_same(whole, without_page, tmp_path):
     again = ("optimizer=adam,sgd", "optimizer.lr=0.01,0.1")
     assert sweep(tmp_path, *[item for item in GRID if "optimizer" not in item], *again, "name=study")[0] == 0
