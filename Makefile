@@ -149,7 +149,7 @@ lock: pyproject.toml  ## write the lock files again from pyproject.toml
 	$(BIN)/pip uninstall --quiet --yes --requirement requirements-$$group.lock || exit 1; done
 
 clean:  ## delete .venv and caches, but not outputs
-	@rm -rf .venv mutants benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .coverage* mutants benchmarks/peers/.venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock pyproject.toml
