@@ -77,7 +77,7 @@ docs: $(DEV)  ## run every command of README and docs/, and compare its output w
 	@$(BIN)/python -m pytest -m docs $(ARGS)
 
 cluster: $(DEV) .venv/cluster.installed  ## install Ray, and run the tests of Ray and of Slurm's local executor
-	@$(BIN)/python -m pytest -n0 -m cluster $(ARGS)
+	@$(BIN)/python -m pytest -n0 --slow -m cluster $(ARGS)
 
 wheel: $(DEV)  ## build sdist and wheel, install the wheel in another environment, and run its commands
 	@$(BIN)/python -m pytest -n0 -m wheel $(ARGS)
