@@ -59,10 +59,10 @@ dashboard: $(INSTALLED)  ## open TensorBoard on all runs (LOGDIR=outputs/runs/<i
 screenshots: $(DEV)  ## take the pictures of the dashboard in README again (needs Chromium)
 	@$(BIN)/python docs/screenshots.py
 
-test: $(DEV)  ## run the quick tests, in three minutes (ARGS="-k resume")
+test: $(DEV)  ## run the quick tests, in three to four minutes (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-all: $(DEV)  ## run the tests marked slow too, in eight minutes
+test-all: $(DEV)  ## run the tests marked slow too, in ten minutes
 	@$(BIN)/python -m pytest --slow $(ARGS)
 
 # The test that is left out limits the size of files, which hits the files of coverage too.

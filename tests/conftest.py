@@ -25,7 +25,7 @@ from linear_lab.cli import CONF
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 settings.register_profile("quick", deadline=None, max_examples=20)  # a slow machine must not fail a test
-settings.register_profile("slow", deadline=None, max_examples=100)
+settings.register_profile("slow", deadline=None, max_examples=60)
 
 
 def remember(method):

@@ -179,7 +179,7 @@ MLP = ("model=mlp", "model.hidden=[5]", "data=synthetic", "data.samples=60", "da
 CASES = {
     "sgd": ("optimizer.momentum=0,0.9", "optimizer.lr=0.0002", "seed=1", "optimizer.weight_decay=0,0.1",
         "data=synthetic", "data.samples=100"),
-    CONVERGED: ("optimizer.momentum=0,0.9", "optimizer.lr=0.01,0.1", "optimizer.weight_decay=0,0.1"),
+    CONVERGED: ("optimizer.momentum=0,0.9", "optimizer.lr=0.1", "optimizer.weight_decay=0,0.1"),
     "dampening": ("+optimizer.dampening=0.3", "optimizer.momentum=0.5,0.9", "optimizer.lr=0.01,0.02"),
     "nesterov": ("optimizer.nesterov=true", "optimizer.lr=0.01", "optimizer.momentum=0.5,0.9", "data.batch_size=2",
         "seed=1,2"),
@@ -217,7 +217,15 @@ CASES = {
     "mlp, classes": ("model=mlp", "model.hidden=[4]", "data=toy_classes", "loss=cross_entropy", "optimizer=adam",
         "optimizer.lr=0.01,0.03", "metric=val/accuracy", "mode=max"),
 }  # fmt: skip
-EPOCHS = {CONVERGED: 500, "nesterov": 10, "mlp, batches": 6, "mlp, double": 6, "plateau": 60, "cosine": 60}  # else 25
+EPOCHS = {
+    CONVERGED: 500,
+    "nesterov": 10,
+    "mlp, batches": 6,
+    "mlp, double": 6,
+    "mlp": 10,
+    "plateau": 60,
+    "cosine": 60,
+}  # else 25
 ALIKE = ("status", "seed", "steps", "config_hash", "excess_loss", "metrics", "stable_lr", "rows")
 
 
