@@ -169,12 +169,17 @@ ROUNDING = {  # x, y, and the solution that has zeros in it
 }
 
 
-@pytest.mark.parametrize("standardized", [False, True])
-@pytest.mark.parametrize("case", ROUNDING)
+@pytest.mark.parametrize(
+    ("case", "standardized"),  # tiny numbers need it beside a bias, and a constant target cannot be standardized
+    [
+        (case, standardized)
+        for case in ROUNDING
+        for standardized in (False, True)
+        if standardized == (case == "tiny numbers") or case not in ("tiny numbers", "two targets")
+    ],
+)
 def test_values_below_the_last_digit_are_zero(case, standardized):
     x, y = (torch.tensor(values, dtype=torch.float64) for values in ROUNDING[case][:2])
-    if (case == "tiny numbers") != standardized and (case == "tiny numbers" or y.std(0).min() == 0):
-        pytest.skip("too tiny for a bias beside them, or constant, which is not standardized")
     of_x, of_y = (units(values, center=True) if standardized else None for values in (x, y))
     optimum, (weight, bias, loss) = least_squares(x, y, x_units=of_x, y_units=of_y), ROUNDING[case][2:]
     if weight is None:

@@ -1068,14 +1068,6 @@ def test_limits_of_epochs_and_steps_are_those_of_lightning():
         assert step.epoch_and_step_limits({"max_epochs": epochs, "max_steps": steps}) == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_stack_on_a_gpu_agrees_with_the_cpu(whole, monkeypatch, tmp_path, without_page):
-    code, said = sweep(monkeypatch, tmp_path, *GRID, "trainer=gpu")
-    assert code == 0, said
-    for name, found in same(tmp_path).items():
-        close(found["parameters"], whole[name]["parameters"], 1e-4, name)
-
-
 @pytest.mark.parametrize(("kind", "arguments"), OPTIMIZERS)
 def test_buffers_are_those_of_torch(kind, arguments):
     for own in arguments:
