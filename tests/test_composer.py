@@ -311,3 +311,13 @@ def test_jobs_for_which_no_key_was_typed_have_no_overrides():
     jobs = pl.DataFrame({"name": ["a", "b"], "config_hash": ["0", "1"]})
     assert plan.overrides(jobs).to_list() == [[], []]
     assert plan.overrides(jobs.with_columns(seed=pl.Series(["3", None]))).to_list() == [["seed=3"], []]
+
+
+def test_a_problem_is_the_data_the_loss_and_the_form_of_the_model():
+    def problem(*overrides):
+        return fingerprints.problem_hash(shared()(list(overrides)))
+
+    others = ("data.train.y=[2,4,6,9]", "loss=mae", "model.bias=false", "model=mlp")
+    assert len({problem(), *map(problem, others)}) == len(others) + 1
+    for same in ("seed=1", "optimizer=adam", "model.bias=3", "data.batch_size=2", "trainer.max_epochs=3"):
+        assert problem(same) == problem()
