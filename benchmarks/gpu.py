@@ -27,13 +27,13 @@ TESTS = ["-m", "pytest", "-m", "gpu", "-n0", "-v", "--durations=8", "-p", "no:ca
 def parts(trainer: str, side: str) -> dict[str, tuple[float, list[str]]]:
     """Return the parts by name: the limit in seconds, and the arguments of Python."""
     both = {
-        "tests": (150.0, TESTS),
-        "map": (90.0, [str(HERE / "map.py"), f"trainer={trainer}", f"side={side}"]),
+        "tests": (130.0, TESTS),
+        "map": (60.0, [str(HERE / "map.py"), f"trainer={trainer}", f"side={side}"]),
     }
     if trainer == "cpu":  # make bench measures the rest
         return {name: (4 * limit, arguments) for name, (limit, arguments) in both.items()}
     return both | {
-        "sweeps": (120.0, [str(HERE / "sweep.py"), f"trainer={trainer}", "--quick"]),
+        "sweeps": (170.0, [str(HERE / "sweep.py"), f"trainer={trainer}", "--quick"]),
         "steps": (115.0, [str(HERE / "step.py"), f"trainer={trainer}"]),
     }
 

@@ -16,7 +16,7 @@ WHEELS, PYTHON = CHECKOUT / ".gpu-wheels", "3.12"
 RUNNING = (
     "annotated-types hydra-core lightning omegaconf polars polars-runtime-32 pydantic pydantic_core typing-inspection"
 )
-TESTING = "execnet filelock hypothesis joblib pytest-xdist sortedcontainers"
+TESTING = "execnet filelock hydra-joblib-launcher hypothesis joblib pytest-xdist sortedcontainers"
 BUILT = "antlr4-python3-runtime"  # has no wheel
 LIBC = (39, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)  # versions of glibc for which wheels are built
 PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in LIBC), "manylinux2014_x86_64", "manylinux1_x86_64"]

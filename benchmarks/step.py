@@ -138,7 +138,7 @@ CASES = {
     case: {name: partial(per_step, train, *lengths) for name, train in CONTESTANTS.items()}
     for case, lengths in LENGTHS.items()
 }
-BENCHMARK = Benchmark("One step", __doc__, CASES, rounds=3)
+BENCHMARK = Benchmark("One step", __doc__, CASES, rounds=3 if ACCELERATOR == "cpu" else 1)
 
 if __name__ == "__main__":
     quiet()

@@ -50,6 +50,7 @@ def test_a_line_says_the_same_in_both_units(seed, center, targets, biased):
     schema = Schema.of(
         ["a", "b"], [f"c{k}" for k in range(targets)], None, units(x, center=center), units(y, center=center)
     )
+    torch.testing.assert_close((schema.x_units, schema.y_units), (units(x, center=center), units(y, center=center)))
     weight, bias = generator.normal(size=(targets, 2)), generator.normal(size=targets) if biased else None
     seen = standardize(x, *schema.x_units) @ torch.from_numpy(weight).T + (
         0 if bias is None else torch.from_numpy(bias)

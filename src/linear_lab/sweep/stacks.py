@@ -3,6 +3,7 @@
 import io
 import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from linear_lab.text import first_line
 CHECKPOINT = ".stack-{}.ckpt"  # in the sweep's folder while a chunk trains; named by the fingerprint of its first job
 SAVE_EVERY = 60.0  # seconds between checkpoints: the most training that a kill can lose
 CHUNK = 1 << 16  # most models that are trained at once: more do not fit into the CPU's cache
+GPU_CHUNK = 1 << 20  # with fewer, a GPU spends most of the time on starting its kernels
 COMPILING = 15.0  # seconds that torch.compile takes: 18 the first time, 6 once its cache is filled
 SHOWN = 5  # most reasons that are listed
 Progress = Callable[[int, int, int, int], None]
@@ -100,7 +102,8 @@ class Stacks:
             left = np.setdiff1d(left, chosen)
         if not len(left):
             return
-        size = -(-len(left) // -(-len(left) // min(room, CHUNK)))  # chunks of almost equal size
+        room = min(room, CHUNK if device_of(group.config).type == "cpu" else GPU_CHUNK)
+        size = -(-len(left) // -(-len(left) // room))  # chunks of almost equal size
         chunks = [left[at : at + size] for at in range(0, len(left), size)]
         stepper = self.stepper(prepared, chunks)
         for chunk in chunks:
@@ -129,7 +132,9 @@ class Stacks:
                 return eager
         try:
             compiled = Stepper(plan, compiled=True)
-            Loop(plan, models(prepared, chunks[0]), compiled).dry_run(1)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "TensorFloat32")  # has fewer digits than single runs
+                Loop(plan, models(prepared, chunks[0]), compiled).dry_run(1)
         except Exception as error:  # there is no C++ compiler, or an operation is not supported
             log.info("torch.compile failed", exc_info=True)
             note = f"not compiled  {first_line(error)}"
