@@ -59,7 +59,7 @@ dashboard: $(INSTALLED)  ## open TensorBoard on all runs (LOGDIR=outputs/runs/<i
 screenshots: $(DEV)  ## take the pictures of the dashboard in README again (needs Chromium)
 	@$(BIN)/python docs/screenshots.py
 
-test: $(DEV)  ## run the quick tests, in three to four minutes (ARGS="-k resume")
+test: $(DEV)  ## run the quick tests, in three minutes (ARGS="-k resume")
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-all: $(DEV)  ## run the tests marked slow too, in ten minutes
