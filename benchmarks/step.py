@@ -27,14 +27,14 @@ from linear_lab.data import Batches
 from linear_lab.fitting import run
 from linear_lab.fitting.build import build
 
-MILLION = ("data=synthetic", "data.samples=1000000", "data.features=10", "trainer.check_val_every_n_epoch=100")
+MILLION = ("data=synthetic", "data.samples=1000000", "data.features=10", "trainer.check_val_every_n_epoch=1000")
 SMALL_BATCHES = ("data=synthetic", "data.samples=100000", "data.features=10", "data.batch_size=256")
 LENGTHS = {  # overrides, and few and many epochs
     "four points, all per step": ((), 310, 990),
     "70,000 rows by 10, 256 per step": (
         (*SMALL_BATCHES, "optimizer.lr=0.01", "trainer.check_val_every_n_epoch=2"), 4, 10,
     ),
-    "700,000 rows by 10, all per step, no validation": (MILLION, 31, 99),
+    "700,000 rows by 10, all per step, no validation": (MILLION, 310, 990),
 }  # fmt: skip
 
 
