@@ -18,6 +18,7 @@ from rich.console import Console
 from runs import train
 
 from linear_lab.data.schema import Schema
+from linear_lab.runs.record import read
 from linear_lab.terminal import layout, report
 
 
@@ -265,3 +266,16 @@ def test_a_run_without_checkpoints_suggests_no_evaluation(saves, tmp_path, capsy
     train(tmp_path, "trainer.max_epochs=2", "logger=none", *(() if saves else ("trainer.fast_dev_run=true",)))
     assert ("linear_lab.evaluate" in capsys.readouterr().out) == saves
     assert bool(list(tmp_path.glob("checkpoints/*.ckpt"))) == saves
+
+
+@pytest.mark.parametrize(("kept", "suggested"), [("best", True), ("last", True), ("neither", False)])
+def test_one_checkpoint_is_enough_to_suggest_an_evaluation(kept, suggested, tmp_path):
+    train(tmp_path, "trainer.max_epochs=2", "logger=none")
+    record = read(tmp_path / "result.json")
+    if kept != "last":
+        (tmp_path / "checkpoints/last.ckpt").unlink()
+    if kept != "best":
+        record = record.model_copy(update={"best": None})
+    file = io.StringIO()
+    report.show_outcome(Console(file=file), record, tmp_path, False, {})
+    assert ("linear_lab.evaluate" in file.getvalue()) == suggested

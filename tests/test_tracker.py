@@ -576,6 +576,15 @@ def test_the_graph_of_a_network_of_ones_own():
     assert trace(SupervisedModule(Reshaping(by_value=True)), x, y) is None
 
 
+def test_the_graph_names_all_parameters_of_a_node():
+    layer = nn.TransformerEncoderLayer(2, 1, dim_feedforward=3)  # a node, since its parts are not traced
+    nodes = {node.name: node for node in trace(SupervisedModule(layer), torch.ones(1, 2), torch.ones(1, 2)).node}
+    wanted = {f"network/{name}": list(parameter.shape) for name, parameter in layer.named_parameters()}
+    assert list(nodes["network"].input) == ["x", *wanted]
+    for name, shape in wanted.items():
+        assert [dim.size for dim in nodes[name].attr["_output_shapes"].list.shape[0].dim] == shape
+
+
 def test_a_histogram_has_finite_numbers_only(tmp_path):
     logger = RunLogger(str(tmp_path), pictures=False)
     logger.log_histogram("some", np.array([1.0, np.nan, 2.0, np.inf]), 1)

@@ -40,7 +40,7 @@ def trace(model: SupervisedModule, x: Tensor, y: Tensor) -> GraphDef | None:
         inputs = [parent.name for parent in node.all_input_nodes]
         operation = str(node.target)
         if node.op == "call_module":
-            for name, parameter in modules[operation].named_parameters(recurse=False):
+            for name, parameter in modules[operation].named_parameters():
                 inputs.append(f"{node.name}/{name}")
                 graph.node.append(_node(inputs[-1], "Parameter", [], tuple(parameter.shape)))
             operation = type(modules[operation]).__name__
