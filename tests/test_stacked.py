@@ -1084,3 +1084,9 @@ def test_buffers_are_those_of_torch(kind, arguments):
 def test_any_finite_dampening_is_within_its_bounds():
     values = torch.tensor([-1e9, -1.0, 0.0, 1.0, 1e9, torch.inf, -torch.inf, torch.nan])
     assert within(values, *BOUNDS["dampening"]).tolist() == [True] * 5 + [False] * 3
+
+
+def test_which_numbers_of_a_loss_may_differ_within_a_stack():
+    assert stackable.is_number(("loss", "delta"), [0.5, 2])
+    assert not stackable.is_number(("loss", "delta"), [0.5, "2"])
+    assert not stackable.is_number(("loss", "ignore_index"), [0, 1])
